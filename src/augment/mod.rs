@@ -1,0 +1,296 @@
+//! Views: what BYOL does to an image before the networks see it (paper section 3.1, appendix B).
+//!
+//! Every operation gives torchvision's result on an 8-bit Pillow image, byte for byte, so that
+//! published recipes keep their meaning: crop and resize, flip, brightness, contrast,
+//! saturation and hue in random order, greyscale, blur, solarise.
+//! The float code of these operations is exact because their inputs are bytes: either the rounding was checked
+//! over every input, or results too near a rounding boundary are computed again in integers.
+//!
+//! Random choices ([`Draws`]) are made apart from the work on pixels ([`apply`]).
+
+mod blur;
+mod color;
+mod config;
+mod crop;
+mod resize;
+
+pub use color::ColorOp;
+pub use config::{AugmentConfig, Interpolation, ViewConfig};
+pub use crop::Crop;
+
+use crate::pixels::Pixels;
+use crate::rng::{Purpose, Stream};
+use blur::Blur;
+use color::Tone;
+use resize::{Resizer, Target};
+
+/// The random choices of one view.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draws {
+    /// Part of the image to keep.
+    pub crop: Crop,
+    /// Mirror left and right?
+    pub flip: bool,
+    /// Colour changes, first to last.
+    pub color: [Option<ColorOp>; 4],
+    /// Replace the colours by their luma?
+    pub grayscale: bool,
+    /// Standard deviation of the blur, pixels.
+    pub blur: Option<f64>,
+    /// Values from this one on are inverted.
+    pub solarize: Option<u8>,
+}
+
+impl ViewConfig {
+    /// Makes the choices for an image of `width` x `height` pixels. All values are drawn whether or not
+    /// they are used, and the crop last, so that changing one setting leaves the other choices alone.
+    pub fn draw(&self, width: usize, height: usize, rng: &mut Stream) -> Draws {
+        let flip = rng.chance(self.flip_prob);
+        let jitter = rng.chance(self.jitter_prob);
+        let mut factor = |strength: f64| rng.uniform((1.0 - strength).max(0.0), 1.0 + strength);
+        let mut color = [
+            (self.brightness, ColorOp::Brightness(factor(self.brightness))),
+            (self.contrast, ColorOp::Contrast(factor(self.contrast))),
+            (self.saturation, ColorOp::Saturation(factor(self.saturation))),
+            (self.hue, ColorOp::Hue(rng.uniform(-self.hue, self.hue))),
+        ];
+        rng.shuffle(&mut color);
+        let grayscale = rng.chance(self.grayscale_prob);
+        let blur = rng.chance(self.blur_prob);
+        let sigma = rng.uniform(self.blur_sigma[0], self.blur_sigma[1]);
+        let solarize = rng.chance(self.solarize_prob);
+        Draws {
+            crop: Crop::random(width, height, self.crop_scale, self.crop_ratio, rng),
+            flip,
+            color: color.map(|(strength, op)| (jitter && strength > 0.0).then_some(op)),
+            grayscale,
+            blur: blur.then_some(sigma),
+            solarize: solarize.then_some(self.solarize_threshold),
+        }
+    }
+}
+
+/// Buffers of one worker; after the first few images nothing is allocated any more.
+#[derive(Default)]
+pub struct Scratch {
+    resizer: Resizer,
+    blur: Blur,
+    /// Red, green and blue, `size * size` bytes each.
+    planes: Vec<u8>,
+}
+
+/// Makes one view of `image` from `draws`: `out` becomes RGB, `out[(y * size + x) * 3 + channel]`.
+/// Panics unless `out` has `size * size * 3` bytes and the crop lies inside the image.
+pub fn apply(
+    image: &Pixels,
+    draws: &Draws,
+    size: usize,
+    interpolation: Interpolation,
+    scratch: &mut Scratch,
+    out: &mut [u8],
+) {
+    let Scratch { resizer, blur, planes } = scratch;
+    let target = Target { width: size, height: size, left: 0, top: 0, size };
+    resizer.run(image, draws.crop, target, interpolation, planes);
+    let mut tone = Tone::default();
+    for &op in draws.color.iter().flatten() {
+        op.apply(planes, &mut tone);
+    }
+    // Grey channels stay equal, so one is enough from here on.
+    let mut planes = &mut planes[..];
+    if draws.grayscale {
+        tone.flush(planes);
+        color::grayscale(planes);
+        planes = &mut planes[..size * size];
+    }
+    if let Some(sigma) = draws.blur {
+        tone.flush(planes);
+        for plane in planes.chunks_exact_mut(size * size) {
+            blur.run(plane, size, sigma);
+        }
+    }
+    if let Some(threshold) = draws.solarize {
+        tone.then(|v| if v < threshold { v } else { 255 - v });
+    }
+    interleave(planes, size, draws.flip, &tone, out);
+}
+
+/// Makes the two training views of image `index`, whose choices are a function of (seed, epoch, index).
+pub fn two_views(
+    config: &AugmentConfig,
+    image: &Pixels,
+    seed: u64,
+    epoch: u64,
+    index: u64,
+    scratch: &mut Scratch,
+    out: [&mut [u8]; 2],
+) {
+    for ((part, view), out) in (0..).zip([&config.view1, &config.view2]).zip(out) {
+        let mut rng = Stream::new(seed, Purpose::Augment, epoch, index, part);
+        let draws = view.draw(image.width, image.height, &mut rng);
+        apply(image, &draws, config.size, view.interpolation, scratch, out);
+    }
+}
+
+/// Makes the evaluation view: bicubic resize of the short side to `config.eval_side()`, then the central
+/// `config.size` square, as torchvision's `Resize` and `CenterCrop`. `out` as in [`apply`].
+pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]) {
+    let (side, size) = (config.eval_side(), config.size);
+    let short = image.width.min(image.height);
+    // torchvision divides as floats and truncates; integers give the same for sizes below 2^26.
+    let scaled = |length: usize| if length == short { side } else { side * length / short };
+    let (width, height) = (scaled(image.width), scaled(image.height));
+    let offset = |length: usize| ((length - size) as f64 / 2.0).round_ties_even() as usize;
+    let target = Target { width, height, left: offset(width), top: offset(height), size };
+    let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
+    let Scratch { resizer, planes, .. } = scratch;
+    resizer.run(image, whole, target, Interpolation::Bicubic, planes);
+    interleave(planes, size, false, &Tone::default(), out);
+}
+
+/// Writes one or three planes as RGB pixels, each byte through the tone curve.
+fn interleave(planes: &[u8], size: usize, flip: bool, tone: &Tone, out: &mut [u8]) {
+    assert_eq!(out.len(), size * size * 3, "a view has size * size * 3 bytes");
+    let plane = |channel: usize| planes.chunks_exact(size * size).nth(channel).unwrap_or(planes);
+    let [red, green, blue] = [plane(0), plane(1), plane(2)].map(|plane| plane.chunks_exact(size));
+    for (((red, green), blue), row) in red.zip(green).zip(blue).zip(out.chunks_exact_mut(size * 3)) {
+        let colors = red.iter().zip(green).zip(blue).map(|((&r, &g), &b)| [r, g, b]);
+        let pixels = row.as_chunks_mut::<3>().0;
+        // One loop for each case, so that the compiler sees plain ones.
+        match (flip, tone.is_identity()) {
+            (false, true) => pixels.iter_mut().zip(colors).for_each(|(pixel, color)| *pixel = color),
+            (true, true) => pixels.iter_mut().rev().zip(colors).for_each(|(pixel, color)| *pixel = color),
+            (false, false) => pixels.iter_mut().zip(colors).for_each(|(pixel, color)| *pixel = tone.map(color)),
+            (true, false) => {
+                pixels.iter_mut().rev().zip(colors).for_each(|(pixel, color)| *pixel = tone.map(color));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(width: usize, height: usize) -> Pixels {
+        let mut rng = Stream::new(9, Purpose::Synthetic, 0, 0, 0);
+        Pixels { width, height, data: (0..width * height * 3).map(|_| rng.below(256) as u8).collect() }
+    }
+
+    /// Within 5 standard deviations of `p` in `n` trials.
+    fn assert_frequency(what: &str, hits: usize, n: usize, p: f64) {
+        let n = n as f64;
+        let deviation = (hits as f64 - n * p).abs();
+        assert!(deviation <= 5.0 * (n * p * (1.0 - p)).sqrt(), "{what}: {hits} of {n}, expected {p}");
+    }
+
+    /// Mean and spread of a uniform distribution, the mean within 5 standard errors.
+    fn assert_uniform(what: &str, values: &[f64], low: f64, high: f64) {
+        let n = values.len() as f64;
+        assert!(values.iter().all(|v| (low..=high).contains(v)), "{what} leaves {low}..{high}");
+        let mean = values.iter().sum::<f64>() / n;
+        let error = (high - low) / (12.0 * n).sqrt();
+        assert!((mean - (low + high) / 2.0).abs() < 5.0 * error, "{what}: mean {mean}");
+        let low_half = values.iter().filter(|v| **v < (3.0 * low + high) / 4.0).count();
+        assert_frequency(what, low_half, values.len(), 0.25);
+    }
+
+    #[test]
+    fn draws_have_the_configured_distribution() {
+        check_distribution(&AugmentConfig::default().view1, 0);
+        check_distribution(&AugmentConfig::default().view2, 1);
+    }
+
+    fn check_distribution(view: &ViewConfig, part: u64) {
+        let n = 20_000;
+        let draws: Vec<Draws> = (0..n as u64)
+            .map(|index| view.draw(2000, 2000, &mut Stream::new(5, Purpose::Augment, 1, index, part)))
+            .collect();
+        let frequency = |what: &str, p: f64, hit: &dyn Fn(&Draws) -> bool| {
+            assert_frequency(what, draws.iter().filter(|d| hit(d)).count(), n, p);
+        };
+        frequency("flip", 0.5, &|d| d.flip);
+        frequency("jitter", 0.8, &|d| d.color.iter().all(Option::is_some));
+        frequency("no jitter", 0.2, &|d| d.color.iter().all(Option::is_none));
+        frequency("grayscale", 0.2, &|d| d.grayscale);
+        frequency("jitter and grayscale", 0.16, &|d| d.grayscale && d.color[0].is_some());
+        frequency("blur", view.blur_prob, &|d| d.blur.is_some());
+        frequency("solarize", view.solarize_prob, &|d| d.solarize == Some(128));
+        for place in 0..4 {
+            frequency("hue's place", 0.2, &|d| matches!(d.color[place], Some(ColorOp::Hue(_))));
+            frequency("contrast's place", 0.2, &|d| matches!(d.color[place], Some(ColorOp::Contrast(_))));
+        }
+        let values = |pick: &dyn Fn(&Draws) -> Option<f64>| draws.iter().filter_map(pick).collect::<Vec<_>>();
+        let factors = |pick: fn(ColorOp) -> Option<f64>| values(&|d| d.color.iter().flatten().find_map(|op| pick(*op)));
+        let brightness = |op| if let ColorOp::Brightness(v) = op { Some(v) } else { None };
+        let contrast = |op| if let ColorOp::Contrast(v) = op { Some(v) } else { None };
+        let saturation = |op| if let ColorOp::Saturation(v) = op { Some(v) } else { None };
+        let hue = |op| if let ColorOp::Hue(v) = op { Some(v) } else { None };
+        assert_uniform("brightness", &factors(brightness), 0.6, 1.4);
+        assert_uniform("contrast", &factors(contrast), 0.6, 1.4);
+        assert_uniform("saturation", &factors(saturation), 0.8, 1.2);
+        assert_uniform("hue", &factors(hue), -0.1, 0.1);
+        assert_uniform("sigma", &values(&|d| d.blur), 0.1, 2.0);
+        // Up to 0.75 of a square, every aspect fits, so that nothing is tried again.
+        let area = |d: &Draws| (d.crop.width * d.crop.height) as f64 / 4e6;
+        let fits: Vec<&Draws> = draws.iter().filter(|d| area(d) < 0.749).collect();
+        let areas: Vec<f64> = fits.iter().map(|d| area(d)).filter(|a| *a > 0.081).collect();
+        assert_uniform("area", &areas, 0.081, 0.749);
+        let aspect = |d: &&Draws| (d.crop.width as f64 / d.crop.height as f64).ln();
+        let aspects: Vec<f64> = fits.iter().map(aspect).collect();
+        // Sides are whole pixels, so an aspect may miss its range by a little.
+        let edge = (4f64 / 3.0).ln() + 2e-3;
+        assert_uniform("log aspect", &aspects, -edge, edge);
+        let left = |d: &&Draws| (d.crop.left as f64 + 0.5) / (2001 - d.crop.width) as f64;
+        assert_uniform("left", &fits.iter().map(left).collect::<Vec<_>>(), 0.0, 1.0);
+        let top = |d: &&Draws| (d.crop.top as f64 + 0.5) / (2001 - d.crop.height) as f64;
+        assert_uniform("top", &fits.iter().map(top).collect::<Vec<_>>(), 0.0, 1.0);
+    }
+
+    #[test]
+    fn one_setting_does_not_disturb_the_other_choices() {
+        let stream = || Stream::new(1, Purpose::Augment, 2, 3, 0);
+        let base = ViewConfig::paper(1);
+        let draws = base.draw(100, 80, &mut stream());
+        let other = ViewConfig { jitter_prob: 0.0, flip_prob: 0.0, blur_prob: 0.0, ..base.clone() };
+        let changed = other.draw(100, 80, &mut stream());
+        let expected = Draws { flip: false, color: [None; 4], blur: None, ..draws.clone() };
+        assert_eq!(changed, expected);
+        let no_hue = ViewConfig { hue: 0.0, jitter_prob: 1.0, ..base };
+        let ops = no_hue.draw(100, 80, &mut stream()).color;
+        assert_eq!(ops.iter().flatten().count(), 3);
+    }
+
+    #[test]
+    fn views_depend_on_seed_epoch_index_and_view_only() {
+        let (image, config) = (noise(60, 50), AugmentConfig { size: 32, ..Default::default() });
+        let views = |seed, epoch, index, scratch: &mut Scratch| {
+            let mut out = [vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]];
+            let [a, b] = &mut out;
+            two_views(&config, &image, seed, epoch, index, scratch, [a, b]);
+            out
+        };
+        let first = views(1, 2, 3, &mut Scratch::default());
+        // A scratch that has seen other images and sizes makes no difference.
+        let mut used = Scratch::default();
+        eval_view(&AugmentConfig { size: 100, ..Default::default() }, &noise(200, 300), &mut used, &mut [0; 30_000]);
+        views(7, 7, 7, &mut used);
+        assert!(first == views(1, 2, 3, &mut used));
+        assert!(first[0] != first[1]);
+        for other in [views(2, 2, 3, &mut used), views(1, 3, 3, &mut used), views(1, 2, 4, &mut used)] {
+            assert!(first[0] != other[0] && first[1] != other[1]);
+        }
+    }
+
+    #[test]
+    fn an_evaluation_view_of_the_right_size_is_the_image() {
+        let image = noise(32, 32);
+        let mut out = vec![0; 32 * 32 * 3];
+        eval_view(&AugmentConfig { size: 32, ..Default::default() }, &image, &mut Scratch::default(), &mut out);
+        assert!(out == image.data);
+        // Thin images are enlarged until the square fits.
+        let mut out = vec![0; 32 * 32 * 3];
+        eval_view(&AugmentConfig { size: 32, ..Default::default() }, &noise(1, 40), &mut Scratch::default(), &mut out);
+        assert!(out.chunks_exact(96).all(|row| row.as_chunks::<3>().0.iter().all(|pixel| *pixel == row[..3])));
+    }
+}

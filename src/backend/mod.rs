@@ -1,0 +1,159 @@
+//! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
+//! Everything unsafe lives in [`shim`].
+
+mod cuda;
+mod shim;
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor};
+
+pub use cuda::{DeviceChoice, choose_device, describe_device};
+pub use shim::{allow_tf32, clear_grad, deterministic};
+
+/// The folder libtorch was linked from.
+pub const LIBTORCH_LIB: &str = env!("BYOL_LIBTORCH_LIB");
+
+/// bf16 autocast for this thread while it lives (`torch.autocast(device, dtype=torch.bfloat16)`): matrix
+/// products and convolutions in bf16, sums and norms in fp32. A guard, so a panic cannot leave it on.
+#[must_use]
+pub struct Autocast {
+    cuda: bool,
+}
+
+impl Autocast {
+    /// Enters autocast on `device`; `None` when `enabled` is false.
+    pub fn bf16(device: Device, enabled: bool) -> Result<Option<Self>> {
+        if !enabled {
+            return Ok(None);
+        }
+        let cuda = device.is_cuda();
+        shim::autocast_bf16(cuda, true)?;
+        Ok(Some(Self { cuda }))
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // Turning a thread-local flag off cannot fail once turning it on has worked.
+        let _ = shim::autocast_bf16(self.cuda, false);
+    }
+}
+
+/// Threads for libtorch's operators and for the loader; 0 in the config means these.
+/// On the CPU both share the cores, and a training step costs some 20 times what its images cost to load,
+/// so libtorch gets every core and the loader one worker for eight of them. With a GPU the cores are the loader's.
+pub fn default_threads(device: Device) -> (usize, usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if device.is_cuda() { (1, cores.saturating_sub(1).max(1)) } else { (cores, cores.div_ceil(8)) }
+}
+
+/// Fixes the number of threads of libtorch's operators; call before the first of them runs.
+/// Reductions are split by thread: results repeat bit for bit only with the same number.
+pub fn set_threads(threads: usize) {
+    static INTEROP: std::sync::Once = std::sync::Once::new();
+    // libtorch lets this be set once in a process, and panics at the second try.
+    INTEROP.call_once(|| tch::set_num_interop_threads(1));
+    tch::set_num_threads(threads as i32);
+}
+
+/// Whether bf16 is faster than fp32 there: any GPU that libtorch 2.11 supports, and processors with bf16 products.
+pub fn computes_in_bf16(device: Device) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let processor = std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let processor = false;
+    device.is_cuda() || processor
+}
+
+/// The same values with the channels innermost in memory (`torch.channels_last`); 4-D tensors only.
+pub fn channels_last(tensor: &Tensor) -> Tensor {
+    tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+/// Bytes `[batch, height, width, 3]` on the CPU to a normalised fp32 tensor `[batch, 3, height, width]` on
+/// `device`: crosses to the device as bytes, then `(x / 255 - mean) / std` there. Channels stay innermost
+/// in memory, which is `channels_last`; `contiguous` asks for the planar layout instead.
+pub fn normalised(
+    bytes: &[u8],
+    shape: [i64; 4],
+    mean: [f64; 3],
+    std: [f64; 3],
+    device: Device,
+    contiguous: bool,
+) -> Result<Tensor> {
+    let bytes = Tensor::f_from_data_size(bytes, &shape, Kind::Uint8)?.f_to_device(device)?;
+    let scale = std.map(|s| (1.0 / (255.0 * s)) as f32);
+    let shift = [0, 1, 2].map(|c| (-mean[c] / std[c]) as f32);
+    let scale = Tensor::from_slice(&scale).to_device(device);
+    let shift = Tensor::from_slice(&shift).to_device(device);
+    let floats = bytes.f_to_kind(Kind::Float)?.f_mul_(&scale)?.f_add_(&shift)?.f_permute([0, 3, 1, 2])?;
+    Ok(if contiguous { floats.f_contiguous()? } else { floats })
+}
+
+/// One line from whatever libtorch raised: its message without the C++ backtrace, also when tch has
+/// panicked with it.
+pub fn first_line(message: &str) -> String {
+    let message = message.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"").unwrap_or(message);
+    let end = [message.find('\n'), message.find("\\n")].into_iter().flatten().min().unwrap_or(message.len());
+    message[..end].trim_end_matches("\")").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn autocast_is_on_inside_the_guard_only() -> Result<()> {
+        let (a, b) =
+            (Tensor::ones([4, 4], (Kind::Float, Device::Cpu)), Tensor::ones([4, 4], (Kind::Float, Device::Cpu)));
+        {
+            let _autocast = Autocast::bf16(Device::Cpu, true)?;
+            assert_eq!(a.matmul(&b).kind(), Kind::BFloat16);
+        }
+        assert_eq!(a.matmul(&b).kind(), Kind::Float);
+        let panicked = std::panic::catch_unwind(|| {
+            let _autocast = Autocast::bf16(Device::Cpu, true);
+            panic!("inside");
+        });
+        assert!(panicked.is_err());
+        assert_eq!(a.matmul(&b).kind(), Kind::Float);
+        Ok(())
+    }
+
+    #[test]
+    fn a_libtorch_panic_is_one_line() {
+        let caught = std::panic::catch_unwind(|| {
+            Tensor::ones([2, 3], (Kind::Float, Device::Cpu)).matmul(&Tensor::ones([2, 3], (Kind::Float, Device::Cpu)))
+        });
+        let payload = caught.expect_err("shapes do not match");
+        let line = first_line(payload.downcast_ref::<String>().expect("a message"));
+        assert_eq!(line, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)");
+    }
+
+    #[test]
+    fn normalised_bytes_are_the_formula_in_channels_first_order() -> Result<()> {
+        let bytes: Vec<u8> = (0..2 * 4 * 5 * 3).map(|v| (v * 2) as u8).collect();
+        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        let x = normalised(&bytes, [2, 4, 5, 3], mean, std, Device::Cpu, false)?;
+        assert_eq!(x.size(), [2, 3, 4, 5]);
+        assert_eq!(x.stride(), [60, 1, 15, 3]);
+        for (n, c, row, column) in [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 2, 3)] {
+            let byte = bytes[((n * 4 + row) * 5 + column) * 3 + c];
+            let expected = (byte as f64 / 255.0 - mean[c]) / std[c];
+            let found = x.double_value(&[n as i64, c as i64, row as i64, column as i64]);
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_cleared_gradient_is_stored_anew() -> Result<()> {
+        let w = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        (&w * 3.0).sum(Kind::Float).backward();
+        clear_grad(&w)?;
+        assert!(!w.grad().defined());
+        (&w * 5.0).sum(Kind::Float).backward();
+        assert_eq!(Vec::<f32>::try_from(w.grad())?, [5.0, 5.0]);
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+// The few libtorch calls that tch does not bind. Every function returns 0, or 1 with the message kept
+// for byol_last_error(); no exception crosses into Rust.
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/DeviceType.h>
+#include <c10/util/Exception.h>
+#include <string>
+
+namespace {
+thread_local std::string last_error;
+
+template <typename F>
+int guarded(F f) {
+  try {
+    f();
+    return 0;
+  } catch (const c10::Error& e) {
+    last_error = e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    last_error = e.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return 1;
+}
+} // namespace
+
+extern "C" {
+
+const char* byol_last_error() { return last_error.c_str(); }
+
+// Enters (enabled = 1) or leaves (0) bf16 autocast on the CPU (cuda = 0) or CUDA (1) for this thread.
+// Leaving drops the cache of cast weights, as Python's torch.autocast does.
+int byol_autocast_bf16(int cuda, int enabled) {
+  return guarded([&] {
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    if (enabled) {
+      at::autocast::set_autocast_enabled(device, true);
+      at::autocast::set_autocast_dtype(device, at::kBFloat16);
+      at::autocast::increment_nesting();
+    } else {
+      if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+      at::autocast::set_autocast_enabled(device, false);
+    }
+  });
+}
+
+// TF32 for fp32 matrix products and convolutions on CUDA.
+int byol_allow_tf32(int allow) {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuBLAS(allow != 0);
+    at::globalContext().setAllowTF32CuDNN(allow != 0);
+  });
+}
+
+// Deterministic algorithms everywhere, no autotuning (torch.use_deterministic_algorithms).
+int byol_deterministic(int on) {
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(on != 0, false);
+    at::globalContext().setDeterministicCuDNN(on != 0);
+    at::globalContext().setBenchmarkCuDNN(on == 0);
+  });
+}
+
+// Makes a parameter's gradient undefined: the next backward pass then stores instead of adding.
+int byol_clear_grad(at::Tensor* parameter) {
+  return guarded([&] { parameter->mutable_grad().reset(); });
+}
+}

@@ -1,0 +1,68 @@
+//! The Rust side of `shim.cpp` and of `dlopen`: the only `unsafe` of the crate, each call wrapped in a safe function.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int};
+
+use anyhow::{Result, bail};
+use tch::Tensor;
+
+unsafe extern "C" {
+    fn byol_last_error() -> *const c_char;
+    fn byol_autocast_bf16(cuda: c_int, enabled: c_int) -> c_int;
+    fn byol_allow_tf32(allow: c_int) -> c_int;
+    fn byol_deterministic(on: c_int) -> c_int;
+    fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
+}
+
+fn check(status: c_int) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a NUL-terminated thread-local string that lives until its next call.
+    let message = unsafe { CStr::from_ptr(byol_last_error()) }.to_string_lossy().into_owned();
+    bail!("libtorch: {}", message.lines().next().unwrap_or_default())
+}
+
+/// Enters or leaves bf16 autocast for this thread; see [`super::Autocast`] for the guard.
+pub(super) fn autocast_bf16(cuda: bool, enabled: bool) -> Result<()> {
+    // SAFETY: plain integers in, a status out.
+    check(unsafe { byol_autocast_bf16(cuda.into(), enabled.into()) })
+}
+
+/// Allows or forbids TF32 in fp32 matrix products and convolutions on CUDA
+/// (`torch.backends.cuda.matmul.allow_tf32`, `torch.backends.cudnn.allow_tf32`).
+pub fn allow_tf32(allow: bool) -> Result<()> {
+    // SAFETY: plain integer in, a status out.
+    check(unsafe { byol_allow_tf32(allow.into()) })
+}
+
+/// Deterministic algorithms and no cuDNN autotuning, or the reverse (`torch.use_deterministic_algorithms`).
+pub fn deterministic(on: bool) -> Result<()> {
+    // SAFETY: plain integer in, a status out.
+    check(unsafe { byol_deterministic(on.into()) })
+}
+
+/// Drops a parameter's gradient, so that the next backward pass stores into it instead of adding
+/// (`optimizer.zero_grad(set_to_none=True)`).
+pub fn clear_grad(parameter: &Tensor) -> Result<()> {
+    // SAFETY: the pointer is valid while `parameter` is borrowed and the shim does not keep it.
+    check(unsafe { byol_clear_grad(parameter.as_ptr().cast_mut()) })
+}
+
+/// Loads a shared library for good, symbols visible to all; the error is the loader's own line.
+pub(super) fn load_library(name: &str) -> Result<(), String> {
+    let name = CString::new(name).map_err(|e| e.to_string())?;
+    // SAFETY: `name` is NUL-terminated. The libraries loaded here (libtorch_cuda, the driver) may run
+    // initialisers; they are the ones that the user's PyTorch runs.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: after a failed dlopen dlerror returns a NUL-terminated string, or null.
+    let message = unsafe { libc::dlerror() };
+    if message.is_null() {
+        return Err("unknown dlopen error".into());
+    }
+    // SAFETY: checked for null; copied before any other dl call of this thread.
+    Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+}

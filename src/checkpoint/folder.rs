@@ -1,0 +1,188 @@
+//! A checkpoint on disk: a folder `step-00001234` with `model.safetensors`, `optimizer.safetensors`,
+//! `manifest.json` and `SHA256SUMS` (which `sha256sum -c` reads too). It is written under another name, synced,
+//! and renamed, so a folder of that name is whole; what later damages it is found by the sums.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use sha2::{Digest, Sha256};
+
+const SUMS: &str = "SHA256SUMS";
+/// Folders being written or thrown away; a killed run may leave one.
+const TEMPORARY: &str = ".partial-";
+
+/// SHA-256 of `bytes` in hex.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// `root/step-00001234`.
+pub fn path_of(root: &Path, step: u64) -> PathBuf {
+    root.join(format!("step-{step:08}"))
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path)?.sync_all().with_context(|| format!("syncing {}", path.display()))
+}
+
+/// Writes a whole folder of files at once, replacing one of the same step.
+/// # Errors
+/// Which file could not be written, why, and how much room the checkpoint needs.
+pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBuf> {
+    let target = path_of(root, step);
+    let partial = root.join(format!("{TEMPORARY}{step:08}"));
+    let write_all = || -> Result<()> {
+        remove_if_there(&partial)?;
+        fs::create_dir_all(&partial)?;
+        let mut sums = String::new();
+        for (name, bytes) in files {
+            write_synced(&partial.join(name), bytes)?;
+            sums += &format!("{}  {name}\n", sha256(bytes));
+        }
+        write_synced(&partial.join(SUMS), sums.as_bytes())?;
+        sync_folder(&partial)?;
+        if target.exists() {
+            // Of the same step: a damaged one that a resume passed over, or one of a repeated step.
+            let old = root.join(format!("{TEMPORARY}old-{step:08}"));
+            remove_if_there(&old)?;
+            fs::rename(&target, &old)?;
+            fs::rename(&partial, &target)?;
+            fs::remove_dir_all(&old)?;
+        } else {
+            fs::rename(&partial, &target)?;
+        }
+        sync_folder(root)
+    };
+    let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
+    write_all()
+        .with_context(|| format!("writing checkpoint {} (needs {:.1} MB)", target.display(), bytes as f64 / 1e6))?;
+    Ok(target)
+}
+
+/// Writes a file under another name, syncs it, and renames it into place.
+/// # Errors
+/// What the system says, with the path.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let partial = folder.join(format!("{TEMPORARY}{name}"));
+    write_synced(&partial, bytes)?;
+    fs::rename(&partial, path).with_context(|| format!("renaming to {}", path.display()))?;
+    sync_folder(folder)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let place = || format!("writing {}", path.display());
+    let mut file = File::create(path).with_context(place)?;
+    file.write_all(bytes).with_context(place)?;
+    file.sync_all().with_context(place)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One file of a checkpoint folder, its sum checked.
+/// # Errors
+/// Missing, unreadable, or not what was written: says which file and what to do.
+pub fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    let sums =
+        fs::read_to_string(folder.join(SUMS)).with_context(|| format!("{}: reading {SUMS}", folder.display()))?;
+    let expected = sums
+        .lines()
+        .find_map(|line| line.split_once("  ").filter(|(_, file)| *file == name).map(|(sum, _)| sum.to_string()))
+        .ok_or_else(|| anyhow!("{}: {SUMS} does not name {name}", folder.display()))?;
+    let path = folder.join(name);
+    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let found = sha256(&bytes);
+    if found != expected {
+        bail!(
+            "{}: damaged: its {} bytes have SHA-256 {}..., expected {}...",
+            path.display(),
+            bytes.len(),
+            &found[..12],
+            expected.get(..12).unwrap_or(&expected)
+        );
+    }
+    Ok(bytes)
+}
+
+/// The checkpoints of a run, newest first.
+pub fn list(root: &Path) -> Vec<PathBuf> {
+    let mut steps: Vec<(u64, PathBuf)> = entries(root)
+        .into_iter()
+        .filter_map(|path| {
+            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+            Some((step, path))
+        })
+        .collect();
+    steps.sort();
+    steps.into_iter().rev().map(|(_, path)| path).collect()
+}
+
+/// Removes what a killed run left half-written, and all but the newest `keep` checkpoints.
+pub fn clean(root: &Path, keep: usize) {
+    let leftovers = entries(root)
+        .into_iter()
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY)));
+    for path in leftovers.chain(list(root).into_iter().skip(keep)) {
+        if let Err(error) = fs::remove_dir_all(&path) {
+            log::warn!("could not remove {}: {error}", path.display());
+        }
+    }
+}
+
+fn entries(root: &Path) -> Vec<PathBuf> {
+    fs::read_dir(root).map(|entries| entries.flatten().map(|e| e.path()).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_are_kept_and_leftovers_go() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for step in [5, 100, 20] {
+            write(root.path(), step, &[("a", vec![step as u8])])?;
+        }
+        fs::create_dir(root.path().join(".partial-00000200"))?;
+        clean(root.path(), 2);
+        assert_eq!(list(root.path()), [path_of(root.path(), 100), path_of(root.path(), 20)]);
+        assert_eq!(fs::read_dir(root.path())?.count(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn any_flipped_byte_and_any_truncation_is_found() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let files = [("model.safetensors", b"0123456789".to_vec()), ("manifest.json", b"{}".to_vec())];
+        let folder = write(root.path(), 1, &files)?;
+        let readable = || files.iter().all(|(name, bytes)| read(&folder, name).is_ok_and(|found| found == *bytes));
+        assert!(readable());
+        for name in ["model.safetensors", "manifest.json", SUMS] {
+            let path = folder.join(name);
+            let good = fs::read(&path)?;
+            for at in 0..good.len() {
+                let mut flipped = good.clone();
+                flipped[at] ^= 1;
+                fs::write(&path, &flipped)?;
+                assert!(!readable(), "{name}: byte {at} flipped");
+                fs::write(&path, &good[..at])?;
+                // The final newline of the sums says nothing.
+                assert!(!readable() || (name == SUMS && at + 1 == good.len()), "{name}: cut to {at}");
+            }
+            fs::write(&path, &good)?;
+        }
+        write(root.path(), 1, &files)?;
+        assert!(readable());
+        Ok(())
+    }
+}

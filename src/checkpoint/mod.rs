@@ -1,0 +1,183 @@
+//! Saving a run and going on with it: both networks with their buffers, the optimiser's state, the step, the
+//! config and the data's fingerprint. Learning rate, tau, the order of images and the views are functions of
+//! the step, so nothing else is needed for the same weights, bit for bit.
+
+mod folder;
+mod tensors;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+pub use folder::{clean, list, path_of, sha256, write_file};
+pub use tensors::{load_into, serialize};
+
+use crate::model::{Named, Network};
+use crate::train::Byol;
+
+/// Version of the layout below; a newer one is refused.
+const FORMAT: u32 = 1;
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MANIFEST: &str = "manifest.json";
+
+/// What a checkpoint says of itself; `manifest.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Layout version.
+    pub format: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Images of the training set.
+    pub images: usize,
+    /// Fingerprint of the data set's index.
+    pub data: String,
+    /// Train-mode forward passes of the online and the target network (PyTorch's `num_batches_tracked`).
+    pub batches_tracked: [i64; 2],
+    /// Version of this program.
+    pub byol: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Device and CPU threads, on which bit-identical repetition depends.
+    pub device: String,
+    /// Threads of libtorch's CPU operators.
+    pub threads: usize,
+    /// fp32 or bf16.
+    pub precision: String,
+    /// k-NN top-1 of the encoder before training, where it was measured.
+    pub knn_random: Option<f64>,
+    /// The resolved config.
+    pub config: serde_json::Value,
+}
+
+impl Manifest {
+    /// A manifest of this program and this layout, to be filled in.
+    pub fn new(config: serde_json::Value) -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            total_steps: 0,
+            steps_per_epoch: 0,
+            images: 0,
+            data: String::new(),
+            batches_tracked: [0; 2],
+            byol: env!("CARGO_PKG_VERSION").into(),
+            libtorch: "2.11.0".into(),
+            device: String::new(),
+            threads: 0,
+            precision: String::new(),
+            knn_random: None,
+            config,
+        }
+    }
+}
+
+/// Parameters, buffers and `num_batches_tracked` of a network under `prefix`, as PyTorch's `state_dict` has them.
+fn network_tensors(prefix: &str, network: &Network) -> Vec<Named> {
+    let params = &network.params;
+    let mut named: Vec<Named> = params
+        .parameters
+        .iter()
+        .chain(&params.buffers)
+        .map(|n| Named { name: format!("{prefix}.{}", n.name), tensor: n.tensor.shallow_clone() })
+        .collect();
+    for buffer in &params.buffers {
+        if let Some(layer) = buffer.name.strip_suffix("running_mean") {
+            let tensor = Tensor::full([], network.batches_tracked.get(), (Kind::Int64, tch::Device::Cpu));
+            named.push(Named { name: format!("{prefix}.{layer}num_batches_tracked"), tensor });
+        }
+    }
+    named
+}
+
+fn model_tensors(byol: &Byol) -> Vec<Named> {
+    let mut named = network_tensors("online", &byol.online);
+    named.extend(network_tensors("target", &byol.target));
+    named
+}
+
+/// Writes the checkpoint of `manifest.step` below `root`, whole or not at all, then removes all but the newest `keep`.
+/// # Errors
+/// What could not be written and how much room it needs; the checkpoints before it are untouched.
+pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Result<PathBuf> {
+    manifest.batches_tracked = [byol.online.batches_tracked.get(), byol.target.batches_tracked.get()];
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let files = [
+        (MODEL, serialize(&model_tensors(byol), metadata.clone())?),
+        (OPTIMIZER, serialize(&byol.optimizer.state(), metadata)?),
+        (MANIFEST, serde_json::to_vec_pretty(&manifest)?),
+    ];
+    let folder = folder::write(root, manifest.step, &files)?;
+    clean(root, keep);
+    Ok(folder)
+}
+
+/// Reads and checks a checkpoint's manifest.
+/// # Errors
+/// Damaged, or of a newer layout.
+pub fn read_manifest(folder: &Path) -> Result<Manifest> {
+    let bytes = folder::read(folder, MANIFEST)?;
+    let place = || format!("{}/{MANIFEST}", folder.display());
+    let format = serde_json::from_slice::<serde_json::Value>(&bytes).with_context(place)?["format"].as_u64();
+    if format != Some(FORMAT.into()) {
+        let found = format.map_or("none".to_string(), |f| f.to_string());
+        bail!("{}: found format {found}, this byol reads format {FORMAT}; use the version that wrote it", place());
+    }
+    serde_json::from_slice(&bytes).with_context(place)
+}
+
+/// Loads a checkpoint into networks and optimiser of the same shapes.
+/// # Errors
+/// Damaged files (nothing is changed then); tensors that differ in name, shape or type, all listed.
+pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
+    let manifest = read_manifest(folder)?;
+    let model = folder::read(folder, MODEL)?;
+    let optimizer = folder::read(folder, OPTIMIZER)?;
+    load_into(&model, &model_tensors(byol)).with_context(|| folder.join(MODEL).display().to_string())?;
+    load_into(&optimizer, &byol.optimizer.state()).with_context(|| folder.join(OPTIMIZER).display().to_string())?;
+    byol.online.batches_tracked.set(manifest.batches_tracked[0]);
+    byol.target.batches_tracked.set(manifest.batches_tracked[1]);
+    Ok(manifest)
+}
+
+/// Loads the newest whole checkpoint below `root`; every damaged one is named in a warning. `None` where there
+/// is no checkpoint at all.
+/// # Errors
+/// `accept` refuses the manifest; or all checkpoints are damaged (the run would otherwise start again from
+/// nothing, unasked).
+pub fn load_newest(
+    root: &Path,
+    byol: &Byol,
+    accept: impl Fn(&Manifest) -> Result<()>,
+) -> Result<Option<(PathBuf, Manifest)>> {
+    let all = list(root);
+    for folder in &all {
+        match read_manifest(folder) {
+            Ok(manifest) => accept(&manifest)?,
+            Err(error) => {
+                log::warn!("passing over a checkpoint: {error:#}");
+                continue;
+            }
+        }
+        match load(folder, byol) {
+            Ok(manifest) => return Ok(Some((folder.clone(), manifest))),
+            Err(error) => log::warn!("passing over a checkpoint: {error:#}"),
+        }
+    }
+    if all.is_empty() {
+        return Ok(None);
+    }
+    bail!(
+        "{}: none of its {} checkpoints can be used; name another with --resume, or move them away",
+        root.display(),
+        all.len()
+    )
+}

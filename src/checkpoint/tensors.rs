@@ -1,0 +1,129 @@
+//! Named tensors to and from safetensors, strictly: the same names, shapes and types, or an error that lists
+//! every difference, and nothing half loaded. (tch's own loader casts, broadcasts and ignores what is extra.)
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result, anyhow, bail};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use tch::{Kind, Tensor};
+
+use crate::model::Named;
+
+fn dtype(kind: Kind) -> Result<Dtype> {
+    Ok(match kind {
+        Kind::Float => Dtype::F32,
+        Kind::Int64 => Dtype::I64,
+        other => bail!("{other:?} tensors are not part of a checkpoint"),
+    })
+}
+
+/// The file's bytes: every tensor on the CPU, rows contiguous (PyTorch's default layout).
+/// # Errors
+/// A tensor that is neither fp32 nor int64; what libtorch says.
+pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+    let _no_grad = tch::no_grad_guard();
+    let mut copies = Vec::with_capacity(tensors.len());
+    for Named { name, tensor } in tensors {
+        let tensor = tensor.detach().f_to_device(tch::Device::Cpu)?.f_contiguous()?;
+        let kind = tensor.f_kind()?;
+        let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+        copies.push((name, dtype(kind)?, shape, bytes));
+    }
+    let views = copies
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(safetensors::serialize(views, Some(metadata))?)
+}
+
+/// Copies a file's tensors into existing ones. Nothing is changed unless everything fits.
+/// # Errors
+/// Not a safetensors file; missing or extra names, other shapes or types, all listed.
+pub fn load_into(bytes: &[u8], tensors: &[Named]) -> Result<()> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| anyhow!("not a whole safetensors file ({e})"))?;
+    let mut found: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    let mut differences = Vec::new();
+    let mut matched = Vec::with_capacity(tensors.len());
+    for Named { name, tensor } in tensors {
+        let Some(view) = found.remove(name) else {
+            differences.push(format!("{name} is missing"));
+            continue;
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        let kind = tensor.kind();
+        if view.dtype() != dtype(kind)? || shape != tensor.size() {
+            let expected = format!("{:?} {:?}", dtype(kind)?, tensor.size());
+            differences.push(format!("{name}: found {:?} {shape:?}, expected {expected}", view.dtype()));
+        }
+        matched.push((tensor, view));
+    }
+    differences.extend(found.keys().map(|name| format!("{name} is not part of this model")));
+    if !differences.is_empty() {
+        let shown = differences.iter().take(8).cloned().collect::<Vec<_>>().join("; ");
+        let more = if differences.len() > 8 { format!("; and {} more", differences.len() - 8) } else { String::new() };
+        bail!("{} differences: {shown}{more}", differences.len());
+    }
+    let _no_grad = tch::no_grad_guard();
+    for (tensor, view) in matched {
+        let values = Tensor::f_from_data_size(view.data(), &tensor.size(), tensor.kind())?;
+        tensor.shallow_clone().f_copy_(&values).context("copying a tensor")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str, tensor: Tensor) -> Named {
+        Named { name: name.into(), tensor }
+    }
+
+    fn file() -> Vec<u8> {
+        let a =
+            crate::backend::channels_last(&Tensor::arange(24, (Kind::Float, tch::Device::Cpu)).reshape([2, 3, 2, 2]));
+        let n = Tensor::from_slice(&[7i64]);
+        serialize(&[named("a", a), named("n", n)], HashMap::new()).expect("serialised")
+    }
+
+    fn zeros(shape: &[i64], kind: Kind) -> Tensor {
+        Tensor::zeros(shape, (kind, tch::Device::Cpu))
+    }
+
+    #[test]
+    fn tensors_come_back_in_any_memory_layout() -> Result<()> {
+        let a = crate::backend::channels_last(&zeros(&[2, 3, 2, 2], Kind::Float));
+        let n = zeros(&[1], Kind::Int64);
+        load_into(&file(), &[named("a", a.shallow_clone()), named("n", n.shallow_clone())])?;
+        assert_eq!(Vec::<f32>::try_from(a.flatten(0, -1))?, (0..24).map(|v| v as f32).collect::<Vec<_>>());
+        assert_eq!(n.int64_value(&[0]), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn every_difference_is_listed_and_nothing_is_loaded() {
+        let n = zeros(&[1], Kind::Int64);
+        let error = load_into(&file(), &[named("n", n.shallow_clone()), named("b", zeros(&[1], Kind::Float))]);
+        assert_eq!(
+            error.expect_err("a is extra, b is missing").to_string(),
+            "2 differences: b is missing; a is not part of this model"
+        );
+        assert_eq!(n.int64_value(&[0]), 0);
+        let error = load_into(&file(), &[named("n", n), named("a", zeros(&[1, 3, 2, 2], Kind::Float))]);
+        assert_eq!(
+            error.expect_err("no broadcasting").to_string(),
+            "1 differences: a: found F32 [2, 3, 2, 2], expected F32 [1, 3, 2, 2]"
+        );
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let file = file();
+        for length in 0..file.len() {
+            let tensors = [named("a", zeros(&[2, 3, 2, 2], Kind::Float)), named("n", zeros(&[1], Kind::Int64))];
+            assert!(load_into(&file[..length], &tensors).is_err(), "{length} of {} bytes", file.len());
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// BYOL pre-training of vision encoders on your own unlabelled images.
+#[derive(Debug, Parser)]
+#[command(name = "byol", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more on stderr.
+    #[arg(long, short, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// Say only warnings and errors on stderr.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pre-train an encoder; the run folder gets checkpoints, metrics and a summary.
+    Train(TrainArgs),
+}
+
+/// Arguments of `byol train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Config file, such as configs/quickstart.yaml.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+    /// `auto` goes on from the newest good checkpoint of the run folder (and starts where there is none);
+    /// a folder names the checkpoint.
+    #[arg(long, value_name = "auto|FOLDER")]
+    pub resume: Option<String>,
+    /// Resume although keys that change the result differ from the checkpoint's.
+    #[arg(long, requires = "resume")]
+    pub allow_config_change: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,3 @@
+//! One module per command: they put the parts together.
+
+pub mod train;

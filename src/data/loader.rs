@@ -1,0 +1,212 @@
+//! Batches of augmented views for training and of plain views for evaluation.
+//!
+//! One thread goes through the sampler's batches, a pool of workers decodes and augments the
+//! images of each, and a bounded channel holds the finished ones. A batch is a pure function of
+//! the seed and its number: neither the number of workers nor a resume changes a byte.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+
+use super::Dataset;
+pub use super::producer::BadImages;
+use super::producer::{Producer, guarded};
+use super::sampler::Sampler;
+use crate::augment::{AugmentConfig, Scratch, eval_view, two_views};
+use crate::pixels::Pixels;
+
+thread_local! {
+    /// Every worker reuses one image and one scratch.
+    static WORKER: RefCell<(Pixels, Scratch)> = RefCell::default();
+}
+
+/// How a loader works; none of it changes what the batches hold, except which part of them a
+/// rank loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoaderOptions {
+    /// Threads; 0 takes one per core.
+    pub workers: usize,
+    /// Most finished batches that wait, at least 1.
+    pub prefetch: usize,
+    /// This process among `world` that share each batch, from 0.
+    pub rank: usize,
+    /// Number of processes.
+    pub world: usize,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        Self { workers: 0, prefetch: 4, rank: 0, world: 1 }
+    }
+}
+
+/// Two augmented views of B images of S x S pixels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// View 1 and view 2, each [B, S, S, 3].
+    pub views: [Vec<u8>; 2],
+    /// B classes, -1 for unknown.
+    pub labels: Vec<i64>,
+    /// B positions in the data set (of the replacement where an image was bad).
+    pub indices: Vec<u32>,
+    /// Epoch from 0.
+    pub epoch: u64,
+    /// Micro-batch in the epoch from 0.
+    pub batch_in_epoch: usize,
+}
+
+/// An endless source of training batches.
+pub struct Loader {
+    producer: Producer<Batch>,
+    spare: Arc<Mutex<Vec<Batch>>>,
+}
+
+impl Loader {
+    /// Starts loading at global batch `first_batch` of the sampler's order. Fails if sampler and
+    /// data set differ in size, if a rank would get no image, or if no thread can be started.
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        augment: AugmentConfig,
+        sampler: Sampler,
+        first_batch: u64,
+        bad: Arc<BadImages>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        let LoaderOptions { workers, prefetch, rank, world } = options;
+        ensure!(
+            sampler.images() == dataset.len(),
+            "found a sampler for {} images, expected one for {}",
+            sampler.images(),
+            dataset.len()
+        );
+        let spare = Arc::new(Mutex::new(Vec::<Batch>::new()));
+        let reused = spare.clone();
+        let (mut number, mut order) = (first_batch, (0, sampler.epoch_order(0)));
+        Sampler::share(sampler.batch(&order.1, 0), rank, world)?;
+        let make = move |stop: &AtomicBool| {
+            let (epoch, batch_in_epoch) = sampler.position(number);
+            number += 1;
+            if order.0 != epoch {
+                order = (epoch, sampler.epoch_order(epoch));
+            }
+            let share = Sampler::share(sampler.batch(&order.1, batch_in_epoch), rank, world)?;
+            let old = reused.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut batch = Batch { epoch, batch_in_epoch, ..old.unwrap_or_default() };
+            let view_bytes = augment.size * augment.size * 3;
+            batch.views.iter_mut().for_each(|view| view.resize(share.len() * view_bytes, 0));
+            batch.labels.resize(share.len(), -1);
+            batch.indices.resize(share.len(), 0);
+            let [first, second] = &mut batch.views;
+            let views = first.par_chunks_mut(view_bytes).zip(second.par_chunks_mut(view_bytes));
+            let about = batch.indices.par_iter_mut().zip(&mut batch.labels);
+            let images = views.zip(about).zip(share);
+            images.try_for_each(|(((first, second), (index, label)), &wanted)| {
+                on_worker(&*dataset, wanted, stop, |pixels, scratch| {
+                    let found = bad.load_next(&*dataset, wanted as usize, pixels)?;
+                    (*index, *label) = (found as u32, dataset.label(found).unwrap_or(-1));
+                    // The draws are those of the wanted image: should its replacement be in the
+                    // batch too, their views still differ.
+                    let (seed, index) = (sampler.seed(), wanted as u64);
+                    two_views(&augment, pixels, seed, epoch, index, scratch, [first, second]);
+                    Ok(())
+                })
+            })?;
+            Ok(Some(batch))
+        };
+        Ok(Self { producer: Producer::start(workers, prefetch, make)?, spare })
+    }
+
+    /// The next batch, waiting for it. Fails for a bad image where these are fatal, for too many
+    /// bad images in a row, for a panic in a worker, and ever after.
+    pub fn next_batch(&mut self) -> Result<Batch> {
+        self.producer.next().context("the loader has stopped after an earlier error")?
+    }
+
+    /// Gives a used batch back, so that its memory serves a later one.
+    pub fn recycle(&self, batch: Batch) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
+    }
+}
+
+/// Evaluation views of B images of S x S pixels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EvalBatch {
+    /// [B, S, S, 3].
+    pub pixels: Vec<u8>,
+    /// B classes, -1 for unknown.
+    pub labels: Vec<i64>,
+    /// B positions in the data set.
+    pub indices: Vec<u32>,
+}
+
+/// The evaluation views of chosen images, once, in order. Bad images are left out.
+pub struct EvalLoader {
+    producer: Producer<EvalBatch>,
+}
+
+impl EvalLoader {
+    /// Loads the images at `indices` in batches of `batch_size`, the last one possibly smaller.
+    /// Rank and world of the options have no effect. Fails if no thread can be started.
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        augment: AugmentConfig,
+        indices: Vec<u32>,
+        batch_size: usize,
+        bad: Arc<BadImages>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        ensure!(batch_size > 0, "found batch size 0, expected at least 1");
+        let mut done = 0;
+        let make = move |stop: &AtomicBool| {
+            let part = &indices[done..indices.len().min(done + batch_size)];
+            if part.is_empty() {
+                return Ok(None);
+            }
+            done += part.len();
+            let view_bytes = augment.size * augment.size * 3;
+            let mut pixels = vec![0; part.len() * view_bytes];
+            let fill = |(view, &index): (&mut [u8], &u32)| {
+                on_worker(&*dataset, index, stop, |image, scratch| {
+                    let good = bad.load(&*dataset, index as usize, image)?;
+                    if good {
+                        eval_view(&augment, image, scratch, view);
+                    }
+                    Ok(good)
+                })
+            };
+            let good: Vec<bool> = pixels.par_chunks_mut(view_bytes).zip(part).map(fill).collect::<Result<_>>()?;
+            let kept: Vec<usize> = (0..part.len()).filter(|&at| good[at]).collect();
+            for (to, &from) in kept.iter().enumerate() {
+                pixels.copy_within(from * view_bytes..(from + 1) * view_bytes, to * view_bytes);
+            }
+            pixels.truncate(kept.len() * view_bytes);
+            let indices: Vec<u32> = kept.iter().map(|&at| part[at]).collect();
+            let label = |&index: &u32| dataset.label(index as usize).unwrap_or(-1);
+            let labels = indices.iter().map(label).collect();
+            Ok(Some(EvalBatch { pixels, labels, indices }))
+        };
+        Ok(Self { producer: Producer::start(options.workers, options.prefetch, make)? })
+    }
+}
+
+impl Iterator for EvalLoader {
+    type Item = Result<EvalBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.producer.next()
+    }
+}
+
+/// Runs `work` with this thread's image and scratch, unless the loader is being dropped.
+fn on_worker<T>(
+    dataset: &dyn Dataset,
+    index: u32,
+    stop: &AtomicBool,
+    work: impl FnOnce(&mut Pixels, &mut Scratch) -> Result<T>,
+) -> Result<T> {
+    ensure!(!stop.load(Ordering::Relaxed), "the loader is being dropped");
+    guarded(dataset, index as usize, || WORKER.with_borrow_mut(|(pixels, scratch)| work(pixels, scratch)))
+}

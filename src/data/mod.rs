@@ -1,0 +1,268 @@
+//! From files on disk to batches of augmented views in memory; no tensors here.
+//!
+//! `open_train` / `open_eval` give a [`Dataset`] (parquet shards, a folder of images or drawn
+//! textures), [`sampler`] says which images make up a step, [`loader`] decodes and augments them
+//! in parallel. What a batch holds depends on the seed and its number only, never on the workers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::pixels::Pixels;
+use decode::DecodeLimits;
+
+pub mod decode;
+pub mod image_folder;
+pub mod loader;
+pub mod parquet;
+pub mod producer;
+pub mod sampler;
+pub mod subset;
+pub mod synthetic;
+pub mod textures;
+
+/// A set of images that any thread can read in any order.
+pub trait Dataset: Send + Sync {
+    /// Number of images.
+    fn len(&self) -> usize;
+    /// Class of an image, if it has one.
+    fn label(&self, index: usize) -> Option<i64>;
+    /// Names of the classes in the order of the labels; empty where they have none.
+    fn class_names(&self) -> Vec<String>;
+    /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
+    fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
+    /// Where an image comes from, for messages: a path, or `file.parquet row 17`.
+    fn describe(&self, index: usize) -> String;
+    /// SHA-256 (hex) over the names, sizes and number of what it reads, but not its contents:
+    /// tells whether a resumed run sees the same set.
+    fn fingerprint(&self) -> String;
+    /// Whether there are no images. What `open_*` returns is never empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How the images are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Drawn on the fly; needs no files.
+    #[default]
+    Synthetic,
+    /// Parquet shards with encoded images, as Hugging Face datasets publish them.
+    Parquet,
+    /// A folder of image files, one subfolder per class or none.
+    ImageFolder,
+}
+
+/// What to do with an image that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadImage {
+    /// Name it once in the log, count it, train on the next readable image instead.
+    #[default]
+    Skip,
+    /// End the run with an error that names it.
+    Fail,
+}
+
+/// The `data` section of the configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// `synthetic`, `parquet` or `image_folder`. Default synthetic.
+    pub format: Format,
+    /// The training images: a parquet file, a folder of shards (those named `train*`, or else all)
+    /// or a folder of images (its `train` subfolder if it has one). Required unless synthetic.
+    pub path: Option<PathBuf>,
+    /// Held-out labelled images for k-NN. Default: shards named `validation*`, `val*` or `test*`
+    /// next to the training shards, or the subfolder of that name; none if there are none.
+    pub eval_path: Option<PathBuf>,
+    /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
+    pub image_column: Option<String>,
+    /// Parquet column with the class numbers. Default: `label`, `labels` or `fine_label`, if any.
+    pub label_column: Option<String>,
+    /// Train on this many images, the first of the set (of the chosen ones with `fraction`).
+    /// At least 1. Default all.
+    pub limit: Option<usize>,
+    /// Train on this share of the images, chosen at random but the same in every run; (0, 1].
+    /// Default all.
+    pub fraction: Option<f64>,
+    /// `skip` or `fail`. Default skip.
+    pub on_bad_image: OnBadImage,
+    /// Images of more pixels count as bad; at least 1. They cost up to 32 bytes a pixel and worker
+    /// while they are decoded. Default 100 000 000.
+    pub max_pixels: usize,
+    /// Images of more encoded bytes count as bad; at least 1. Default 67 108 864 (64 MiB).
+    pub max_bytes: usize,
+    /// Parquet sets of at most this many bytes are kept in memory, still encoded; larger ones are
+    /// read from disk page by page. Default 1 073 741 824 (1 GiB).
+    pub cache_bytes: usize,
+    /// Threads that decode and augment, 0 to 1024; 0 takes one per core. Default 0.
+    pub workers: usize,
+    /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
+    pub prefetch_batches: usize,
+    /// The drawn images of format `synthetic`.
+    pub synthetic: synthetic::SyntheticConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            format: Format::default(),
+            path: None,
+            eval_path: None,
+            image_column: None,
+            label_column: None,
+            limit: None,
+            fraction: None,
+            on_bad_image: OnBadImage::default(),
+            max_pixels: 100_000_000,
+            max_bytes: 64 << 20,
+            cache_bytes: 1 << 30,
+            workers: 0,
+            prefetch_batches: 4,
+            synthetic: synthetic::SyntheticConfig::default(),
+        }
+    }
+}
+
+impl DataConfig {
+    /// What is wrong with the values: (key below `data`, "found X, expected Y").
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, key: &str, message: String| {
+            if !ok {
+                problems.push((key.to_string(), message));
+            }
+        };
+        let format = serde_json::json!(self.format);
+        let synthetic = self.format == Format::Synthetic;
+        check(synthetic || self.path.is_some(), "path", format!("found nothing, expected a path for format {format}"));
+        for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
+            let found = path.iter().map(|path| path.display()).next();
+            let found = found.map(|path| path.to_string()).unwrap_or_default();
+            check(
+                !synthetic || path.is_none(),
+                key,
+                format!("found {found}, expected none for format {format} (set data.format)"),
+            );
+        }
+        for (key, column) in [("image_column", &self.image_column), ("label_column", &self.label_column)] {
+            check(
+                self.format == Format::Parquet || column.is_none(),
+                key,
+                format!("found {column:?}, expected none for format {format}"),
+            );
+        }
+        for (key, value, low, high) in [
+            ("limit", self.limit.unwrap_or(1), 1, u32::MAX as usize),
+            ("max_pixels", self.max_pixels, 1, u32::MAX as usize),
+            ("max_bytes", self.max_bytes, 1, usize::MAX),
+            ("workers", self.workers, 0, 1024),
+            ("prefetch_batches", self.prefetch_batches, 1, 1024),
+        ] {
+            check((low..=high).contains(&value), key, format!("found {value}, expected {low} to {high}"));
+        }
+        let fraction = self.fraction.unwrap_or(1.0);
+        check(
+            fraction > 0.0 && fraction <= 1.0,
+            "fraction",
+            format!("found {fraction}, expected more than 0 and at most 1"),
+        );
+        let inner = self.synthetic.problems().into_iter();
+        problems.extend(inner.map(|(key, message)| (format!("synthetic.{key}"), message)));
+        problems
+    }
+
+    fn decode_limits(&self) -> DecodeLimits {
+        DecodeLimits { max_pixels: self.max_pixels, max_bytes: self.max_bytes }
+    }
+}
+
+/// Opens the training images, reduced to `fraction` and `limit`.
+pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
+    let all: Arc<dyn Dataset> = match config.format {
+        Format::Synthetic => Arc::new(synthetic::Synthetic::train(&config.synthetic)),
+        Format::Parquet => Arc::new(parquet::Parquet::open_train(config)?),
+        Format::ImageFolder => Arc::new(image_folder::ImageFolder::open_train(config)?),
+    };
+    subset::subset(all, config.fraction, config.limit)
+}
+
+/// Opens the held-out images, all of them, with labels of the same meaning; `None` if the
+/// configuration names none and none are found beside the training images.
+pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
+    Ok(match config.format {
+        Format::Synthetic => Some(Arc::new(synthetic::Synthetic::eval(&config.synthetic))),
+        Format::Parquet => parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::ImageFolder => image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
+    })
+}
+
+/// SHA-256 (hex) of a list of texts.
+fn digest(parts: impl IntoIterator<Item = String>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part);
+        hasher.update([0]);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(config: &DataConfig) -> Vec<String> {
+        config.problems().into_iter().map(|(key, _)| key).collect()
+    }
+
+    #[test]
+    fn problems_name_the_key() {
+        let mut config = DataConfig::default();
+        assert_eq!(keys(&config), Vec::<String>::new());
+        config.format = Format::Parquet;
+        assert_eq!(keys(&config), ["path"]);
+        config.path = Some("train.parquet".into());
+        config.label_column = Some("label".into());
+        assert_eq!(keys(&config), Vec::<String>::new());
+        config.format = Format::Synthetic;
+        assert_eq!(keys(&config), ["path", "label_column"]);
+        let message = &config.problems()[0].1;
+        assert!(message.starts_with("found train.parquet, expected none"), "{message}");
+    }
+
+    #[test]
+    fn problems_check_every_range() {
+        let mut config = DataConfig {
+            limit: Some(0),
+            fraction: Some(1.5),
+            max_pixels: 0,
+            max_bytes: 0,
+            workers: 5000,
+            prefetch_batches: 0,
+            ..Default::default()
+        };
+        config.synthetic.classes = 1;
+        let expected =
+            ["limit", "max_pixels", "max_bytes", "workers", "prefetch_batches", "fraction", "synthetic.classes"];
+        assert_eq!(keys(&config), expected);
+        config.fraction = Some(f64::NAN);
+        assert!(keys(&config).contains(&"fraction".to_string()));
+    }
+
+    #[test]
+    fn keys_are_snake_case_and_unknown_ones_refused() {
+        let json = r#"{"format": "image_folder", "on_bad_image": "fail"}"#;
+        let config: DataConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.format, Format::ImageFolder);
+        assert_eq!(config.on_bad_image, OnBadImage::Fail);
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<DataConfig>(&text).unwrap(), config);
+        assert!(serde_json::from_str::<DataConfig>(r#"{"paths": 1}"#).is_err());
+    }
+}

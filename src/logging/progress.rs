@@ -1,0 +1,155 @@
+//! Progress of a run on stderr: two bars on a terminal, otherwise one plain line per log interval.
+
+use std::io::{IsTerminal, stderr};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use indicatif::{FormattedDuration, MultiProgress, ProgressBar, ProgressStyle};
+
+use super::{StepMetrics, write_line};
+
+/// Every bar of the process. The logger draws around it, so it has to be known before a run starts.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Where a run stands. Dropping it removes the bars.
+pub struct Progress {
+    total_steps: u64,
+    steps_per_epoch: u64,
+    first_step: u64,
+    started: Instant,
+    shown: Shown,
+}
+
+enum Shown {
+    Bars { epoch: ProgressBar, total: ProgressBar },
+    Lines,
+    Nothing,
+}
+
+impl Progress {
+    /// A run of `total_steps` optimiser updates of which `done` lie behind it. Shows nothing if the log level is
+    /// below info.
+    pub fn new(total_steps: u64, steps_per_epoch: u64, done: u64) -> Self {
+        let shown = if log::max_level() < log::LevelFilter::Info {
+            Shown::Nothing
+        } else if stderr().is_terminal() {
+            let bar = |length, template: &str| {
+                let style = ProgressStyle::with_template(template).expect("a valid template");
+                BARS.add(ProgressBar::new(length).with_style(style.progress_chars("=> ")))
+            };
+            Shown::Bars {
+                epoch: bar(steps_per_epoch, "{prefix} [{bar:10}] {pos}/{len} {wide_msg}"),
+                total: bar(total_steps, "total [{bar:10}] {pos}/{len} {elapsed_precise} eta {eta_precise} {msg}"),
+            }
+        } else {
+            Shown::Lines
+        };
+        let progress = Self { total_steps, steps_per_epoch, first_step: done, started: Instant::now(), shown };
+        progress.advance(done);
+        if let Shown::Bars { total, .. } = &progress.shown {
+            total.reset_eta(); // the steps of earlier sessions took no time in this one
+        }
+        progress
+    }
+
+    /// Moves the bars to `done` updates; cheap enough for every step.
+    pub fn advance(&self, done: u64) {
+        if let Shown::Bars { epoch, total } = &self.shown {
+            let finished = done.saturating_sub(1) / self.steps_per_epoch.max(1);
+            let epochs = self.total_steps.div_ceil(self.steps_per_epoch.max(1));
+            epoch.set_prefix(format!("epoch {}/{epochs}", finished + 1));
+            epoch.set_position(done - finished * self.steps_per_epoch);
+            total.set_position(done);
+        }
+    }
+
+    /// Shows the numbers of a log interval.
+    pub fn show(&self, metrics: &StepMetrics) {
+        self.advance(metrics.step);
+        match &self.shown {
+            Shown::Bars { epoch, total } => {
+                epoch.set_message(summary(metrics));
+                total.set_message(speed(metrics));
+            }
+            Shown::Lines => write_line(&self.line(metrics, self.started.elapsed())),
+            Shown::Nothing => {}
+        }
+    }
+
+    /// Runs `f` with the bars off the screen, so that what it prints stays readable.
+    pub fn suspend<T>(f: impl FnOnce() -> T) -> T {
+        BARS.suspend(f)
+    }
+
+    fn line(&self, metrics: &StepMetrics, elapsed: Duration) -> String {
+        let (step, total) = (metrics.step, self.total_steps);
+        let (numbers, speed) = (summary(metrics), speed(metrics));
+        let measured = step.saturating_sub(self.first_step).max(1);
+        let left = elapsed.as_secs_f64() * total.saturating_sub(step) as f64 / measured as f64;
+        let eta = FormattedDuration(Duration::from_secs_f64(left));
+        format!("step {step}/{total} epoch {:.2} {numbers} {speed} eta {eta}", metrics.epoch)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Shown::Bars { epoch, total } = &self.shown {
+            epoch.finish_and_clear();
+            total.finish_and_clear();
+        }
+    }
+}
+
+fn speed(metrics: &StepMetrics) -> String {
+    format!("{:.1} images/s", metrics.images_per_second)
+}
+
+fn summary(metrics: &StepMetrics) -> String {
+    let lr = if metrics.lr >= 1e-3 { format!("{:.4}", metrics.lr) } else { format!("{:.2e}", metrics.lr) };
+    format!("loss {:.4} lr {lr} tau {:.5}", metrics.loss, metrics.tau)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(done: u64, shown: Shown) -> Progress {
+        Progress { total_steps: 400, steps_per_epoch: 100, first_step: done, started: Instant::now(), shown }
+    }
+
+    fn metrics() -> StepMetrics {
+        StepMetrics {
+            step: 150,
+            epoch: 1.5,
+            loss: 2.34567,
+            lr: 0.45,
+            tau: 0.996,
+            images_per_second: 812.34,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_line_has_everything_and_the_eta_counts_this_session_only() {
+        let line = progress(100, Shown::Lines).line(&metrics(), Duration::from_secs(50));
+        assert_eq!(line, "step 150/400 epoch 1.50 loss 2.3457 lr 0.4500 tau 0.99600 812.3 images/s eta 00:04:10");
+    }
+
+    #[test]
+    fn small_rates_are_readable() {
+        assert_eq!(summary(&StepMetrics { lr: 3.5e-6, ..metrics() }), "loss 2.3457 lr 3.50e-6 tau 0.99600");
+    }
+
+    #[test]
+    fn the_last_step_of_an_epoch_fills_its_bar() {
+        let bars = || Shown::Bars { epoch: ProgressBar::hidden(), total: ProgressBar::hidden() };
+        for (done, position, prefix) in
+            [(0, 0, "epoch 1/4"), (100, 100, "epoch 1/4"), (101, 1, "epoch 2/4"), (400, 100, "epoch 4/4")]
+        {
+            let progress = progress(0, bars());
+            progress.advance(done);
+            let Shown::Bars { epoch, total } = &progress.shown else { unreachable!() };
+            assert_eq!((epoch.position(), epoch.prefix().as_str(), total.position()), (position, prefix, done));
+        }
+    }
+}

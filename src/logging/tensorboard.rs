@@ -1,0 +1,188 @@
+//! TensorBoard event files with scalars: `Event` and `Summary` messages of tensorflow/core/util/event.proto and
+//! framework/summary.proto (only the fields used here), framed as TFRecords with masked CRC-32C.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(string, optional, tag = "3")]
+    file_version: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    summary: Option<Summary>,
+    #[prost(message, optional, tag = "7")]
+    session_log: Option<SessionLog>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<Value>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    tag: String,
+    // Explicit presence: a scalar that is 0 must still be written.
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+const SESSION_START: i32 = 1;
+
+/// Writes one event file.
+pub struct EventWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl EventWriter {
+    /// Creates `dir` and in it a new `events.out.tfevents.<seconds>.<host>.<pid>`, with a number appended if that
+    /// name is taken (TensorBoard reads the files of a directory in the order of their names).
+    pub fn create(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        let now = now();
+        let name = format!("events.out.tfevents.{:010}.{}.{}", now as u64, host(), std::process::id());
+        let mut path = dir.join(&name);
+        let mut taken = 0;
+        let file = loop {
+            match File::create_new(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    taken += 1;
+                    path = dir.join(format!("{name}.{taken}"));
+                }
+                result => break result.with_context(|| format!("creating {}", path.display()))?,
+            }
+        };
+        let mut writer = Self { path, file: BufWriter::new(file) };
+        let version = Some("brain.Event:2".to_string());
+        writer.write(&Event { wall_time: now, file_version: version, ..Event::default() })?;
+        writer.flush()?;
+        Ok(writer)
+    }
+
+    /// Tells TensorBoard to forget what earlier files of the directory hold from `step` on: a resumed run repeats it.
+    pub fn restart_at(&mut self, step: u64) -> Result<()> {
+        let session_log = Some(SessionLog { status: SESSION_START });
+        self.write(&Event { wall_time: now(), step: step as i64, session_log, ..Event::default() })
+    }
+
+    /// Adds one value; `wall_time` is in seconds since 1970.
+    pub fn scalar(&mut self, tag: &str, step: u64, value: f64, wall_time: f64) -> Result<()> {
+        let value = Value { tag: tag.to_string(), simple_value: Some(value as f32) };
+        let summary = Some(Summary { value: vec![value] });
+        self.write(&Event { wall_time, step: step as i64, summary, ..Event::default() })
+    }
+
+    /// Hands everything written so far to the operating system.
+    pub fn flush(&mut self) -> Result<()> {
+        self.file.flush().with_context(|| format!("writing {}", self.path.display()))
+    }
+
+    fn write(&mut self, event: &Event) -> Result<()> {
+        let record = frame(&event.encode_to_vec());
+        self.file.write_all(&record).with_context(|| format!("writing {}", self.path.display()))
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+fn host() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim().replace('/', "_");
+    if name.is_empty() { "localhost".to_string() } else { name }
+}
+
+/// A TFRecord: length (u64), its checksum, data, its checksum; all little endian.
+fn frame(data: &[u8]) -> Vec<u8> {
+    let length = (data.len() as u64).to_le_bytes();
+    [&length[..], &checksum(&length), data, &checksum(data)].concat()
+}
+
+/// CRC-32C, masked as TFRecord does so that a checksum of data with checksums in it stays strong.
+fn checksum(data: &[u8]) -> [u8; 4] {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(mut bytes: &[u8]) -> Vec<Event> {
+        let mut events = Vec::new();
+        while !bytes.is_empty() {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            assert_eq!(bytes[8..12], checksum(&bytes[..8]));
+            let data = &bytes[12..12 + length];
+            assert_eq!(bytes[12 + length..16 + length], checksum(data));
+            events.push(Event::decode(data).unwrap());
+            bytes = &bytes[16 + length..];
+        }
+        events
+    }
+
+    /// ```python
+    /// value = Summary.Value(tag="train/loss", simple_value=2.5)
+    /// RecordWriter(f).write(Event(wall_time=1.5, step=300, summary=Summary(value=[value])).SerializeToString())
+    /// ```
+    /// with the messages and the writer of the `tensorboard` package.
+    #[test]
+    fn a_record_has_the_bytes_of_the_reference_writer() {
+        let expected = "2100000000000000017becf609000000000000f83f10ac022a130a110a0a\
+                        747261696e2f6c6f73731500002040b4ca3a3b";
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(dir.path()).unwrap();
+        let header = fs::metadata(&writer.path).unwrap().len() as usize;
+        writer.scalar("train/loss", 300, 2.5, 1.5).unwrap();
+        writer.flush().unwrap();
+        let bytes = fs::read(&writer.path).unwrap();
+        let hex: String = bytes[header..].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, expected);
+    }
+
+    #[test]
+    fn a_file_reads_back_with_its_version_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(&dir.path().join("events")).unwrap();
+        writer.restart_at(6).unwrap();
+        writer.scalar("loss", 7, 0.0, 12.25).unwrap();
+        writer.flush().unwrap();
+        let events = parse(&fs::read(&writer.path).unwrap());
+        assert_eq!(events.len(), 3);
+        assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
+        assert_eq!(events[1].step, 6);
+        assert_eq!(events[1].session_log, Some(SessionLog { status: SESSION_START }));
+        let value = Value { tag: "loss".into(), simple_value: Some(0.0) };
+        assert_eq!((events[2].step, events[2].wall_time), (7, 12.25));
+        assert_eq!(events[2].summary, Some(Summary { value: vec![value] }));
+    }
+
+    #[test]
+    fn writers_of_one_second_do_not_share_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = EventWriter::create(dir.path()).unwrap();
+        let second = EventWriter::create(dir.path()).unwrap();
+        assert_ne!(first.path, second.path);
+        let name = first.path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with("events.out.tfevents.") && name.contains(&std::process::id().to_string()), "{name}");
+    }
+}

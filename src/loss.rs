@@ -1,0 +1,56 @@
+//! BYOL's loss (paper, equation 2) and the statistic that shows a collapse.
+
+use tch::{Kind, Tensor};
+
+/// `torch.nn.functional.normalize(x, dim=1)`, half precision raised to fp32 first: rows of `[N, D]` to length 1,
+/// norms below 1e-12 taken as that.
+pub fn l2_normalise(x: &Tensor) -> Tensor {
+    let x = if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
+    let norm = x.norm_scalaropt_dim(2, [1].as_slice(), true).clamp_min(1e-12);
+    x / norm
+}
+
+/// The squared distance of the normalised rows, `2 - 2 cos`, averaged over the batch: predictions and target
+/// projections `[N, D]` to a scalar in 0..4.
+pub fn regression_loss(prediction: &Tensor, projection: &Tensor) -> Tensor {
+    let cosine = (l2_normalise(prediction) * l2_normalise(projection)).sum_dim_intlist([1].as_slice(), false, None);
+    (cosine * -2.0 + 2.0).mean(None)
+}
+
+/// Standard deviation over the batch of the normalised projections `[N, D]`, averaged over D: about
+/// `1 / sqrt(D)` in health, towards 0 when the network maps every image to the same point.
+pub fn z_std(projection: &Tensor) -> Tensor {
+    l2_normalise(&projection.detach()).std_dim(Some([0].as_slice()), true, false).mean(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).reshape([-1, 2])
+    }
+
+    #[test]
+    fn both_directions_span_0_to_8() {
+        let (x, y) = (rows(&[3.0, 0.0, 0.0, 0.5]), rows(&[0.0, 2.0, 9.0, 0.0]));
+        let both = |a: &Tensor, b: &Tensor| (regression_loss(a, b) + regression_loss(b, a)).double_value(&[]);
+        assert_eq!(both(&x, &x), 0.0);
+        assert_eq!(both(&x, &y), 4.0);
+        assert_eq!(both(&x, &-&x), 8.0);
+    }
+
+    #[test]
+    fn gradient_flows_through_the_prediction_only_when_the_target_is_detached() {
+        let p = rows(&[1.0, 2.0, 3.0, -1.0]).set_requires_grad(true);
+        let z = rows(&[2.0, 1.0, 0.5, 1.0]).set_requires_grad(true);
+        regression_loss(&p, &z.detach()).backward();
+        assert!(p.grad().defined() && p.grad().abs().max().double_value(&[]) > 0.0);
+        assert!(!z.grad().defined());
+    }
+
+    #[test]
+    fn z_std_is_0_for_a_collapsed_batch() {
+        assert_eq!(z_std(&rows(&[1.0, 2.0, 2.0, 4.0, 0.5, 1.0])).double_value(&[]), 0.0);
+    }
+}

@@ -1,0 +1,43 @@
+//! `byol`: parses the command line, runs the command, turns errors into one line and an exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use byol::backend::first_line;
+use byol::cli::{Cli, Command};
+use byol::{commands, logging};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init(match (cli.verbose, cli.quiet) {
+        (true, _) => log::LevelFilter::Debug,
+        (_, true) => log::LevelFilter::Warn,
+        _ => log::LevelFilter::Info,
+    });
+    // tch panics where an operator fails; the message below says it in one line instead.
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = std::panic::catch_unwind(|| match &cli.command {
+        Command::Train(args) => commands::train::run(args),
+    });
+    let message = match outcome {
+        Ok(Ok(code)) => return ExitCode::from(code),
+        Ok(Err(error)) => {
+            let parts: Vec<String> = error
+                .chain()
+                .map(|cause| match cause.downcast_ref::<tch::TchError>() {
+                    Some(torch) => first_line(&torch.to_string()),
+                    None => cause.to_string(),
+                })
+                .collect();
+            parts.join(": ")
+        }
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            first_line(text.unwrap_or("panicked without a message"))
+        }
+    };
+    // A closed stderr must not turn an error into a panic.
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+    ExitCode::FAILURE
+}

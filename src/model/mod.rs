@@ -1,0 +1,156 @@
+//! The networks of BYOL (paper, section 3.1): online = encoder f, projector g, predictor q; target = the
+//! same f and g with weights of their own.
+
+mod heads;
+mod layers;
+mod params;
+mod resnet;
+
+use std::cell::Cell;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+pub use heads::Mlp;
+pub use params::{Init, Named, Params, Scope};
+pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
+
+use crate::backend;
+
+/// Section `model` of a config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152 or resnet200. Default resnet50.
+    pub arch: Arch,
+    /// Factor on every channel count, 0.25 to 4 in steps of 1/64. Default 1.
+    pub width: f64,
+    /// First layers: imagenet (7x7 stride 2, max-pooling) or cifar (3x3 stride 1). Default imagenet.
+    pub stem: Stem,
+    /// Start every residual block as the identity (last BatchNorm weight 0). Default false, as in the paper.
+    pub zero_init_residual: bool,
+    /// Hidden units of the projector. Default 4096.
+    pub projector_hidden: i64,
+    /// Length of a projection. Default 256.
+    pub projection_dim: i64,
+    /// Hidden units of the predictor. Default 4096.
+    pub predictor_hidden: i64,
+    /// A bias on the last layer of projector and predictor. Default false, as in the paper.
+    pub output_bias: bool,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            arch: Arch::Resnet50,
+            width: 1.0,
+            stem: Stem::Imagenet,
+            zero_init_residual: false,
+            projector_hidden: 4096,
+            projection_dim: 256,
+            predictor_hidden: 4096,
+            output_bias: false,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// The encoder's part.
+    pub fn encoder(&self) -> ResNetConfig {
+        ResNetConfig {
+            arch: self.arch,
+            width: self.width,
+            stem: self.stem,
+            zero_init_residual: self.zero_init_residual,
+        }
+    }
+
+    /// Out-of-range values as (key, what was found and what is accepted).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if !(0.25..=4.0).contains(&self.width) || (self.width * 64.0).fract() != 0.0 {
+            problems.push(("width".into(), format!("found {}, expected 0.25 to 4 in steps of 1/64", self.width)));
+        }
+        for (key, value) in [
+            ("projector_hidden", self.projector_hidden),
+            ("projection_dim", self.projection_dim),
+            ("predictor_hidden", self.predictor_hidden),
+        ] {
+            if !(1..=65536).contains(&value) {
+                problems.push((key.into(), format!("found {value}, expected 1 to 65536")));
+            }
+        }
+        problems
+    }
+}
+
+/// The online network, or (without predictor) the target network.
+#[derive(Debug)]
+pub struct Network {
+    /// f: images to representations.
+    pub encoder: ResNet,
+    projector: Mlp,
+    predictor: Option<Mlp>,
+    /// D: length of a projection.
+    pub projection_dim: i64,
+    /// Every tensor, named `encoder.*`, `projector.*`, `predictor.*`.
+    pub params: Params,
+    /// Forward passes in train mode so far: PyTorch's `num_batches_tracked` of every BatchNorm.
+    pub batches_tracked: Cell<i64>,
+}
+
+impl Network {
+    /// The online network, its initial weights from `seed`.
+    pub fn online(config: &ModelConfig, device: Device, seed: u64) -> Self {
+        Self::new(config, Params::new(device, Some(seed)), true)
+    }
+
+    /// The target network as it starts: a copy of the online encoder and projector, never given gradients.
+    pub fn target_of(online: &Self, config: &ModelConfig, device: Device) -> Self {
+        let target = Self::new(config, Params::new(device, None), false);
+        let _no_grad = tch::no_grad_guard();
+        for (to, from) in target.params.parameters.iter().zip(&online.params.parameters) {
+            debug_assert_eq!(to.name, from.name);
+            to.tensor.shallow_clone().copy_(&from.tensor);
+        }
+        target
+    }
+
+    fn new(config: &ModelConfig, mut params: Params, predicts: bool) -> Self {
+        let mut root = params.root();
+        let encoder = ResNet::new(root.sub("encoder"), &config.encoder());
+        let (hidden, dim, bias) = (config.projector_hidden, config.projection_dim, config.output_bias);
+        let projector = Mlp::new(root.sub("projector"), encoder.feature_dim, hidden, dim, bias);
+        let predictor = predicts.then(|| Mlp::new(root.sub("predictor"), dim, config.predictor_hidden, dim, bias));
+        Self { encoder, projector, predictor, projection_dim: dim, params, batches_tracked: Cell::new(0) }
+    }
+
+    /// z = g(f(x)): images `[N, 3, H, W]` to projections `[N, projection_dim]`, in train mode.
+    pub fn project(&self, images: &Tensor) -> Tensor {
+        self.batches_tracked.set(self.batches_tracked.get() + 1);
+        self.projector.forward(&self.encoder.forward(images, true), true)
+    }
+
+    /// q(z): projections to predictions, in train mode. Only the online network predicts.
+    pub fn predict(&self, projections: &Tensor) -> Tensor {
+        let predictor = self.predictor.as_ref().expect("the online network has a predictor");
+        predictor.forward(projections, true)
+    }
+
+    /// f(x) with the running statistics: `[N, 3, H, W]` to fp32 representations `[N, feature_dim]`.
+    pub fn represent(&self, images: &Tensor) -> Tensor {
+        self.encoder.forward(images, false).to_kind(Kind::Float)
+    }
+
+    /// Stores the convolution weights with their channels innermost (`module.to(memory_format=torch.channels_last)`).
+    pub fn to_channels_last(&mut self) {
+        let _no_grad = tch::no_grad_guard();
+        for parameter in &mut self.params.parameters {
+            if parameter.tensor.dim() == 4 {
+                // The layer holds the same tensor, so its data is exchanged, not the handle.
+                let data = backend::channels_last(&parameter.tensor.detach());
+                parameter.tensor.set_data(&data);
+            }
+        }
+    }
+}

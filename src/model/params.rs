@@ -1,0 +1,123 @@
+//! Named parameters and buffers, under the names that `torch.nn.Module.state_dict` gives them.
+//! tch's `VarStore` is not used: it renames duplicates silently, casts and broadcasts on load, and gives its
+//! variables in hash order.
+
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::rng::{Purpose, Stream};
+
+/// A tensor and its name, such as `encoder.layer1.0.conv1.weight`.
+#[derive(Debug)]
+pub struct Named {
+    /// The name in PyTorch's notation.
+    pub name: String,
+    /// A shallow handle: it shares memory with the layer that uses it.
+    pub tensor: Tensor,
+}
+
+/// All tensors of one network, in the order in which its layers were built.
+#[derive(Debug)]
+pub struct Params {
+    /// What the optimiser or the EMA moves: weights and biases, fp32.
+    pub parameters: Vec<Named>,
+    /// BatchNorm's running mean and variance, fp32.
+    pub buffers: Vec<Named>,
+    device: Device,
+    seed: Option<u64>,
+}
+
+/// How a new parameter is filled.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in plus or minus this bound.
+    Uniform(f64),
+    /// One value everywhere.
+    Constant(f64),
+}
+
+impl Params {
+    /// No tensors yet. `seed` fixes the initial values whatever the device. Without one the network is not
+    /// trained: its parameters are zeros, to be copied into, and never carry gradients.
+    pub fn new(device: Device, seed: Option<u64>) -> Self {
+        Self { parameters: Vec::new(), buffers: Vec::new(), device, seed }
+    }
+
+    /// A place in the tree of names.
+    pub fn root(&mut self) -> Scope<'_> {
+        Scope { params: self, prefix: String::new() }
+    }
+
+    /// Casts every tensor in place (`torch.nn.Module.to(dtype)`).
+    pub fn to_kind(&mut self, kind: Kind) {
+        let _no_grad = tch::no_grad_guard();
+        for named in self.parameters.iter_mut().chain(&mut self.buffers) {
+            // The layer holds the same tensor: exchange its data, keep the handle.
+            let data = named.tensor.detach().to_kind(kind);
+            named.tensor.set_data(&data);
+        }
+    }
+
+    /// Number of trainable values.
+    pub fn count(&self) -> i64 {
+        self.parameters.iter().map(|p| p.tensor.numel() as i64).sum()
+    }
+}
+
+/// A prefix of names, handed to a layer that is being built.
+pub struct Scope<'a> {
+    params: &'a mut Params,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// The place `name` below this one.
+    pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Scope { params: self.params, prefix }
+    }
+
+    /// A new fp32 parameter of this shape.
+    pub fn parameter(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        let index = self.params.parameters.len() as u64;
+        let constant = |value: f64| Tensor::full(shape, value, (Kind::Float, Device::Cpu));
+        let tensor = match (self.params.seed, init) {
+            (None, _) => constant(0.0),
+            (_, Init::Constant(value)) => constant(value),
+            (Some(seed), Init::Uniform(bound)) => {
+                drawn(shape, seed, index, |stream| [(); 2].map(|()| stream.uniform(-bound, bound) as f32))
+            }
+            (Some(seed), Init::Normal(std)) => drawn(shape, seed, index, |stream| {
+                let (a, b) = stream.normal_pair();
+                [(a * std) as f32, (b * std) as f32]
+            }),
+        };
+        let tensor = tensor.to_device(self.params.device).set_requires_grad(self.params.seed.is_some());
+        let named = Named { name: format!("{}{name}", self.prefix), tensor: tensor.shallow_clone() };
+        self.params.parameters.push(named);
+        tensor
+    }
+
+    /// A new fp32 buffer of this length, every value the same.
+    pub fn buffer(&mut self, name: &str, length: i64, value: f64) -> Tensor {
+        let tensor = Tensor::full([length], value, (Kind::Float, self.params.device));
+        let named = Named { name: format!("{}{name}", self.prefix), tensor: tensor.shallow_clone() };
+        self.params.buffers.push(named);
+        tensor
+    }
+}
+
+/// A tensor of random values, in pairs from `draw`. Every block has a stream of its own, so that all cores can
+/// draw and their number changes nothing.
+fn drawn(shape: &[i64], seed: u64, index: u64, draw: impl Fn(&mut Stream) -> [f32; 2] + Sync) -> Tensor {
+    let mut values = vec![0.0; shape.iter().product::<i64>() as usize];
+    values.par_chunks_mut(1 << 14).enumerate().for_each(|(block, values)| {
+        let mut stream = Stream::new(seed, Purpose::Init, block as u64, index, 0);
+        for pair in values.chunks_mut(2) {
+            pair.copy_from_slice(&draw(&mut stream)[..pair.len()]);
+        }
+    });
+    Tensor::from_slice(&values).reshape(shape)
+}

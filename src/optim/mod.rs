@@ -1,0 +1,184 @@
+//! Optimisers with their state as named tensors, so that a checkpoint can hold all of it. Steps run under
+//! `no_grad` and read nothing back to the host.
+
+mod adamw;
+mod lars;
+mod schedule;
+mod sgd;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::backend;
+use crate::model::{Named, Params};
+
+pub use schedule::{EmaConfig, ScheduleConfig, TauSchedule, learning_rate, tau};
+
+/// `optimizer.name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// Layer-wise adaptive rates (arXiv 1708.03888) in DeepMind's form.
+    Lars,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+/// Section `optimizer` of a config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// lars, sgd or adamw. Default lars.
+    pub name: Algorithm,
+    /// Learning rate for 256 images a step; scaled by `train.batch_size / 256` unless `scale_lr` is false. Default 0.2.
+    pub base_lr: f64,
+    /// Linear scaling of the learning rate with the batch. Default true.
+    pub scale_lr: bool,
+    /// L2 penalty (lars, sgd) or decoupled decay (adamw). Default 1.5e-6.
+    pub weight_decay: f64,
+    /// Leave biases and BatchNorm parameters out of weight decay and of LARS adaptation. Default true.
+    pub exclude_bias_and_norm: bool,
+    /// Momentum of lars and sgd, 0 to below 1. Default 0.9.
+    pub momentum: f64,
+    /// Nesterov momentum (sgd). Default false.
+    pub nesterov: bool,
+    /// LARS trust coefficient eta. Default 0.001.
+    pub eta: f64,
+    /// LARS with the rate of a layer capped at the learning rate, as solo-learn's `clip_lr`. Default false.
+    pub clip: bool,
+    /// AdamW's decay rates of the two moments. Default [0.9, 0.999].
+    pub betas: [f64; 2],
+    /// AdamW's epsilon. Default 1e-8.
+    pub eps: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            name: Algorithm::Lars,
+            base_lr: 0.2,
+            scale_lr: true,
+            weight_decay: 1.5e-6,
+            exclude_bias_and_norm: true,
+            momentum: 0.9,
+            nesterov: false,
+            eta: 1e-3,
+            clip: false,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The learning rate at the end of warm-up: `base_lr * images / 256`, or `base_lr` without scaling.
+    pub fn peak_lr(&self, images_per_step: usize) -> f64 {
+        if self.scale_lr { self.base_lr * images_per_step as f64 / 256.0 } else { self.base_lr }
+    }
+
+    /// Out-of-range values as (key, what was found and what is accepted).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut require = |key: &str, value: f64, ok: bool, expected: &str| {
+            if !ok || !value.is_finite() {
+                problems.push((key.to_string(), format!("found {value}, expected {expected}")));
+            }
+        };
+        require("base_lr", self.base_lr, self.base_lr > 0.0 && self.base_lr <= 1e4, "above 0, at most 10000");
+        require("weight_decay", self.weight_decay, (0.0..=1.0).contains(&self.weight_decay), "0 to 1");
+        require("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "0 to below 1");
+        require("eta", self.eta, self.eta > 0.0 && self.eta <= 1.0, "above 0, at most 1");
+        require("eps", self.eps, self.eps > 0.0 && self.eps <= 1.0, "above 0, at most 1");
+        if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
+            problems.push(("betas".into(), format!("found {:?}, expected two numbers from 0 to below 1", self.betas)));
+        }
+        if self.nesterov && (self.momentum == 0.0 || self.name != Algorithm::Sgd) {
+            problems
+                .push(("nesterov".into(), "found true, expected false unless name is sgd and momentum above 0".into()));
+        }
+        if self.clip && self.name != Algorithm::Lars {
+            problems.push(("clip".into(), "found true, expected false unless name is lars".into()));
+        }
+        problems
+    }
+}
+
+/// One parameter and what the optimiser keeps for it.
+struct Slot {
+    name: String,
+    weight: Tensor,
+    /// Subject to weight decay and LARS adaptation.
+    adapted: bool,
+    /// Momentum, or Adam's two moments.
+    state: Vec<Tensor>,
+}
+
+/// The optimiser of a run.
+pub struct Optimizer {
+    config: OptimizerConfig,
+    slots: Vec<Slot>,
+}
+
+impl Optimizer {
+    /// An optimiser over all parameters of a network, its state zero.
+    pub fn new(config: &OptimizerConfig, params: &Params) -> Self {
+        let states = if config.name == Algorithm::Adamw { 2 } else { 1 };
+        let slots = params.parameters.iter().map(|parameter| Slot {
+            name: parameter.name.clone(),
+            weight: parameter.tensor.shallow_clone(),
+            adapted: !config.exclude_bias_and_norm || parameter.tensor.dim() > 1,
+            // Zeros in the weight's own memory layout.
+            state: (0..states).map(|_| parameter.tensor.detach().zeros_like()).collect(),
+        });
+        Self { config: config.clone(), slots: slots.collect() }
+    }
+
+    /// Drops all gradients.
+    /// # Errors
+    /// What libtorch says.
+    pub fn zero_grad(&self) -> Result<()> {
+        self.slots.iter().try_for_each(|slot| backend::clear_grad(&slot.weight))
+    }
+
+    /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).
+    /// A parameter without gradient stays as it is.
+    pub fn step(&mut self, lr: f64, step: u64) {
+        let _no_grad = tch::no_grad_guard();
+        for slot in &mut self.slots {
+            let gradient = slot.weight.grad();
+            if !gradient.defined() {
+                continue;
+            }
+            let (weight, state, config) = (&mut slot.weight, &mut slot.state, &self.config);
+            match config.name {
+                Algorithm::Lars => lars::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
+                Algorithm::Sgd => sgd::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
+                Algorithm::Adamw => adamw::update(weight, &gradient, state, slot.adapted, lr, step, config),
+            }
+        }
+    }
+
+    /// L2 norm over all gradients, on the device.
+    pub fn gradient_norm(&self) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let gradients = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined);
+        let norms: Vec<Tensor> = gradients.map(|g| g.norm()).collect();
+        Tensor::stack(&norms, 0).norm()
+    }
+
+    /// The state, named `momentum.<parameter>` or `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
+    pub fn state(&self) -> Vec<Named> {
+        let kinds: &[&str] =
+            if self.config.name == Algorithm::Adamw { &["exp_avg", "exp_avg_sq"] } else { &["momentum"] };
+        let named = self.slots.iter().flat_map(|slot| {
+            kinds
+                .iter()
+                .zip(&slot.state)
+                .map(|(kind, tensor)| Named { name: format!("{kind}.{}", slot.name), tensor: tensor.shallow_clone() })
+        });
+        named.collect()
+    }
+}

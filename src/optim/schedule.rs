@@ -1,0 +1,96 @@
+//! Learning rate and tau as pure functions of the optimiser step, so a resume needs nothing but the step.
+
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+/// Section `schedule` of a config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// Length of the training, in passes over the training images. Default 1000.
+    pub epochs: u64,
+    /// Epochs of linear warm-up from 0, at most `epochs`. Default 10.
+    pub warmup_epochs: f64,
+    /// Where the cosine ends, as a factor of the peak learning rate, 0 to 1. Default 0.
+    pub final_lr_factor: f64,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { epochs: 1000, warmup_epochs: 10.0, final_lr_factor: 0.0 }
+    }
+}
+
+impl ScheduleConfig {
+    /// Out-of-range values as (key, what was found and what is accepted).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if !(1..=1_000_000).contains(&self.epochs) {
+            problems.push(("epochs".into(), format!("found {}, expected 1 to 1000000", self.epochs)));
+        }
+        if !(0.0..=self.epochs as f64).contains(&self.warmup_epochs) {
+            let (found, most) = (self.warmup_epochs, self.epochs);
+            problems.push(("warmup_epochs".into(), format!("found {found}, expected 0 to schedule.epochs ({most})")));
+        }
+        if !(0.0..=1.0).contains(&self.final_lr_factor) {
+            problems.push(("final_lr_factor".into(), format!("found {}, expected 0 to 1", self.final_lr_factor)));
+        }
+        problems
+    }
+}
+
+/// `ema.schedule`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TauSchedule {
+    /// From `base_tau` to 1 along half a cosine (paper, section 3.3).
+    Cosine,
+    /// `base_tau` throughout.
+    Constant,
+}
+
+/// Section `ema` of a config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmaConfig {
+    /// Weight of the old target in the first update, 0 to 1. Default 0.996.
+    pub base_tau: f64,
+    /// cosine (to 1 at the end) or constant. Default cosine.
+    pub schedule: TauSchedule,
+}
+
+impl Default for EmaConfig {
+    fn default() -> Self {
+        Self { base_tau: 0.996, schedule: TauSchedule::Cosine }
+    }
+}
+
+impl EmaConfig {
+    /// Out-of-range values as (key, what was found and what is accepted).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        if (0.0..=1.0).contains(&self.base_tau) {
+            return Vec::new();
+        }
+        vec![("base_tau".into(), format!("found {}, expected 0 to 1", self.base_tau))]
+    }
+}
+
+/// Learning rate of optimiser step `step` (from 0) of `total`: linear from 0 over `warmup` steps, then half a
+/// cosine to `peak * final_factor` (DeepMind's `utils/schedules.py`; the very first rate is 0).
+pub fn learning_rate(step: u64, warmup: u64, total: u64, peak: f64, final_factor: f64) -> f64 {
+    if step < warmup {
+        return peak * step as f64 / warmup as f64;
+    }
+    let progress = (step - warmup) as f64 / (total - warmup).max(1) as f64;
+    let floor = peak * final_factor;
+    floor + (peak - floor) * (1.0 + (PI * progress.min(1.0)).cos()) / 2.0
+}
+
+/// tau of the update after optimiser step `step` (from 0) of `total`: `1 - (1 - base) (cos(pi step / total) + 1) / 2`.
+pub fn tau(step: u64, total: u64, config: &EmaConfig) -> f64 {
+    match config.schedule {
+        TauSchedule::Constant => config.base_tau,
+        TauSchedule::Cosine => 1.0 - (1.0 - config.base_tau) * ((PI * step as f64 / total as f64).cos() + 1.0) / 2.0,
+    }
+}

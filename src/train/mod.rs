@@ -1,0 +1,296 @@
+//! The training loop around [`step`]: batches in, metrics and checkpoints out, until the schedule's end, a
+//! signal, or numbers that are no longer numbers.
+
+mod config;
+mod plan;
+mod signals;
+mod step;
+mod watch;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Kind, Tensor};
+
+pub use config::{MonitorConfig, OutputConfig, Precision, TrainConfig};
+pub use plan::Plan;
+pub use signals::Signals;
+pub use step::{Byol, StepOutput, Views};
+pub use watch::{CollapseWatch, KnnWatch};
+
+use crate::augment::AugmentConfig;
+use crate::backend;
+use crate::checkpoint::{self, Manifest};
+use crate::data::loader::{Batch, Loader};
+use crate::logging::{Logger, StepMetrics};
+use crate::model::Network;
+
+/// Everything a run consists of; `commands::train` puts it together.
+pub struct Trainer {
+    /// Networks and optimiser.
+    pub byol: Byol,
+    /// Lengths and schedules.
+    pub plan: Plan,
+    /// Micro-batches, from the first one not yet trained on.
+    pub loader: Loader,
+    /// k-NN accuracy, where there are labels and the config asks for it.
+    pub knn: Option<KnnWatch>,
+    /// Bars, metrics.jsonl, TensorBoard.
+    pub logger: Logger,
+    /// What checkpoints say of the run; its `step` is where the run is.
+    pub manifest: Manifest,
+    /// Folder of the checkpoints.
+    pub checkpoints: PathBuf,
+    /// Section `train`.
+    pub train: TrainConfig,
+    /// Section `augment`: size and normalisation.
+    pub augment: AugmentConfig,
+    /// Section `monitor`.
+    pub monitor: MonitorConfig,
+    /// Section `output`.
+    pub output: OutputConfig,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps done.
+    Finished,
+    /// `train.max_steps` reached.
+    MaxSteps,
+    /// A signal came; the exit code that says so.
+    Signal(i32),
+}
+
+/// What the run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// Loss of the last step.
+    pub loss: f64,
+    /// Statistic of the last step, see [`crate::loss::z_std`].
+    pub z_std: f64,
+    /// The projections collapsed at some time.
+    pub collapsed: bool,
+    /// k-NN top-1 of the encoder at the end.
+    pub knn_top1: Option<f64>,
+    /// Images per second over all steps of this invocation, waiting for data included.
+    pub images_per_second: f64,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// What the last step left on the device, not yet looked at.
+struct Pending {
+    step: u64,
+    output: StepOutput,
+}
+
+impl Trainer {
+    /// Trains from `manifest.step` to the end.
+    /// # Errors
+    /// A non-finite loss (the step is named, no checkpoint of it is written); a bad image where the config
+    /// says `fail`; a checkpoint that cannot be written; what libtorch says.
+    pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
+        let end = self.train.max_steps.map_or(self.plan.total_steps, |max| max.min(self.plan.total_steps));
+        let first = self.manifest.step;
+        let mut collapse = CollapseWatch::new(&self.monitor, &self.byol);
+        let mut knn_top1 = None;
+        if first == 0 {
+            knn_top1 = self.evaluate(0)?;
+            self.manifest.knn_random = knn_top1;
+        }
+        let mut interval = Interval::start();
+        let mut training_seconds = 0.0;
+        let (mut loss, mut z_std) = (f64::NAN, f64::NAN);
+        let mut ending = if end == self.plan.total_steps { Ending::Finished } else { Ending::MaxSteps };
+        let mut pending: Option<Pending> = None;
+        let mut saved = first;
+        for step in first..end {
+            let (micro_batches, waited) = self.next_micro_batches()?;
+            interval.waited += waited;
+            let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
+            let output = self.byol.step(&micro_batches, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
+            interval.steps += 1;
+            let done = step + 1;
+            let logging = done % self.monitor.log_every == 0 || done == 1 || done == end;
+            let epoch_end = done % self.plan.steps_per_epoch == 0;
+            let saving = self.checkpoint_due(done, epoch_end) || done == end;
+            // Reading a value waits for the device. On the CPU it is there; on a GPU the step before has long
+            // ended when this one is queued, so that is the one to look at, except where this one is logged or saved.
+            let previous = pending.replace(Pending { step: done, output });
+            let current = logging || saving || self.byol.device == Device::Cpu;
+            let seen = if current { pending.take() } else { previous };
+            if let Some(Pending { step, output }) = seen {
+                loss = output.loss.double_value(&[]);
+                if !loss.is_finite() {
+                    bail!("{}", self.not_finite(step, loss));
+                }
+                if logging {
+                    z_std = output.z_std.double_value(&[]);
+                    collapse.look(done, z_std);
+                    let metrics = StepMetrics {
+                        step: done,
+                        epoch: self.plan.epochs(done),
+                        loss,
+                        lr,
+                        tau,
+                        z_std,
+                        images_per_second: interval.images_per_second(self.train.batch_size),
+                        data_wait_seconds: interval.waited,
+                        grad_norm: self.byol.optimizer.gradient_norm().double_value(&[]),
+                    };
+                    self.logger.log(&metrics)?;
+                    training_seconds += interval.restart();
+                }
+            }
+            self.logger.advance(done);
+            let code = signals.exit_code();
+            if saving || code.is_some() {
+                interval.pause();
+                self.save(done)?;
+                saved = done;
+                interval.resume();
+            }
+            if let Some(code) = code {
+                ending = Ending::Signal(code);
+                break;
+            }
+            if epoch_end && self.knn_due(done) || done == end {
+                interval.pause();
+                knn_top1 = self.evaluate(done)?.or(knn_top1);
+                interval.resume();
+            }
+        }
+        training_seconds += interval.restart();
+        let images = (self.manifest.step - first) as f64 * self.train.batch_size as f64;
+        Ok(Outcome {
+            ending,
+            loss,
+            z_std,
+            collapsed: collapse.collapsed,
+            knn_top1,
+            images_per_second: if training_seconds > 0.0 { images / training_seconds } else { 0.0 },
+            checkpoint: checkpoint::path_of(&self.checkpoints, saved),
+        })
+    }
+
+    /// The next step's micro-batches on the device, and the seconds spent waiting for the loader.
+    fn next_micro_batches(&mut self) -> Result<(Vec<Views>, f64)> {
+        let mut micro_batches = Vec::with_capacity(self.train.accumulation_steps);
+        let mut waited = 0.0;
+        for _ in 0..self.train.accumulation_steps {
+            let start = Instant::now();
+            let batch = self.loader.next_batch()?;
+            waited += start.elapsed().as_secs_f64();
+            micro_batches.push(self.to_device(&batch)?);
+            self.loader.recycle(batch);
+        }
+        Ok((micro_batches, waited))
+    }
+
+    fn to_device(&self, batch: &Batch) -> Result<Views> {
+        let size = self.augment.size as i64;
+        let shape = [batch.indices.len() as i64, size, size, 3];
+        let view = |bytes: &[u8]| {
+            let (mean, std) = (self.augment.mean, self.augment.std);
+            backend::normalised(bytes, shape, mean, std, self.byol.device, !self.train.channels_last)
+        };
+        Ok([view(&batch.views[0])?, view(&batch.views[1])?])
+    }
+
+    fn checkpoint_due(&self, done: u64, epoch_end: bool) -> bool {
+        let (epochs, steps) = (self.output.checkpoint_every_epochs, self.output.checkpoint_every_steps);
+        let by_epoch = epoch_end && epochs > 0 && (done / self.plan.steps_per_epoch) % epochs == 0;
+        by_epoch || (steps > 0 && done % steps == 0)
+    }
+
+    fn knn_due(&self, done: u64) -> bool {
+        let every = self.monitor.knn_every;
+        every > 0 && (done / self.plan.steps_per_epoch) % every == 0
+    }
+
+    fn evaluate(&mut self, done: u64) -> Result<Option<f64>> {
+        let Some(knn) = &self.knn else { return Ok(None) };
+        let top1 = knn.top1(&self.byol).context("k-NN evaluation")?;
+        self.logger.knn(done, self.plan.epochs(done), top1)?;
+        Ok(Some(top1))
+    }
+
+    /// A checkpoint of the state after `done` steps.
+    fn save(&mut self, done: u64) -> Result<()> {
+        if let Some(name) = not_finite_tensor(&self.byol) {
+            bail!("{}: {name} is not finite", self.not_finite(done, f64::NAN));
+        }
+        self.manifest.step = done;
+        checkpoint::save(&self.checkpoints, &self.byol, self.manifest.clone(), self.output.keep_checkpoints)?;
+        Ok(())
+    }
+
+    fn not_finite(&self, step: u64, loss: f64) -> String {
+        let kept = match checkpoint::list(&self.checkpoints).first() {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "there is no checkpoint yet".into(),
+        };
+        format!(
+            "step {step}: the loss is {loss}; {kept}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs or \
+             use train.precision=fp32"
+        )
+    }
+}
+
+/// Name of the first parameter or buffer of either network with a value that is not finite.
+fn not_finite_tensor(byol: &Byol) -> Option<String> {
+    let _no_grad = tch::no_grad_guard();
+    let tensors = |(prefix, network): (&'static str, &'_ Network)| {
+        let named = network.params.parameters.iter().chain(&network.params.buffers);
+        named.map(|n| (format!("{prefix}.{}", n.name), n.tensor.sum(Kind::Double))).collect::<Vec<_>>()
+    };
+    let mut sums = tensors(("online", &byol.online));
+    sums.extend(tensors(("target", &byol.target)));
+    // One look at all of them first. A sum in f64 is finite only where every part is.
+    let all = Tensor::stack(&sums.iter().map(|(_, sum)| sum).collect::<Vec<_>>(), 0).sum(Kind::Double);
+    if all.double_value(&[]).is_finite() {
+        return None;
+    }
+    sums.into_iter().find(|(_, sum)| !sum.double_value(&[]).is_finite()).map(|(name, _)| name)
+}
+
+/// Time spent on steps since the last log record; pauses leave out checkpoints and evaluations.
+struct Interval {
+    since: Instant,
+    seconds: f64,
+    steps: u64,
+    waited: f64,
+}
+
+impl Interval {
+    fn start() -> Self {
+        Self { since: Instant::now(), seconds: 0.0, steps: 0, waited: 0.0 }
+    }
+
+    fn total(&self) -> f64 {
+        self.seconds + self.since.elapsed().as_secs_f64()
+    }
+
+    fn images_per_second(&self, batch: usize) -> f64 {
+        self.steps as f64 * batch as f64 / self.total().max(1e-9)
+    }
+
+    /// Seconds of the interval, which then starts anew.
+    fn restart(&mut self) -> f64 {
+        let total = self.total();
+        *self = Self::start();
+        total
+    }
+
+    fn pause(&mut self) {
+        self.seconds = self.total();
+    }
+
+    fn resume(&mut self) {
+        self.since = Instant::now();
+    }
+}

@@ -1,0 +1,241 @@
+//! Config files: every shipped one loads, and what is wrong is said with file, line, key, what was found and what
+//! is accepted.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use byol::config::Config;
+use byol::model::Arch;
+use byol::optim::Algorithm;
+
+fn load(yaml: &str, overrides: &[&str]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("c.yaml");
+    fs::write(&path, yaml).expect("written");
+    let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+    Config::load(&path, &overrides).map_err(|e| format!("{e:#}").replace(&folder.path().display().to_string(), "."))
+}
+
+fn shipped(name: &str) -> Config {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name);
+    Config::load(&path, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"))
+}
+
+#[test]
+fn shipped_configs_load_and_have_their_recipes_numbers() {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")).expect("configs");
+    let names: Vec<String> = files.map(|f| f.expect("entry").file_name().to_string_lossy().into_owned()).collect();
+    assert!(names.len() >= 6, "{names:?}");
+    names.iter().for_each(|name| drop(shipped(name)));
+    // Peak rate at batch 4096, decay, tau, epochs: byol section 3.3, 5, the authors' release, mmpretrain's config.
+    for (name, peak, decay, tau, epochs) in [
+        ("imagenet_resnet50_1000ep.yaml", 3.2, 1.5e-6, 0.996, 1000),
+        ("imagenet_resnet50_300ep.yaml", 4.8, 1e-6, 0.99, 300),
+        ("imagenet_resnet50_100ep.yaml", 7.2, 1e-6, 0.99, 100),
+        ("mmpretrain_resnet50_200ep.yaml", 4.8, 1e-6, 0.99, 200),
+    ] {
+        let config = shipped(name);
+        assert!((config.optimizer.peak_lr(config.train.batch_size) - peak).abs() < 1e-9, "{name}");
+        assert_eq!((config.optimizer.name, config.optimizer.weight_decay), (Algorithm::Lars, decay), "{name}");
+        assert_eq!((config.ema.base_tau, config.schedule.epochs, config.schedule.warmup_epochs), (tau, epochs, 10.0));
+        assert_eq!((config.train.batch_size, config.model.arch, config.augment.size), (4096, Arch::Resnet50, 224));
+        assert_eq!(config.augment.view1, Config::default().augment.view1, "{name}");
+        assert_eq!(config.augment.view2, Config::default().augment.view2, "{name}");
+    }
+}
+
+/// Paths of all leaves, and the line of each.
+fn keys(value: &serde_yaml::Value, prefix: &str, found: &mut BTreeSet<String>) {
+    match value.as_mapping() {
+        Some(map) => map.iter().for_each(|(key, value)| {
+            keys(value, &format!("{prefix}.{}", key.as_str().expect("a text key")), found);
+        }),
+        None => drop(found.insert(prefix.trim_start_matches('.').to_string())),
+    }
+}
+
+#[test]
+fn the_cifar10_config_shows_every_key_with_a_comment() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/cifar10_resnet18.yaml");
+    let text = fs::read_to_string(path).expect("read");
+    let (mut there, mut all) = (BTreeSet::new(), BTreeSet::new());
+    keys(&serde_yaml::from_str(&text).expect("YAML"), "", &mut there);
+    keys(&serde_yaml::to_value(Config::default()).expect("YAML"), "", &mut all);
+    let left_out: Vec<_> = all.difference(&there).filter(|k| !k.starts_with("data.synthetic")).collect();
+    assert!(left_out.is_empty(), "{left_out:?}");
+}
+
+#[test]
+fn the_default_is_the_papers_main_run() {
+    let config = load("# nothing set\n", &[]).expect("loads");
+    assert_eq!(config, Config::default());
+    // Section 3.3 and table 6.
+    assert_eq!(
+        (config.model.arch, config.optimizer.name, config.optimizer.momentum),
+        (Arch::Resnet50, Algorithm::Lars, 0.9)
+    );
+    assert!((config.optimizer.peak_lr(config.train.batch_size) - 3.2).abs() < 1e-9);
+    assert_eq!((config.optimizer.weight_decay, config.optimizer.eta, config.ema.base_tau), (1.5e-6, 1e-3, 0.996));
+    assert_eq!((config.schedule.epochs, config.schedule.warmup_epochs), (1000, 10.0));
+    assert_eq!(
+        (config.model.projector_hidden, config.model.projection_dim, config.model.predictor_hidden),
+        (4096, 256, 4096)
+    );
+}
+
+#[test]
+fn overrides_are_yaml_values_in_order() {
+    let yaml = "train: {batch_size: 64}\naugment: {size: 32}\n";
+    let config = load(
+        yaml,
+        &[
+            "train.batch_size=128",
+            "train.batch_size=256",
+            "output.dir=2024",
+            "optimizer.base_lr=1e-1",
+            "augment.view1.crop_scale=[0.2, 1]",
+            "data.limit=5",
+            "train.device=cuda:1",
+        ],
+    )
+    .expect("loads");
+    assert_eq!((config.train.batch_size, config.optimizer.base_lr), (256, 0.1));
+    assert_eq!((config.output.dir.to_str(), config.data.limit), (Some("2024"), Some(5)));
+    assert_eq!(config.augment.view1.crop_scale, [0.2, 1.0]);
+    assert_eq!(load(yaml, &["data.limit=5", "data.limit=null"]).expect("loads").data.limit, None);
+}
+
+#[test]
+fn keys_left_out_of_a_view_are_that_views_own() {
+    let config = load("augment:\n  view1:\n    flip_prob: 0.1\n  view2:\n    flip_prob: 0.1\n", &[]).expect("loads");
+    assert_eq!((config.augment.view1.blur_prob, config.augment.view1.solarize_prob), (1.0, 0.0));
+    assert_eq!((config.augment.view2.blur_prob, config.augment.view2.solarize_prob), (0.1, 0.2));
+}
+
+#[test]
+fn a_resolved_config_reads_as_itself() {
+    let config = shipped("cifar10_resnet18.yaml");
+    assert_eq!(load(&config.to_yaml().expect("YAML"), &[]).expect("loads"), config);
+}
+
+#[test]
+fn harmless_differences_are_not_differences() {
+    let saved = serde_json::to_value(load("", &[]).unwrap_or_default()).expect("JSON");
+    let mut config = Config::default();
+    config.data.workers = 3;
+    config.output.keep_checkpoints = 9;
+    config.monitor.log_every = 1;
+    assert_eq!(config.differences(&saved).expect("compared"), Vec::<String>::new());
+    config.train.seed = 1;
+    config.augment.view2.hue = 0.2;
+    assert_eq!(
+        config.differences(&saved).expect("compared"),
+        ["augment.view2.hue: 0.2, was 0.1", "train.seed: 1, was 0"]
+    );
+}
+
+/// (YAML, the whole message).
+const WRONG: &[(&str, &str)] = &[
+    ("train:\n  batch_size: many\n", "./c.yaml:2: train.batch_size: found string \"many\", expected usize"),
+    ("train:\n  batch_size: -4\n", "./c.yaml:2: train.batch_size: found integer `-4`, expected usize"),
+    ("train:\n  batch_size: 1\n", "./c.yaml:2: train.batch_size: found 1, expected 2 to 1048576"),
+    (
+        "optimizer:\n  base_lr: 0.1\n  nesterov: true\n",
+        "./c.yaml:3: optimizer.nesterov: found true, expected false unless name is sgd and momentum above 0",
+    ),
+    ("optimizer: {base_lr: .nan}\n", "./c.yaml:1: optimizer.base_lr: found NaN, expected above 0, at most 10000"),
+    ("optimizer:\n  base_lr: -1\n", "./c.yaml:2: optimizer.base_lr: found -1, expected above 0, at most 10000"),
+    (
+        "schedule:\n  epochs: 5\n  warmup_epochs: 6\n",
+        "./c.yaml:3: schedule.warmup_epochs: found 6, expected 0 to schedule.epochs (5)",
+    ),
+    ("schedule:\n  epochs: 5\n", "./c.yaml:1: schedule.warmup_epochs: found 10, expected 0 to schedule.epochs (5)"),
+    ("ema:\n  base_tau: 1.5\n", "./c.yaml:2: ema.base_tau: found 1.5, expected 0 to 1"),
+    ("model:\n  width: 0.3\n", "./c.yaml:2: model.width: found 0.3, expected 0.25 to 4 in steps of 1/64"),
+    ("model:\n  projection_dim: 0\n", "./c.yaml:2: model.projection_dim: found 0, expected 1 to 65536"),
+    ("monitor:\n  knn_k: 0\n", "./c.yaml:2: monitor.knn_k: found 0, expected at least 1 neighbour"),
+    ("output:\n  keep_checkpoints: 0\n", "./c.yaml:2: output.keep_checkpoints: found 0, expected at least 1"),
+    ("train:\n  device: gpu\n", "./c.yaml:2: train.device: found \"gpu\", expected auto, cpu, cuda or cuda:N"),
+    ("data:\n  format: parquet\n", "./c.yaml:1: data.path: found nothing, expected a path for format \"parquet\""),
+    ("data:\n  format: [1]\n", "./c.yaml:2: data.format: found sequence, expected a word"),
+];
+
+#[test]
+fn what_is_wrong_is_said_with_its_line() {
+    for (yaml, message) in WRONG {
+        assert_eq!(load(yaml, &[]).expect_err(yaml), *message);
+    }
+}
+
+/// (YAML, overrides, parts of the one-line message).
+const WRONG_WITH_HINTS: &[(&str, &[&str], &[&str])] = &[
+    (
+        "train:\n  batchsize: 4\n",
+        &[],
+        &["./c.yaml:2: train: unknown key batchsize, did you mean batch_size?", "accumulation_steps"],
+    ),
+    ("optimiser:\n  lr: 4\n", &[], &["./c.yaml:1: unknown key optimiser, did you mean optimizer?"]),
+    ("model:\n  arch: resnet19\n", &[], &["./c.yaml:2: model.arch: found `resnet19`, expected one of", "resnet18"]),
+    (
+        "train:\n  batch_size: 100\n  accumulation_steps: 3\n",
+        &[],
+        &["./c.yaml:3: train.accumulation_steps: found 3", "a divisor of batch_size (100)"],
+    ),
+    (
+        "augment:\n  size: 8\n  view1:\n    blur_prob: 0\n",
+        &[],
+        &["./c.yaml:1: augment.view2.blur_sigma: found [0.1, 2.0], expected a blur window of at most size, 8 px"],
+    ),
+    (
+        "augment:\n  view2:\n    crop_scale: [0.9, 0.1]\n",
+        &[],
+        &["./c.yaml:3: augment.view2.crop_scale: found [0.9, 0.1]"],
+    ),
+    (
+        "augment:\n  view2:\n    flip_prop: 1\n",
+        &[],
+        &["./c.yaml:3: augment.view2: unknown key flip_prop, did you mean flip_prob?"],
+    ),
+    ("train: [1\n", &[], &["./c.yaml:"]),
+    ("train: 5\n", &[], &["./c.yaml:1: train: found integer `5`, expected section TrainConfig"]),
+    ("", &["train.batch_size=0"], &["--set train.batch_size=0: train.batch_size: found 0"]),
+    ("", &["train.batch_size=x"], &["--set train.batch_size=x: train.batch_size: found string \"x\", expected usize"]),
+    (
+        "",
+        &["train.batchsize=4"],
+        &["--set train.batchsize=4: unknown key batchsize in train, did you mean batch_size?"],
+    ),
+    ("", &["trian.batch_size=4"], &["unknown key trian in the config, did you mean train?"]),
+    ("", &["train.batch_size.x=4"], &["train.batch_size is a value"]),
+    ("", &["train"], &["--set train: found no '='"]),
+    ("", &["model.arch=vgg"], &["--set model.arch=vgg: model.arch: found `vgg`, expected one of"]),
+    (
+        "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
+        &[],
+        &["./c.yaml:1: unknown key a"],
+    ),
+];
+
+#[test]
+fn near_misses_get_a_suggestion_in_one_line() {
+    for (yaml, overrides, parts) in WRONG_WITH_HINTS {
+        let message = load(yaml, overrides).expect_err(yaml);
+        assert_eq!(message.lines().count(), 1, "{message}");
+        for part in *parts {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+    }
+}
+
+#[test]
+fn files_that_are_no_configs_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let load = |path: &Path| format!("{:#}", Config::load(path, &[]).expect_err("refused"));
+    assert!(load(folder.path()).contains("found a folder, expected a YAML file"));
+    let path = folder.path().join("c.yaml");
+    fs::write(&path, [0xff, 0xfe, 0]).expect("written");
+    assert!(load(&path).contains("byte 0 is not UTF-8"));
+    fs::write(&path, vec![b'#'; 2 << 20]).expect("written");
+    assert!(load(&path).contains("expected at most 1048576"));
+}
