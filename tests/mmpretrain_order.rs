@@ -67,7 +67,7 @@ fn mmpretrain_step(byol: &mut Byol, [v1, v2]: &Views, step: u64) {
     };
     let loss = (head(&p1, &t2) + head(&p2, &t1)) * 2.0;
     loss.backward();
-    byol.optimizer.step(lr(step), step);
+    byol.optimizer.step(lr(step), step).expect("a step");
 }
 
 fn difference(a: &Network, b: &Network) -> f64 {

@@ -256,7 +256,6 @@ OPTIMIZERS = {  # momentum, weight decay, eta; AdamW: betas 0.9 / 0.999, eps 1e-
 
 
 def optimizers(seed):
-    lars_golden()
     # "zero" starts with norm 0; the gradient of "still" is 0 in every step.
     shapes = {"conv.weight": (4, 3, 3, 3), "fc.weight": (5, 7), "bn.weight": (6,), "fc.bias": (5,),
               "zero.weight": (3, 4), "still.weight": (2, 5)}
@@ -264,7 +263,7 @@ def optimizers(seed):
     init = {n: torch.zeros(s) if n == "zero.weight" else fill_state(n, s, seed) for n, s in shapes.items()}
     grads = {n: torch.stack([fill(f"step{k}.{n}", s, seed) for k in range(6)]) for n, s in shapes.items()}
     grads["still.weight"].zero_()
-    out = {"lr": torch.tensor(lrs)}
+    out = {"lr": torch.tensor(lrs, dtype=torch.float64)}
     out.update({f"init.{n}": t for n, t in init.items()} | {f"grad.{n}": t for n, t in grads.items()})
     for kind, hyper in OPTIMIZERS.items():
         parameters = {n: t.clone().requires_grad_() for n, t in init.items()}
@@ -276,7 +275,7 @@ def optimizers(seed):
             step(lr)
             for n, p in parameters.items():
                 history[n].append(p.detach().clone())
-        out[f"{kind}.hyper"] = torch.tensor(hyper)
+        out[f"{kind}.hyper"] = torch.tensor(hyper, dtype=torch.float64)
         out.update({f"{kind}.{n}": torch.stack(h) for n, h in history.items()})
     return out
 
@@ -328,8 +327,8 @@ def trajectory(kind, peak, momentum, weight_decay, eta, micro_batches, seed, per
                 put(now, f"{side}.{name}", tensor, 16)
         for key, value in now.items():
             history.setdefault(key, []).append(value)
-    out = {key: torch.tensor(values) for key, values in scalars.items()}
-    out["hyper"] = torch.tensor([peak, momentum, weight_decay, eta, micro_batches])
+    out = {key: torch.tensor(values, dtype=torch.float64) for key, values in scalars.items()}
+    out["hyper"] = torch.tensor([peak, momentum, weight_decay, eta, micro_batches], dtype=torch.float64)
     out.update({key: torch.stack(values) for key, values in history.items()})
     return out
 
@@ -378,12 +377,15 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.set_default_dtype(torch.float32 if args.fp32 else torch.float64)
+    torch.set_default_dtype(torch.float64)
+    lars_golden()
     makers = {"resnet": resnets, "heads_loss": heads_loss, "optim": optimizers,
               "schedules": lambda _: schedule_tables(), "trajectory": trajectories, "init": init}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():
         if args.only in (None, name):
+            formulas = name in ("schedules", "init")
+            torch.set_default_dtype(torch.float32 if args.fp32 and not formulas else torch.float64)
             tensors = {k: stored(k, v, name) for k, v in make(args.seed).items()}
             tensors |= {"seed": torch.tensor(args.seed), "fp32": torch.tensor(int(args.fp32))}
             path = args.out / f"{name}.safetensors"

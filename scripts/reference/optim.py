@@ -22,7 +22,7 @@ class Lars:
             w.sub_(v, alpha=lr)
 
     def scaled(self, w, lr):
-        decayed = w.grad + self.weight_decay * w
+        decayed = w.grad.add(w, alpha=self.weight_decay)
         w_norm, g_norm, u_norm = w.norm(), w.grad.norm(), decayed.norm()
         if self.form == "lars":
             return decayed * (self.eta * w_norm / u_norm) if w_norm > 0 and u_norm > 0 else decayed

@@ -67,4 +67,9 @@ int byol_deterministic(int on) {
 int byol_clear_grad(at::Tensor* parameter) {
   return guarded([&] { parameter->mutable_grad().reset(); });
 }
+
+// tensor += alpha * other, in place and without a temporary (tch binds no alpha).
+int byol_add_scaled(at::Tensor* tensor, const at::Tensor* other, double alpha) {
+  return guarded([&] { tensor->add_(*other, alpha); });
+}
 }

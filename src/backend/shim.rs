@@ -12,6 +12,7 @@ unsafe extern "C" {
     fn byol_allow_tf32(allow: c_int) -> c_int;
     fn byol_deterministic(on: c_int) -> c_int;
     fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
+    fn byol_add_scaled(tensor: *mut torch_sys::C_tensor, other: *const torch_sys::C_tensor, alpha: f64) -> c_int;
 }
 
 fn check(status: c_int) -> Result<()> {
@@ -47,6 +48,12 @@ pub fn deterministic(on: bool) -> Result<()> {
 pub fn clear_grad(parameter: &Tensor) -> Result<()> {
     // SAFETY: the pointer is valid while `parameter` is borrowed and the shim does not keep it.
     check(unsafe { byol_clear_grad(parameter.as_ptr().cast_mut()) })
+}
+
+/// `tensor.add_(other, alpha=alpha)`: one pass and one rounding, as PyTorch's optimisers do it.
+pub fn add_scaled(tensor: &Tensor, other: &Tensor, alpha: f64) -> Result<()> {
+    // SAFETY: both pointers are valid while borrowed and the shim keeps neither.
+    check(unsafe { byol_add_scaled(tensor.as_ptr().cast_mut(), other.as_ptr(), alpha) })
 }
 
 /// Loads a shared library for good, symbols visible to all; the error is the loader's own line.

@@ -18,11 +18,11 @@ const PERIOD: [f64; 2] = [0.2, 0.36];
 /// Largest factor by which one axis is longer than the other.
 const STRETCH: f64 = 1.2;
 /// Grey of the dark parts, 0 to 1: a narrow range, see the module.
-const DARK: [f64; 2] = [0.0, 0.15];
+const DARK: [f64; 2] = [0.0, 0.05];
 /// Grey of the light parts, 0 to 1.
-const LIGHT: [f64; 2] = [0.85, 1.0];
+const LIGHT: [f64; 2] = [0.95, 1.0];
 /// Standard deviation of the noise of a pixel, 0 to 1.
-const NOISE: [f64; 2] = [0.03, 0.08];
+const NOISE: [f64; 2] = [0.04, 0.06];
 
 /// The `data.synthetic` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,9 +1,11 @@
 //! `torch.optim.AdamW`: w = w (1 - lr wd); m and v averages of g and g^2;
 //! w = w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t from 1.
 
+use anyhow::Result;
 use tch::Tensor;
 
 use super::OptimizerConfig;
+use crate::backend::add_scaled;
 
 pub(super) fn update(
     weight: &mut Tensor,
@@ -13,7 +15,7 @@ pub(super) fn update(
     lr: f64,
     step: u64,
     config: &OptimizerConfig,
-) {
+) -> Result<()> {
     let [beta1, beta2] = config.betas;
     let t = (step + 1) as f64;
     if adapted {
@@ -23,5 +25,5 @@ pub(super) fn update(
     let _ = first[0].g_mul_scalar_(beta1).g_add_(&(gradient * (1.0 - beta1)));
     let _ = second[0].g_mul_scalar_(beta2).g_add_(&(gradient * gradient * (1.0 - beta2)));
     let denominator = second[0].sqrt() / (1.0 - beta2.powf(t)).sqrt() + config.eps;
-    let _ = weight.g_sub_(&(&first[0] / denominator * (lr / (1.0 - beta1.powf(t)))));
+    add_scaled(weight, &(&first[0] / denominator), -lr / (1.0 - beta1.powf(t)))
 }

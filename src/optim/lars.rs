@@ -4,9 +4,11 @@
 //! r = min(r / lr, 1), so that the applied rate never exceeds lr; where |w| or |g| is 0, u = g and r = 1.
 //! Excluded parameters (biases, BatchNorm) get plain SGD with momentum at the full learning rate.
 
+use anyhow::Result;
 use tch::Tensor;
 
-use super::OptimizerConfig;
+use super::{OptimizerConfig, decayed};
+use crate::backend::add_scaled;
 
 pub(super) fn update(
     weight: &mut Tensor,
@@ -15,32 +17,32 @@ pub(super) fn update(
     adapted: bool,
     lr: f64,
     config: &OptimizerConfig,
-) {
+) -> Result<()> {
     let direction = match (adapted, config.clip) {
         (false, _) => gradient.shallow_clone(),
-        (true, false) => deepmind(weight, gradient, config),
-        (true, true) => solo_learn(weight, gradient, lr, config),
+        (true, false) => deepmind(weight, gradient, config)?,
+        (true, true) => solo_learn(weight, gradient, lr, config)?,
     };
     let _ = momentum.g_mul_scalar_(config.momentum).g_add_(&direction);
-    let _ = weight.g_sub_(&(&*momentum * lr));
+    add_scaled(weight, momentum, -lr)
 }
 
 /// r u of DeepMind's form. Norms stay on the device: no look at their values.
-fn deepmind(weight: &Tensor, gradient: &Tensor, config: &OptimizerConfig) -> Tensor {
-    let decayed = gradient + weight * config.weight_decay;
-    let (weight_norm, norm) = (weight.norm(), decayed.norm());
+fn deepmind(weight: &Tensor, gradient: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
+    let direction = decayed(gradient, weight, config)?;
+    let (weight_norm, norm) = (weight.norm(), direction.norm());
     let ratio = &weight_norm * config.eta / &norm;
-    decayed * ratio.where_self(&both_positive(&weight_norm, &norm), &ratio.ones_like())
+    Ok(direction * ratio.where_self(&both_positive(&weight_norm, &norm), &ratio.ones_like()))
 }
 
 /// r u of solo-learn's form.
-fn solo_learn(weight: &Tensor, gradient: &Tensor, lr: f64, config: &OptimizerConfig) -> Tensor {
+fn solo_learn(weight: &Tensor, gradient: &Tensor, lr: f64, config: &OptimizerConfig) -> Result<Tensor> {
     let (weight_norm, gradient_norm) = (weight.norm(), gradient.norm());
     let bound = &weight_norm * config.eta / (&gradient_norm + &weight_norm * config.weight_decay + 1e-8);
     // At a learning rate of 0 the quotient is infinite and the cap holds.
     let ratio = (bound / lr).clamp_max(1.0);
-    let adapted = (gradient + weight * config.weight_decay) * ratio;
-    adapted.where_self(&both_positive(&weight_norm, &gradient_norm), gradient)
+    let adapted = decayed(gradient, weight, config)? * ratio;
+    Ok(adapted.where_self(&both_positive(&weight_norm, &gradient_norm), gradient))
 }
 
 fn both_positive(a: &Tensor, b: &Tensor) -> Tensor {

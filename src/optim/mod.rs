@@ -106,6 +106,13 @@ impl OptimizerConfig {
     }
 }
 
+/// g + wd w: the gradient of the loss with its L2 penalty.
+fn decayed(gradient: &Tensor, weight: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
+    let sum = gradient.copy();
+    backend::add_scaled(&sum, weight, config.weight_decay)?;
+    Ok(sum)
+}
+
 /// One parameter and what the optimiser keeps for it.
 struct Slot {
     name: String,
@@ -145,7 +152,9 @@ impl Optimizer {
 
     /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).
     /// A parameter without gradient stays as it is.
-    pub fn step(&mut self, lr: f64, step: u64) {
+    /// # Errors
+    /// What libtorch says.
+    pub fn step(&mut self, lr: f64, step: u64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for slot in &mut self.slots {
             let gradient = slot.weight.grad();
@@ -157,8 +166,9 @@ impl Optimizer {
                 Algorithm::Lars => lars::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
                 Algorithm::Sgd => sgd::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
                 Algorithm::Adamw => adamw::update(weight, &gradient, state, slot.adapted, lr, step, config),
-            }
+            }?;
         }
+        Ok(())
     }
 
     /// L2 norm over all gradients, on the device.

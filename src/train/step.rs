@@ -48,7 +48,7 @@ impl Byol {
             (&output.loss / micro_batches.len() as f64).f_backward()?;
             outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
         }
-        self.optimizer.step(lr, step); // theta <- optimizer(theta, gradient, lr)
+        self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
         ema::update(&self.target, &self.online, tau)?; // xi <- tau xi + (1 - tau) theta, the new theta
         let losses: Vec<&Tensor> = outputs.iter().map(|o| &o.loss).collect();
         Ok(StepOutput { loss: Tensor::f_stack(&losses, 0)?.mean(None), z_std: outputs.swap_remove(0).z_std })
