@@ -41,7 +41,7 @@ find_libtorch() {
     exit 1
   fi
   local variant=cpu
-  if [ -e /proc/driver/nvidia/version ]; then variant=cuda; fi
+  if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null; then variant=cuda; fi
   if [ "$(cat "$root/.libtorch/ready" 2>/dev/null)" != "$variant $torch_version" ]; then
     mkdir -p "$root/.libtorch"
     (

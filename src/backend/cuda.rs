@@ -71,16 +71,17 @@ impl From<DeviceChoice> for String {
     }
 }
 
-/// Loads libtorch_cuda and counts the GPUs; the error says which of library, driver and device is missing.
+/// Loads libtorch_cuda and counts the GPUs; the error says which of driver, library and device is missing. The
+/// driver comes first: without one there is no point in loading half a gigabyte.
 fn load_cuda() -> Result<i64, String> {
+    load_library("libcuda.so.1")
+        .map_err(|loader| format!("the NVIDIA driver is missing: {loader}. Install driver 580 or newer"))?;
     load_library("libtorch_cuda.so").map_err(|loader| {
         format!(
             "the CUDA library is missing: {loader}. This libtorch ({LIBTORCH_LIB}) is a CPU one; install the full \
              torch 2.11.0 from PyPI and point LIBTORCH at it"
         )
     })?;
-    load_library("libcuda.so.1")
-        .map_err(|loader| format!("the NVIDIA driver is missing: {loader}. Install driver 580 or newer"))?;
     match Cuda::device_count() {
         0 => Err("the driver shows no device. Check nvidia-smi and CUDA_VISIBLE_DEVICES".into()),
         count => Ok(count),
@@ -89,7 +90,7 @@ fn load_cuda() -> Result<i64, String> {
 
 /// Turns the choice into a device; call it before anything else asks libtorch about CUDA.
 /// # Errors
-/// `cuda` or `cuda:N` without that GPU: says which of library, driver and device is missing.
+/// `cuda` or `cuda:N` without that GPU: says which of driver, library and device is missing.
 pub fn choose_device(choice: DeviceChoice) -> Result<Device> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
