@@ -115,8 +115,8 @@ impl Trainer {
             let output = self.byol.step(&micro_batches, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
             interval.steps += 1;
             let done = step + 1;
-            let logging = done % self.monitor.log_every == 0 || done == 1 || done == end;
-            let epoch_end = done % self.plan.steps_per_epoch == 0;
+            let logging = done.is_multiple_of(self.monitor.log_every) || done == 1 || done == end;
+            let epoch_end = done.is_multiple_of(self.plan.steps_per_epoch);
             let saving = self.checkpoint_due(done, epoch_end) || done == end;
             // Reading a value waits for the device. On the CPU it is there; on a GPU the step before has long
             // ended when this one is queued, so that is the one to look at, except where this one is logged or saved.
@@ -203,13 +203,13 @@ impl Trainer {
 
     fn checkpoint_due(&self, done: u64, epoch_end: bool) -> bool {
         let (epochs, steps) = (self.output.checkpoint_every_epochs, self.output.checkpoint_every_steps);
-        let by_epoch = epoch_end && epochs > 0 && (done / self.plan.steps_per_epoch) % epochs == 0;
-        by_epoch || (steps > 0 && done % steps == 0)
+        let by_epoch = epoch_end && epochs > 0 && (done / self.plan.steps_per_epoch).is_multiple_of(epochs);
+        by_epoch || (steps > 0 && done.is_multiple_of(steps))
     }
 
     fn knn_due(&self, done: u64) -> bool {
         let every = self.monitor.knn_every;
-        every > 0 && (done / self.plan.steps_per_epoch) % every == 0
+        every > 0 && (done / self.plan.steps_per_epoch).is_multiple_of(every)
     }
 
     fn evaluate(&mut self, done: u64) -> Result<Option<f64>> {

@@ -97,7 +97,7 @@ impl Fixture {
         params.to_kind(self.kind);
         let _no_grad = tch::no_grad_guard();
         for Named { name, tensor } in params.parameters.iter_mut().chain(&mut params.buffers) {
-            let _ = tensor.copy_(&self.fill(&format!("{prefix}{name}"), &tensor.size()));
+            tensor.copy_(&self.fill(&format!("{prefix}{name}"), &tensor.size()));
         }
     }
 
