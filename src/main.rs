@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         }
     };
     // A closed stderr must not turn an error into a panic.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let _ = writeln!(std::io::stderr(), "error: {line}");
     ExitCode::FAILURE
 }

@@ -226,6 +226,72 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
 }
 
 #[test]
+fn a_good_checkpoint_is_never_the_one_that_goes() {
+    let run = Run::new();
+    succeeded(&run.train(&["--set", "train.max_steps=8"]));
+    fs::write(run.checkpoint(8).join("model.safetensors"), "damaged").expect("damaged");
+    let one = ["--resume", "auto", "--set", "output.keep_checkpoints=1", "--set", "output.checkpoint_every_steps=1"];
+    let stderr = succeeded(&run.train(&[&one[..], &["--set", "train.max_steps=6"]].concat()));
+    assert!(stderr.contains("set aside as") && stderr.contains("abandoned-step-00000008"), "{stderr}");
+    assert!(run.checkpoint(6).exists() && !run.checkpoint(8).exists());
+    // Going on from an older one opens a branch; the checkpoints of the other are neither lost nor resumed.
+    succeeded(&run.train(&[
+        "--resume",
+        "auto",
+        "--set",
+        "train.max_steps=9",
+        "--set",
+        "output.checkpoint_every_steps=1",
+    ]));
+    let from = run.checkpoint(7).display().to_string();
+    succeeded(&run.train(&["--resume", &from, "--set", "output.keep_checkpoints=1", "--set", "train.max_steps=8"]));
+    assert!(run.checkpoint(8).exists() && run.dir().join("checkpoints/abandoned-step-00000009").exists());
+    let stderr = succeeded(&run.train(&["--resume", "auto"]));
+    assert!(stderr.contains("step 8 of 12"), "{stderr}");
+}
+
+#[test]
+fn a_finished_run_is_left_alone() {
+    let run = uninterrupted();
+    let before = run.summary();
+    let stderr = succeeded(&run.train(&["--resume", "auto"]));
+    assert!(stderr.contains("nothing left to do"), "{stderr}");
+    assert_eq!(run.summary(), before);
+    // Without its summary it was killed before the last evaluation, which is made up for.
+    fs::remove_file(run.dir().join("summary.json")).expect("removed");
+    succeeded(&run.train(&["--resume", "auto"]));
+    assert_eq!(run.summary()["knn_top1"], before["knn_top1"]);
+    let shorter = ["--resume", "auto", "--allow-config-change", "--set", "schedule.epochs=2"];
+    failed(&run.train(&shorter), &["step 12, but the run now ends at step 8"]);
+}
+
+#[test]
+fn a_second_run_in_the_same_folder_is_refused_and_a_second_signal_leaves_at_once() {
+    let run = Run::new();
+    let long =
+        ["--set", "schedule.epochs=10000", "--set", "output.checkpoint_every_epochs=0", "--set", "monitor.knn_every=0"];
+    // A step of seconds, so that the first signal is still waiting for its end.
+    let slow = ["--set", "train.batch_size=2048", "--set", "data.synthetic.images=2048"];
+    let mut child = run.spawn(&[&long[..], &slow].concat());
+    run.wait_for(&run.dir().join("metrics.jsonl"));
+    let owner = format!("is in use by process {}", child.id());
+    failed(&run.train(&["--resume", "auto"]), &[&owner]);
+    let send = |signal: &str| Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+    std::thread::sleep(Duration::from_millis(300));
+    send("-INT");
+    std::thread::sleep(Duration::from_millis(100));
+    send("-TERM");
+    let start = Instant::now();
+    let status = child.wait().expect("ended");
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    assert_eq!(status.code(), Some(143));
+    assert!(
+        fs::read_dir(run.dir().join("checkpoints")).expect("listed").next().is_none(),
+        "left before the step's end"
+    );
+}
+
+#[test]
 fn a_run_is_not_overwritten_and_not_resumed_with_another_config() {
     let run = Run::new();
     succeeded(&run.train(&["--set", "train.max_steps=2"]));
@@ -240,8 +306,6 @@ fn a_run_is_not_overwritten_and_not_resumed_with_another_config() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint() {
-    let run = Run::new();
-    succeeded(&run.train(&["--set", "train.max_steps=2"]));
     let diverging = [
         "--set",
         "optimizer.name=sgd",
@@ -256,7 +320,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint() 
     let every =
         ["--set", "output.checkpoint_every_steps=1", "--set", "schedule.epochs=50", "--set", "monitor.knn_every=0"];
     let output = run.train(&[&diverging[..], &every].concat());
-    failed(&output, &["the loss is NaN", "the last good checkpoint is", "optimizer.base_lr"]);
+    failed(&output, &["step ", "is not finite", "the last good checkpoint is", "optimizer.base_lr"]);
     let last = fs::read_dir(run.dir().join("checkpoints")).expect("listed").map(|e| e.expect("entry").path()).max();
     let bytes = fs::read(last.expect("a checkpoint").join("model.safetensors")).expect("read");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
@@ -264,6 +328,12 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint() 
         let finite = view.data().chunks(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite());
         assert!(finite, "{name}");
     }
+    // Without a save to notice a bad tensor first, the loss is noticed, and nothing is saved.
+    let run = Run::new();
+    let never =
+        ["--set", "output.checkpoint_every_epochs=0", "--set", "schedule.epochs=50", "--set", "monitor.knn_every=0"];
+    failed(&run.train(&[&diverging[..], &never].concat()), &["the loss is NaN", "there is no checkpoint yet"]);
+    assert!(fs::read_dir(run.dir().join("checkpoints")).expect("listed").next().is_none());
 }
 
 #[test]
@@ -320,12 +390,7 @@ fn bad_data_and_bad_places_are_said_before_any_work() {
 fn corrupt_images_are_counted_or_fatal() {
     let run = Run::new();
     let folder = run.folder.path().join("images");
-    for i in 0..24u8 {
-        let class = folder.join(["a", "b"][i as usize % 2]);
-        fs::create_dir_all(&class).expect("made");
-        let image = image::RgbImage::from_fn(20, 20, |x, y| image::Rgb([i * 10, (x * 12) as u8, (y * 12) as u8]));
-        image.save(class.join(format!("{i}.png"))).expect("saved");
-    }
+    draw_images(&folder);
     fs::write(folder.join("a/2.png"), b"not an image").expect("damaged");
     let set = format!("data.path={}", folder.display());
     let images = ["--set", "data.format=image_folder", "--set", &set];
@@ -333,9 +398,75 @@ fn corrupt_images_are_counted_or_fatal() {
     let stderr = succeeded(&output);
     assert_eq!(stderr.matches("2.png").count(), 1, "named once: {stderr}");
     assert_eq!(run.summary()["images_skipped"], 1);
-    assert!(text(&output.stdout).contains("1 unreadable images replaced"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("1 unreadable images passed over"), "{}", text(&output.stdout));
     let strict = Run::new();
-    failed(&strict.train(&[&images[..], &["--set", "data.on_bad_image=fail"]].concat()), &["2.png"]);
+    let fatal = [&images[..], &["--set", "data.on_bad_image=fail", "--set", "monitor.knn_every=0"]].concat();
+    failed(&strict.train(&fatal), &["2.png"]);
+}
+
+/// 36 small images in folders `a` and `b` below `folder`.
+fn draw_images(folder: &Path) {
+    for i in 0..36u8 {
+        let class = folder.join(["a", "b"][i as usize % 2]);
+        fs::create_dir_all(&class).expect("made");
+        let image = image::RgbImage::from_fn(20, 20, |x, y| image::Rgb([i * 7, (x * 12) as u8, (y * 12) as u8]));
+        image.save(class.join(format!("{i}.png"))).expect("saved");
+    }
+}
+
+#[test]
+fn steps_done_before_an_error_in_the_data_are_kept() {
+    let run = Run::new();
+    let folder = run.folder.path().join("images");
+    draw_images(&folder);
+    let set = format!("data.path={}", folder.display());
+    let strict = ["--set", "data.format=image_folder", "--set", &set, "--set", "data.on_bad_image=fail"];
+    let long = [
+        "--set",
+        "schedule.epochs=100000",
+        "--set",
+        "output.checkpoint_every_epochs=0",
+        "--set",
+        "monitor.knn_every=0",
+    ];
+    let child = run.spawn(&[&strict[..], &long].concat());
+    run.wait_for(&run.dir().join("metrics.jsonl"));
+    std::thread::sleep(Duration::from_millis(500));
+    fs::remove_file(folder.join("a/2.png")).expect("removed");
+    let output = child.wait_with_output().expect("ended");
+    failed(&output, &["2.png"]);
+    assert!(text(&output.stderr).contains("before ending"), "{}", text(&output.stderr));
+    let saved = fs::read_dir(run.dir().join("checkpoints")).expect("listed").count();
+    assert_eq!(saved, 1);
+}
+
+#[test]
+fn folders_named_train_and_val_are_sets_only_together() {
+    let run = Run::new();
+    let folder = run.folder.path().join("images");
+    draw_images(&folder.join("train"));
+    draw_images(&folder.join("val"));
+    let set = format!("data.path={}", folder.display());
+    let images = ["--set", "data.format=image_folder", "--set", &set, "--set", "train.max_steps=1"];
+    let stderr = succeeded(&run.train(&images));
+    assert!(stderr.contains("36 images,") && stderr.contains("36 held-out images"), "{stderr}");
+    // Held-out images without labels stop nothing, unless they were asked for.
+    fs::rename(folder.join("val/a/0.png"), folder.join("val/0.png")).expect("moved");
+    let stderr = succeeded(&Run::new().train(&images));
+    assert!(stderr.contains("have no labels and are left out"), "{stderr}");
+    let named = format!("data.eval_path={}", folder.join("val").display());
+    failed(&Run::new().train(&[&images[..], &["--set", &named]].concat()), &["data.eval_path", "without labels"]);
+    // A class may be called train.
+    fs::rename(folder.join("val"), folder.join("plane")).expect("renamed");
+    let stderr = succeeded(&Run::new().train(&images));
+    assert!(stderr.contains("72 images,"), "{stderr}");
+}
+
+#[test]
+fn batches_beyond_the_machines_memory_are_refused() {
+    let huge =
+        ["--set", "train.batch_size=1048576", "--set", "data.synthetic.images=1048576", "--set", "augment.size=1024"];
+    failed(&Run::new().train(&huge), &["train.batch_size", "GB"]);
 }
 
 #[test]

@@ -43,22 +43,33 @@ pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBu
         }
         write_synced(&partial.join(SUMS), sums.as_bytes())?;
         sync_folder(&partial)?;
-        if target.exists() {
-            // Of the same step: a damaged one that a resume passed over, or one of a repeated step.
-            let old = root.join(format!("{TEMPORARY}old-{step:08}"));
-            remove_if_there(&old)?;
-            fs::rename(&target, &old)?;
-            fs::rename(&partial, &target)?;
-            fs::remove_dir_all(&old)?;
-        } else {
-            fs::rename(&partial, &target)?;
-        }
+        set_aside(root, step)?;
+        fs::rename(&partial, &target)?;
         sync_folder(root)
     };
     let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
-    write_all()
-        .with_context(|| format!("writing checkpoint {} (needs {:.1} MB)", target.display(), bytes as f64 / 1e6))?;
+    let written = write_all();
+    if written.is_err() {
+        // Gives back the room that it took, if the disk is full.
+        let _ = fs::remove_dir_all(&partial);
+    }
+    written.with_context(|| format!("writing checkpoint {} (needs {:.1} MB)", target.display(), bytes as f64 / 1e6))?;
     Ok(target)
+}
+
+/// Renames the checkpoints of step `from` and later to `abandoned-...`: a run that goes on from before them is
+/// another branch, which must neither count them among its newest nor lose them unasked.
+/// # Errors
+/// What the system says, with the path.
+pub fn set_aside(root: &Path, from: u64) -> Result<()> {
+    for path in list(root).into_iter().take_while(|path| *path >= path_of(root, from)) {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let aside = root.join(format!("abandoned-{name}"));
+        remove_if_there(&aside)?;
+        fs::rename(&path, &aside).with_context(|| format!("renaming {}", path.display()))?;
+        log::warn!("set aside as {}: the run goes on from before it", aside.display());
+    }
+    Ok(())
 }
 
 /// Writes a file under another name, syncs it, and renames it into place.
@@ -150,7 +161,7 @@ mod tests {
     #[test]
     fn the_newest_are_kept_and_leftovers_go() -> Result<()> {
         let root = tempfile::tempdir()?;
-        for step in [5, 100, 20] {
+        for step in [5, 20, 100] {
             write(root.path(), step, &[("a", vec![step as u8])])?;
         }
         fs::create_dir(root.path().join(".partial-00000200"))?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-pub use folder::{clean, list, path_of, sha256, write_file};
+pub use folder::{clean, list, path_of, set_aside, sha256, write_file};
 pub use tensors::{load_into, serialize};
 
 use crate::model::{Named, Network};

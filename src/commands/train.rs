@@ -1,7 +1,7 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,9 +30,8 @@ use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Precision, Signals, Tr
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.config, &args.set)?;
     let started = Instant::now();
-    let signals = Signals::listen()?;
     let run_dir = &config.output.dir;
-    let checkpoints = prepare_folder(run_dir, args.resume.as_deref())?;
+    let (checkpoints, _lock) = prepare_folder(run_dir, args.resume.as_deref())?;
 
     let device = backend::choose_device(config.train.device)?;
     let (torch_threads, loader_workers) = backend::default_threads(device);
@@ -48,11 +47,13 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         Precision::Auto => backend::computes_in_bf16(device),
     };
 
-    let dataset = data::open_train(&config.data)?;
+    let dataset = data::open_train(&config.data).context("data.path")?;
+    check_memory(&config)?;
+    let signals = Signals::listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)?;
     let loader_options = LoaderOptions { workers, prefetch: config.data.prefetch_batches, ..LoaderOptions::default() };
     let bad = BadImages::new(config.data.on_bad_image);
-    let knn = knn_watch(&config, &dataset, bad.clone(), loader_options)?;
+    let knn = knn_watch(&config, &dataset, bad.clone(), loader_options, &signals)?;
 
     let byol = build(&config, device, bf16);
     let mut manifest = Manifest {
@@ -67,6 +68,10 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     };
     if let Some(from) = &args.resume {
         resume(from, &checkpoints, &byol, &config, args.allow_config_change, &mut manifest)?;
+    }
+    if manifest.step == plan.total_steps && finished(run_dir, manifest.step) {
+        log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
+        return Ok(0);
     }
     checkpoint::write_file(&run_dir.join("config.yaml"), config.to_yaml()?.as_bytes())?;
     announce(&config, &manifest, &byol, &plan, workers);
@@ -95,13 +100,53 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     summarise(run_dir, &trainer, &outcome, bad.count(), started)
 }
 
-/// Makes the run's folder and finds out, before any work, whether it can be written and whether it is free.
-fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<PathBuf> {
+/// Whether `summary.json` says that the run ended by itself after `step` steps.
+fn finished(run_dir: &Path, step: u64) -> bool {
+    let summary = fs::read(run_dir.join("summary.json")).ok();
+    let summary: Option<serde_json::Value> = summary.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    summary.is_some_and(|s| s["ending"] == "finished" && s["step"] == step)
+}
+
+/// Refuses, before any work, batches that the machine's memory cannot hold: the loader keeps
+/// `data.prefetch_batches` finished ones, and one each is being made and being trained on.
+fn check_memory(config: &Config) -> Result<()> {
+    let size = config.augment.size as u64;
+    let batch = 2 * 3 * size * size * config.train.micro_batch() as u64;
+    let needed = batch.saturating_mul(config.data.prefetch_batches as u64 + 2);
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes =
+        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());
+    let there = kilobytes.map_or(u64::MAX, |k: u64| k * 1024);
+    if needed > there {
+        bail!(
+            "train.batch_size: the loader's batches need {:.1} GB, the machine has {:.1} GB; lower train.batch_size or \
+             data.prefetch_batches, or raise train.accumulation_steps",
+            needed as f64 / 1e9,
+            there as f64 / 1e9
+        );
+    }
+    Ok(())
+}
+
+/// Makes the run's folder and finds out, before any work, whether it can be written and whether it is free. The
+/// file that comes back is the folder's lock, held while it is open, by whatever end of the process.
+fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<(PathBuf, File)> {
     let checkpoints = run_dir.join("checkpoints");
     fs::create_dir_all(&checkpoints).with_context(|| format!("output.dir: cannot make {}", checkpoints.display()))?;
-    checkpoint::write_file(&run_dir.join("writable"), b"")
-        .and_then(|()| Ok(fs::remove_file(run_dir.join("writable"))?))
-        .with_context(|| format!("output.dir: cannot write into {}", run_dir.display()))?;
+    let path = run_dir.join("lock");
+    let writing = || format!("output.dir: cannot write {}", path.display());
+    let mut lock =
+        File::options().create(true).truncate(false).read(true).write(true).open(&path).with_context(writing)?;
+    if lock.try_lock().is_err() {
+        let mut owner = String::new();
+        let _ = lock.read_to_string(&mut owner);
+        bail!(
+            "output.dir: {} is in use by process {}; wait for it, or choose another folder",
+            run_dir.display(),
+            owner.trim()
+        );
+    }
+    lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).with_context(writing)?;
     if resume.is_none() && !checkpoint::list(&checkpoints).is_empty() {
         bail!(
             "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
@@ -109,7 +154,7 @@ fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<PathBuf> {
         );
     }
     checkpoint::clean(&checkpoints, usize::MAX);
-    Ok(checkpoints)
+    Ok((checkpoints, lock))
 }
 
 fn build(config: &Config, device: Device, bf16: bool) -> Byol {
@@ -129,15 +174,27 @@ fn knn_watch(
     bank: &Arc<dyn Dataset>,
     bad: Arc<BadImages>,
     loader: LoaderOptions,
+    signals: &Signals,
 ) -> Result<Option<KnnWatch>> {
     if config.monitor.knn_every == 0 {
         return Ok(None);
     }
-    if (0..bank.len()).any(|index| bank.label(index).is_none()) {
+    let labelled =
+        |set: &Arc<dyn Dataset>| (0..set.len()).all(|index| set.label(index).is_some_and(|label| label >= 0));
+    if !labelled(bank) {
         log::info!("no k-NN accuracy: not every training image has a label");
         return Ok(None);
     }
-    let queries = data::open_eval(&config.data)?;
+    let mut queries = data::open_eval(&config.data).context("data.eval_path")?;
+    if queries.as_ref().is_some_and(|set| !labelled(set)) {
+        if config.data.eval_path.is_some() {
+            bail!(
+                "data.eval_path: found images without labels, expected labels for all; leave it out, or set monitor.knn_every=0"
+            );
+        }
+        log::info!("k-NN: the images beside the training set have no labels and are left out");
+        queries = None;
+    }
     match &queries {
         Some(set) => log::info!("k-NN: {} held-out images", set.len()),
         None => log::info!(
@@ -154,6 +211,10 @@ fn knn_watch(
             loader,
             bad,
             channels_last: config.train.channels_last,
+            interrupted: {
+                let signals = signals.clone();
+                Arc::new(move || signals.exit_code().is_some())
+            },
         },
     }))
 }
@@ -184,18 +245,33 @@ fn resume(
                 manifest.images
             );
         }
+        if saved.step > manifest.total_steps {
+            bail!(
+                "--resume: the checkpoint is at step {}, but the run now ends at step {}",
+                saved.step,
+                manifest.total_steps
+            );
+        }
+        let machine = |m: &Manifest| format!("{}, {} threads, {}", m.device, m.threads, m.precision);
+        if machine(saved) != machine(manifest) {
+            log::warn!("the checkpoint was made on {}, the run goes on on {}", machine(saved), machine(manifest));
+        }
         Ok(())
     };
     let found = if from == "auto" {
         checkpoint::load_newest(checkpoints, byol, accept)?
     } else {
         let folder = PathBuf::from(from);
+        if !folder.join("manifest.json").is_file() {
+            bail!("--resume: found {from:?}, expected auto or a checkpoint's folder, .../checkpoints/step-...");
+        }
         accept(&checkpoint::read_manifest(&folder)?)?;
         Some((folder.clone(), checkpoint::load(&folder, byol)?))
     };
     match found {
         Some((folder, saved)) => {
             log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
+            checkpoint::set_aside(checkpoints, saved.step + 1)?;
             manifest.step = saved.step;
             manifest.knn_random = saved.knn_random;
         }
@@ -279,13 +355,13 @@ fn summarise(run_dir: &Path, trainer: &Trainer, outcome: &Outcome, skipped: usiz
     };
     let skipped = match summary.images_skipped {
         0 => String::new(),
-        count => format!(", {count} unreadable images replaced"),
+        count => format!(", {count} unreadable images passed over"),
     };
+    let loss = if summary.loss.is_finite() { format!(", loss {:.4}", summary.loss) } else { String::new() };
     let line = format!(
-        "{verb}: step {} of {}, loss {:.4}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
+        "{verb}: step {} of {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
         summary.step,
         summary.total_steps,
-        summary.loss,
         summary.images_per_second,
         summary.seconds,
         summary.checkpoint.display()

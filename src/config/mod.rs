@@ -41,7 +41,7 @@ impl Config {
     /// Reads a YAML file and applies `--set key.path=value` overrides in order.
     /// # Errors
     /// What is wrong, where (file and line, or override), what was found and what is accepted; several
-    /// values out of range are reported together, a line each.
+    /// values out of range are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let source = source::Source::read(path)?;
         let mut config: Config = source.parse()?;
@@ -59,7 +59,7 @@ impl Config {
                 None => format!("{}: {key}: {message}", source.place(&key)),
             })
             .collect();
-        bail!("{}", lines.join("\n"))
+        bail!("{}", lines.join("; "))
     }
 
     /// The config as YAML, every key written out.
@@ -91,20 +91,18 @@ impl Config {
     /// Keys whose values differ and that change the result of training, as `key: ours, then theirs`.
     /// Left out are keys that only say where things are, how fast they go and what is reported.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 13] = [
+        const HARMLESS: [&str; 11] = [
             "data.path",
             "data.eval_path",
             "data.workers",
             "data.prefetch_batches",
-            "data.on_bad_image",
             "monitor.",
             "output.",
             "train.device",
             "train.threads",
             "train.max_steps",
             "train.deterministic",
-            "data.max_pixels",
-            "data.max_bytes",
+            "data.cache_bytes",
         ];
         let mut ours = Vec::new();
         let mut theirs = Vec::new();

@@ -1,5 +1,6 @@
 //! Reading YAML so that every complaint can say where: the only module that knows serde_yaml.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,14 +20,16 @@ pub(super) struct Source {
 impl Source {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let size = std::fs::metadata(path).with_context(|| format!("config {name}"))?;
-        if size.is_dir() {
+        if path.is_dir() {
             bail!("config {name}: found a folder, expected a YAML file");
         }
-        if size.len() > MAX_BYTES {
-            bail!("config {name}: found {} bytes, expected at most {MAX_BYTES}; is this a config file?", size.len());
+        // Of a device such as /dev/zero the size would say nothing.
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(path).with_context(|| format!("config {name}"))?;
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(|| format!("config {name}"))?;
+        if bytes.len() as u64 > MAX_BYTES {
+            bail!("config {name}: found more, expected at most {MAX_BYTES} bytes; is this a config file?");
         }
-        let bytes = std::fs::read(path).with_context(|| format!("config {name}"))?;
         let text = String::from_utf8(bytes).map_err(|e| {
             anyhow!("config {name}: byte {} is not UTF-8; is this a text file?", e.utf8_error().valid_up_to())
         })?;
@@ -97,8 +100,16 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
         walked.push_str(part);
         place = map.get_mut(part).expect("looked up above");
     }
-    let parsed: Value =
-        serde_yaml::from_str(value).map_err(|e| anyhow!("--set {text}: {value:?} is not a YAML value: {e}"))?;
+    if place.is_mapping() {
+        bail!("--set {text}: {key} is a section, set its keys");
+    }
+    // In YAML a # may start a comment; in a path it does not.
+    let parsed = match value.contains('#') && !value.starts_with(['"', '\'']) {
+        true => Value::String(value.to_string()),
+        false => {
+            serde_yaml::from_str(value).map_err(|e| anyhow!("--set {text}: {value:?} is not a YAML value: {e}"))?
+        }
+    };
     *place = parsed.clone();
     match serde_yaml::from_value(root.clone()) {
         Ok(config) => Ok(config),

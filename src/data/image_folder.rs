@@ -127,8 +127,14 @@ impl Dataset for ImageFolder {
 
 fn train_root(config: &DataConfig) -> Result<PathBuf> {
     let path = config.path.as_ref().context("data.path: found nothing, expected a folder")?;
-    let inner = path.join("train");
-    Ok(if inner.is_dir() { inner } else { path.clone() })
+    // `train` is the training set only beside sets held out from it: there are classes of that name.
+    let folders = class_folders(path)?;
+    let sets = folders.iter().all(|name| ["train", "val", "validation", "test"].contains(&name.as_str()));
+    if !sets || !folders.iter().any(|name| name == "train") {
+        return Ok(path.clone());
+    }
+    log::info!("training on {}", path.join("train").display());
+    Ok(path.join("train"))
 }
 
 /// Names of the folders directly in `root`, sorted by bytes.

@@ -101,7 +101,7 @@ pub struct DataConfig {
     /// Parquet sets of at most this many bytes are kept in memory, still encoded; larger ones are
     /// read from disk page by page. Default 1 073 741 824 (1 GiB).
     pub cache_bytes: usize,
-    /// Threads that decode and augment, 0 to 1024; 0 takes one per core. Default 0.
+    /// Threads that decode and augment, 0 to 1024; 0: automatic, by device and cores. Default 0.
     pub workers: usize,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,

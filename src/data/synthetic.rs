@@ -28,9 +28,9 @@ const NOISE: [f64; 2] = [0.04, 0.06];
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SyntheticConfig {
-    /// Training images, 1 to 4 294 967 295. Default 4000.
+    /// Training images, 1 to 10 000 000. Default 4000.
     pub images: usize,
-    /// Held-out images, 1 to 4 294 967 295. Default 1000.
+    /// Held-out images, 1 to 10 000 000. Default 1000.
     pub eval_images: usize,
     /// Number of different textures, 2 to 14. Default 10.
     pub classes: usize,
@@ -50,8 +50,8 @@ impl SyntheticConfig {
     /// What is wrong with the values: (key below `data.synthetic`, "found X, expected Y").
     pub fn problems(&self) -> Vec<(String, String)> {
         let ranges = [
-            ("images", self.images, 1, u32::MAX as usize),
-            ("eval_images", self.eval_images, 1, u32::MAX as usize),
+            ("images", self.images, 1, 10_000_000),
+            ("eval_images", self.eval_images, 1, 10_000_000),
             ("classes", self.classes, 2, PATTERNS.len()),
             ("size", self.size, 8, 1024),
         ];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tch::Tensor;
 
 use crate::augment::AugmentConfig;
@@ -31,6 +31,8 @@ pub struct ExtractOptions {
     pub bad: Arc<BadImages>,
     /// Memory layout of the images, that of the weights.
     pub channels_last: bool,
+    /// Asked between batches: give up?
+    pub interrupted: Arc<dyn Fn() -> bool>,
 }
 
 /// Features of the images at `indices` by the online encoder: BatchNorm with its running statistics, no augmentation.
@@ -57,6 +59,9 @@ pub fn extract(
     let (mut values, mut labels) = (Vec::new(), Vec::new());
     for batch in loader {
         let batch = batch?;
+        if (options.interrupted)() {
+            bail!("interrupted by a signal");
+        }
         let shape = [batch.labels.len() as i64, size, size, 3];
         let images =
             backend::normalised(&batch.pixels, shape, augment.mean, augment.std, byol.device, !options.channels_last)?;

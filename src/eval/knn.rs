@@ -1,6 +1,8 @@
 //! Weighted k-nearest-neighbour classification (arXiv 1805.01978, section 3.4; lightly's `knn_predict`): the k
 //! training features of largest cosine vote for their class with weight exp(cosine / temperature).
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, bail};
 use tch::{Kind, Tensor};
 
@@ -25,9 +27,15 @@ pub fn knn_top1(bank: &Features, queries: Option<&Features>, k: usize, temperatu
     }
     let _no_grad = tch::no_grad_guard();
     let device = bank.values.device();
-    let bank_labels = Tensor::from_slice(&bank.labels).to_device(device);
-    let query_labels = Tensor::from_slice(&queries.labels).to_device(device);
-    let classes = bank.labels.iter().chain(&queries.labels).max().map_or(0, |&m| m + 1);
+    // Labels may be any numbers; votes are counted by their rank.
+    let ranks: BTreeSet<i64> = bank.labels.iter().chain(&queries.labels).copied().collect();
+    let ranks: Vec<i64> = ranks.into_iter().collect();
+    let ranked = |labels: &[i64]| {
+        let rank = |label| ranks.binary_search(label).map_or(0, |rank| rank as i64);
+        Tensor::from_slice(&labels.iter().map(rank).collect::<Vec<i64>>()).to_device(device)
+    };
+    let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
+    let classes = ranks.len() as i64;
     let bank_rows = crate::loss::l2_normalise(&bank.values).tr(); // [D, N]
     let query_rows = crate::loss::l2_normalise(&queries.values);
     let total = queries.labels.len() as i64;

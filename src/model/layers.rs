@@ -48,7 +48,8 @@ impl BatchNorm {
     }
 
     /// `[N, C]` or `[N, C, H, W]`. In training the batch's own statistics normalise and the running ones
-    /// advance (the variance unbiased); otherwise the running ones normalise.
+    /// advance (the variance unbiased); otherwise the running ones normalise. The one place where several processes
+    /// would share their statistics.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         x.batch_norm(weight, bias, Some(&self.running_mean), Some(&self.running_var), train, 0.1, 1e-5, true)

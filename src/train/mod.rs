@@ -70,7 +70,7 @@ pub struct Outcome {
     pub ending: Ending,
     /// Loss of the last step.
     pub loss: f64,
-    /// Statistic of the last step, see [`crate::loss::z_std`].
+    /// Statistic of the last step logged, see [`crate::loss::z_std`].
     pub z_std: f64,
     /// The projections collapsed at some time.
     pub collapsed: bool,
@@ -92,15 +92,32 @@ impl Trainer {
     /// Trains from `manifest.step` to the end.
     /// # Errors
     /// A non-finite loss (the step is named, no checkpoint of it is written); a bad image where the config
-    /// says `fail`; a checkpoint that cannot be written; what libtorch says.
+    /// says `fail`; a checkpoint that cannot be written; what libtorch says. Where the weights are not at fault,
+    /// they are saved first.
     pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
+        let mut sound = Some(self.manifest.step);
+        let outcome = self.steps(signals, &mut sound);
+        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| done > self.manifest.step)) {
+            match self.save(done) {
+                Ok(()) => log::warn!("saved step {done} before ending"),
+                Err(error) => log::warn!("could not save step {done}: {error:#}"),
+            }
+        }
+        outcome
+    }
+
+    /// The loop of [`Self::run`]. `sound` is the number of steps after which the state is known to be good,
+    /// nothing while a step is under way.
+    fn steps(&mut self, signals: &Signals, sound: &mut Option<u64>) -> Result<Outcome> {
         let end = self.train.max_steps.map_or(self.plan.total_steps, |max| max.min(self.plan.total_steps));
         let first = self.manifest.step;
         let mut collapse = CollapseWatch::new(&self.monitor, &self.byol);
         let mut knn_top1 = None;
         if first == 0 {
-            knn_top1 = self.evaluate(0)?;
+            knn_top1 = self.evaluate(0, signals)?;
             self.manifest.knn_random = knn_top1;
+        } else if first >= end {
+            knn_top1 = self.evaluate(first, signals)?; // the run ended between its last checkpoint and this
         }
         let mut interval = Interval::start();
         let mut training_seconds = 0.0;
@@ -112,6 +129,7 @@ impl Trainer {
             let (micro_batches, waited) = self.next_micro_batches()?;
             interval.waited += waited;
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
+            *sound = None;
             let output = self.byol.step(&micro_batches, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
             interval.steps += 1;
             let done = step + 1;
@@ -126,8 +144,9 @@ impl Trainer {
             if let Some(Pending { step, output }) = seen {
                 loss = output.loss.double_value(&[]);
                 if !loss.is_finite() {
-                    bail!("{}", self.not_finite(step, loss));
+                    bail!("{}", self.not_finite(step, &format!("the loss is {loss}")));
                 }
+                *sound = Some(done);
                 if logging {
                     z_std = output.z_std.double_value(&[]);
                     collapse.look(done, z_std);
@@ -160,7 +179,7 @@ impl Trainer {
             }
             if epoch_end && self.knn_due(done) || done == end {
                 interval.pause();
-                knn_top1 = self.evaluate(done)?.or(knn_top1);
+                knn_top1 = self.evaluate(done, signals)?.or(knn_top1);
                 interval.resume();
             }
         }
@@ -212,9 +231,13 @@ impl Trainer {
         every > 0 && (done / self.plan.steps_per_epoch).is_multiple_of(every)
     }
 
-    fn evaluate(&mut self, done: u64) -> Result<Option<f64>> {
+    /// k-NN accuracy after `done` steps; `None` where it is off, or cut short by a signal.
+    fn evaluate(&mut self, done: u64, signals: &Signals) -> Result<Option<f64>> {
         let Some(knn) = &self.knn else { return Ok(None) };
-        let top1 = knn.top1(&self.byol).context("k-NN evaluation")?;
+        let top1 = match knn.top1(&self.byol) {
+            Err(_) if signals.exit_code().is_some() => return Ok(None),
+            top1 => top1.context("k-NN evaluation")?,
+        };
         self.logger.knn(done, self.plan.epochs(done), top1)?;
         Ok(Some(top1))
     }
@@ -222,20 +245,20 @@ impl Trainer {
     /// A checkpoint of the state after `done` steps.
     fn save(&mut self, done: u64) -> Result<()> {
         if let Some(name) = not_finite_tensor(&self.byol) {
-            bail!("{}: {name} is not finite", self.not_finite(done, f64::NAN));
+            bail!("{}", self.not_finite(done, &format!("{name} is not finite")));
         }
         self.manifest.step = done;
         checkpoint::save(&self.checkpoints, &self.byol, self.manifest.clone(), self.output.keep_checkpoints)?;
         Ok(())
     }
 
-    fn not_finite(&self, step: u64, loss: f64) -> String {
+    fn not_finite(&self, step: u64, what: &str) -> String {
         let kept = match checkpoint::list(&self.checkpoints).first() {
             Some(path) => format!("the last good checkpoint is {}", path.display()),
             None => "there is no checkpoint yet".into(),
         };
         format!(
-            "step {step}: the loss is {loss}; {kept}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs or \
+            "step {step}: {what}; {kept}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs or \
              use train.precision=fp32"
         )
     }

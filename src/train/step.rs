@@ -44,10 +44,11 @@ impl Byol {
         let mut outputs = Vec::with_capacity(micro_batches.len());
         for views in micro_batches {
             let output = self.forward(views)?;
-            // Gradients add up in theta's `.grad`; several processes would average them here.
+            // Gradients add up in theta's `.grad`.
             (&output.loss / micro_batches.len() as f64).f_backward()?;
             outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
         }
+        // The seam for several processes: here they would average the gradients, and below the loss and z_std.
         self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
         ema::update(&self.target, &self.online, tau)?; // xi <- tau xi + (1 - tau) theta, the new theta
         let losses: Vec<&Tensor> = outputs.iter().map(|o| &o.loss).collect();
