@@ -377,7 +377,11 @@ fn bad_data_and_bad_places_are_said_before_any_work() {
     failed(&run.train(&images), &[&folder.display().to_string()]);
     fs::create_dir(&folder).expect("made");
     failed(&run.train(&images), &[&folder.display().to_string()]);
-    failed(&run.train(&["--set", "train.batch_size=80"]), &["train.batch_size: found 80", "70 training images"]);
+    failed(
+        &run.train(&["--set", "train.batch_size=80"]),
+        &["--set train.batch_size=80: train.batch_size: found 80", "70 training images"],
+    );
+    failed(&run.train(&["--set", "data.synthetic.images=9"]), &["config.yaml:14: train.batch_size: found 16"]);
     let file = run.folder.path().join("file");
     fs::write(&file, "").expect("written");
     let below = format!("output.dir={}/run", file.display());

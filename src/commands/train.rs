@@ -30,6 +30,7 @@ use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Precision, Signals, Tr
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.config, &args.set)?;
     let started = Instant::now();
+    let place = |key: &str| Config::place(&args.config, &args.set, key);
     let run_dir = &config.output.dir;
     let (checkpoints, _lock) = prepare_folder(run_dir, args.resume.as_deref())?;
 
@@ -47,10 +48,11 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         Precision::Auto => backend::computes_in_bf16(device),
     };
 
-    let dataset = data::open_train(&config.data).context("data.path")?;
+    let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     check_memory(&config)?;
     let signals = Signals::listen()?; // until here the signals' own effect, the end, loses nothing
-    let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)?;
+    let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
+        .with_context(|| place("train.batch_size"))?;
     let loader_options = LoaderOptions { workers, prefetch: config.data.prefetch_batches, ..LoaderOptions::default() };
     let bad = BadImages::new(config.data.on_bad_image);
     let knn = knn_watch(&config, &dataset, bad.clone(), loader_options, &signals)?;

@@ -62,6 +62,15 @@ impl Config {
         bail!("{}", lines.join("; "))
     }
 
+    /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
+    pub fn place(path: &Path, overrides: &[String], key: &str) -> String {
+        match (source::overridden(overrides, key), source::Source::read(path)) {
+            (Some(text), _) => format!("--set {text}"),
+            (None, Ok(source)) => source.place(key),
+            (None, Err(_)) => path.display().to_string(),
+        }
+    }
+
     /// The config as YAML, every key written out.
     pub fn to_yaml(&self) -> Result<String> {
         Ok(serde_yaml::to_string(self)?)
