@@ -110,11 +110,12 @@ fn finished(run_dir: &Path, step: u64) -> bool {
 }
 
 /// Refuses, before any work, batches that the machine's memory cannot hold: the loader keeps
-/// `data.prefetch_batches` finished ones, and one each is being made and being trained on.
+/// `data.prefetch_batches` finished ones, one is being made, and those of a step are being trained on.
 fn check_memory(config: &Config) -> Result<()> {
     let size = config.augment.size as u64;
     let batch = 2 * 3 * size * size * config.train.micro_batch() as u64;
-    let needed = batch.saturating_mul(config.data.prefetch_batches as u64 + 2);
+    let waiting = config.data.prefetch_batches + config.train.accumulation_steps + 1;
+    let needed = batch.saturating_mul(waiting as u64);
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kilobytes =
         info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());

@@ -126,11 +126,15 @@ impl Trainer {
         let mut pending: Option<Pending> = None;
         let mut saved = first;
         for step in first..end {
-            let (micro_batches, waited) = self.next_micro_batches()?;
-            interval.waited += waited;
+            let asked = Instant::now();
+            let micro_batches = self.next_micro_batches()?;
+            interval.waited += asked.elapsed().as_secs_f64();
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
-            let output = self.byol.step(&micro_batches, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
+            let (device, planar) = (self.byol.device, !self.train.channels_last);
+            let views = micro_batches.iter().map(|batch| to_device(batch, &self.augment, device, planar));
+            let output = self.byol.step(views, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
+            micro_batches.into_iter().for_each(|batch| self.loader.recycle(batch));
             interval.steps += 1;
             let done = step + 1;
             let logging = done.is_multiple_of(self.monitor.log_every) || done == 1 || done == end;
@@ -196,28 +200,9 @@ impl Trainer {
         })
     }
 
-    /// The next step's micro-batches on the device, and the seconds spent waiting for the loader.
-    fn next_micro_batches(&mut self) -> Result<(Vec<Views>, f64)> {
-        let mut micro_batches = Vec::with_capacity(self.train.accumulation_steps);
-        let mut waited = 0.0;
-        for _ in 0..self.train.accumulation_steps {
-            let start = Instant::now();
-            let batch = self.loader.next_batch()?;
-            waited += start.elapsed().as_secs_f64();
-            micro_batches.push(self.to_device(&batch)?);
-            self.loader.recycle(batch);
-        }
-        Ok((micro_batches, waited))
-    }
-
-    fn to_device(&self, batch: &Batch) -> Result<Views> {
-        let size = self.augment.size as i64;
-        let shape = [batch.indices.len() as i64, size, size, 3];
-        let view = |bytes: &[u8]| {
-            let (mean, std) = (self.augment.mean, self.augment.std);
-            backend::normalised(bytes, shape, mean, std, self.byol.device, !self.train.channels_last)
-        };
-        Ok([view(&batch.views[0])?, view(&batch.views[1])?])
+    /// The next step's micro-batches, still bytes: an error in the data then comes before the step, not in it.
+    fn next_micro_batches(&mut self) -> Result<Vec<Batch>> {
+        (0..self.train.accumulation_steps).map(|_| self.loader.next_batch()).collect()
     }
 
     fn checkpoint_due(&self, done: u64, epoch_end: bool) -> bool {
@@ -262,6 +247,14 @@ impl Trainer {
              use train.precision=fp32"
         )
     }
+}
+
+/// Both views of a micro-batch, normalised, on the device.
+fn to_device(batch: &Batch, augment: &AugmentConfig, device: Device, planar: bool) -> Result<Views> {
+    let size = augment.size as i64;
+    let shape = [batch.indices.len() as i64, size, size, 3];
+    let view = |bytes: &[u8]| backend::normalised(bytes, shape, augment.mean, augment.std, device, planar);
+    Ok([view(&batch.views[0])?, view(&batch.views[1])?])
 }
 
 /// Name of the first parameter or buffer of either network with a value that is not finite.

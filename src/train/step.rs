@@ -36,16 +36,23 @@ pub struct StepOutput {
 
 impl Byol {
     /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
-    /// `step` counts updates from 0.
+    /// They are taken one at a time, so that only one is on the device. `step` counts updates from 0.
     /// # Errors
     /// What libtorch says, such as memory running out.
-    pub fn step(&mut self, micro_batches: &[Views], lr: f64, tau: f64, step: u64) -> Result<StepOutput> {
+    pub fn step(
+        &mut self,
+        micro_batches: impl ExactSizeIterator<Item = Result<Views>>,
+        lr: f64,
+        tau: f64,
+        step: u64,
+    ) -> Result<StepOutput> {
         self.optimizer.zero_grad()?;
-        let mut outputs = Vec::with_capacity(micro_batches.len());
+        let parts = micro_batches.len();
+        let mut outputs = Vec::with_capacity(parts);
         for views in micro_batches {
-            let output = self.forward(views)?;
+            let output = self.forward(&views?)?;
             // Gradients add up in theta's `.grad`.
-            (&output.loss / micro_batches.len() as f64).f_backward()?;
+            (&output.loss / parts as f64).f_backward()?;
             outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
         }
         // The seam for several processes: here they would average the gradients, and below the loss and z_std.
