@@ -124,7 +124,9 @@ impl Logger {
     pub fn knn(&mut self, step: u64, epoch: f64, top1: f64) -> Result<()> {
         self.metrics.write(&KnnMetrics { step, epoch, knn_top1: top1 })?;
         self.scalars(step, &[("eval/knn_top1", top1)])?;
-        log::info!("epoch {epoch:.0}: k-NN top-1 {:.2} %", 100.0 * top1);
+        // An evaluation at the end of a shortened run falls inside an epoch.
+        let digits = if epoch.fract() == 0.0 { 0 } else { 2 };
+        log::info!("epoch {epoch:.digits$}: k-NN top-1 {:.2} %", 100.0 * top1);
         Ok(())
     }
 
