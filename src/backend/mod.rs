@@ -1,8 +1,9 @@
 //! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
-//! Everything unsafe lives in [`shim`].
+//! Everything unsafe lives in [`shim`] and [`simd`].
 
 mod cuda;
 mod shim;
+pub mod simd;
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
