@@ -1,7 +1,8 @@
 //! From files on disk to batches of augmented views in memory; no tensors here.
 //!
-//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`sampler`] says which images make up a step, [`loader`] decodes and augments them
-//! in parallel. What a batch holds depends on the seed and its number only, never on the workers.
+//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`sampler`] says which
+//! images make up a step, [`loader`] decodes and augments them in parallel. What a batch holds
+//! depends on the seed and its number only, never on the workers.
 
 use std::path::PathBuf;
 use std::sync::Arc;

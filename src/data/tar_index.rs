@@ -110,41 +110,7 @@ pub(super) fn scan(path: &Path) -> Result<Index> {
             EntryType::GNUSparse => bail!("found sparse member {name}, expected plain files; pack it without --sparse"),
             _ => continue,
         }
-        let Some((key, suffix)) = split(&name) else { continue };
-        scan.start_sample(key);
-        let sample = &mut scan.sample;
-        ensure!(!sample.suffixes.contains(&suffix), "found member {name} twice in a sample, expected it once");
-        if suffix == "cls" || suffix == "json" {
-            let mut text = String::new();
-            let read = (&mut entry).take(MOST_LABEL_BYTES).read_to_string(&mut text);
-            match read.ok().and_then(|_| if suffix == "cls" { number(&text) } else { from_json(&text) }) {
-                // The plain number goes before the description.
-                Some(label) if suffix == "cls" || sample.label.is_none() => sample.label = label,
-                Some(_) => {}
-                None => scan.note(|| format!("member {name} holds no class number, so its image has no label")),
-            }
-        } else if is_image_name(Path::new(&name)) {
-            let member = Member {
-                block: (bytes / BLOCK).try_into().context("found more than 2 TB, expected smaller shards")?,
-                // What is larger is refused by size when it is read.
-                size: size.try_into().unwrap_or(u32::MAX),
-                label: -1,
-                headers: ((bytes - start) / BLOCK).try_into().context("found headers of over 32 MB")?,
-            };
-            // `x.seg.png` comes with `x.png`, but an image may have dots in its name, too.
-            let plain = !suffix.contains('.');
-            match sample.image {
-                Some((_, chosen_is_plain)) if chosen_is_plain || !plain => {
-                    scan.note(|| {
-                        format!(
-                            "member {name} is left out: another image has the same key (the name up to the first dot)"
-                        )
-                    });
-                }
-                _ => sample.image = Some((member, plain)),
-            }
-        }
-        scan.sample.suffixes.push(suffix);
+        scan.add(&name, start, bytes, &mut entry)?;
     }
     scan.start_sample("");
     if end + BLOCK > length {
@@ -172,6 +138,43 @@ struct Sample {
 }
 
 impl Scan {
+    /// Takes a member whose headers begin at `start` and whose own bytes begin at `bytes`.
+    fn add(&mut self, name: &str, start: u64, bytes: u64, entry: &mut tar::Entry<impl Read>) -> Result<()> {
+        let Some((key, suffix)) = split(name) else { return Ok(()) };
+        self.start_sample(key);
+        let sample = &mut self.sample;
+        ensure!(!sample.suffixes.contains(&suffix), "found member {name} twice in a sample, expected it once");
+        if suffix == "cls" || suffix == "json" {
+            let mut text = String::new();
+            let read = entry.take(MOST_LABEL_BYTES).read_to_string(&mut text);
+            match read.ok().and_then(|_| if suffix == "cls" { number(&text) } else { from_json(&text) }) {
+                // The plain number goes before the description.
+                Some(label) if suffix == "cls" || sample.label.is_none() => sample.label = label,
+                Some(_) => {}
+                None => self.note(|| format!("member {name} holds no class number")),
+            }
+        } else if is_image_name(Path::new(name)) {
+            let member = Member {
+                block: (bytes / BLOCK).try_into().context("found more than 2 TB, expected smaller shards")?,
+                // What is larger is refused by size when it is read.
+                size: entry.size().try_into().unwrap_or(u32::MAX),
+                label: -1,
+                headers: ((bytes - start) / BLOCK).try_into().context("found headers of over 32 MB")?,
+            };
+            // `x.seg.png` comes with `x.png`, but an image may have dots in its name, too.
+            let plain = !suffix.contains('.');
+            let before = sample.image;
+            if before.is_none_or(|(_, before_is_plain)| plain && !before_is_plain) {
+                sample.image = Some((member, plain));
+            }
+            if before.is_some() {
+                self.note(|| format!("several images have the key {key} (the name up to the first dot); one is used"));
+            }
+        }
+        self.sample.suffixes.push(suffix);
+        Ok(())
+    }
+
     /// Ends the sample before, unless this is still the same.
     fn start_sample(&mut self, key: &str) {
         if self.sample.key == key {
@@ -230,8 +233,8 @@ fn number(text: &str) -> Option<Option<i32>> {
 fn from_json(text: &str) -> Option<Option<i32>> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
     match json.get("label").or_else(|| json.get("cls")) {
+        None | Some(serde_json::Value::Null) => Some(None),
         Some(value) => number(&value.to_string()),
-        None => Some(None),
     }
 }
 
@@ -262,6 +265,40 @@ mod tests {
         assert_eq!(from_json(r#"{"cls": 3, "caption": "x"}"#), Some(Some(3)));
         assert_eq!(from_json(r#"{"label": 4, "cls": 3}"#), Some(Some(4)));
         assert_eq!(from_json(r#"{"caption": "x"}"#), Some(None));
+        assert_eq!(from_json(r#"{"label": null}"#), Some(None));
         assert_eq!((from_json(r#"{"label": "cat"}"#), from_json("{")), (None, None));
+    }
+
+    #[test]
+    fn what_may_be_a_mistake_is_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = folder.path().join("a.tar");
+        let note = |members: &[(&str, &str)], marked: bool| {
+            let mut builder = tar::Builder::new(Vec::new());
+            for (name, text) in members {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(text.len() as u64);
+                builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+            }
+            let mut bytes = builder.into_inner().unwrap();
+            bytes.truncate(if marked { bytes.len() } else { bytes.len() - 1024 });
+            std::fs::write(&shard, bytes).unwrap();
+            let index = scan(&shard).unwrap();
+            (index.members.iter().map(|member| member.label).collect::<Vec<_>>(), index.note)
+        };
+        let whole = [("a.png", ""), ("a.cls", "1"), ("a.txt", "text"), ("b.json", "{\"cls\": 2}"), ("b.png", "")];
+        assert_eq!(note(&whole, true), (vec![1, 2], String::new()));
+        let (labels, text) = note(&whole, false);
+        assert!(labels == [1, 2] && text.starts_with("it lacks the mark at the end"), "{text}");
+        let (labels, text) = note(&[("a.png", ""), ("a.cls", "cat"), ("b.png", ""), ("b.cls", "3")], true);
+        assert!(labels == [-1, 3] && text.starts_with("member a.cls holds no class number"), "{text}");
+        // The plain name wins, be it first or not.
+        for order in [["a.png", "a.seg.png"], ["a.depth.png", "a.png"], ["a.1.png", "a.2.png"]] {
+            let (labels, text) = note(&order.map(|name| (name, "")), true);
+            assert!(labels == [-1] && text.starts_with("several images have the key a "), "{text}");
+            let (file, index) = (File::open(&shard).unwrap(), scan(&shard).unwrap());
+            let used = if order.contains(&"a.png") { "a.png" } else { "a.1.png" };
+            assert_eq!(index.members[0].name(&file).unwrap(), used);
+        }
     }
 }

@@ -152,3 +152,38 @@ impl Dataset for WebDataset {
         digest(self.shards.iter().map(shard))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// More shards than stay open, and more bad ones than an error names.
+    #[test]
+    fn any_number_of_shards_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/webdataset/train-000000.tar");
+        let total = MOST_OPEN + 20;
+        for number in 0..total {
+            std::fs::copy(&fixture, folder.path().join(format!("{number:04}.tar"))).unwrap();
+        }
+        let config = DataConfig { path: Some(folder.path().into()), ..Default::default() };
+        let set = WebDataset::open_train(&config).unwrap();
+        assert_eq!(set.len(), 3 * total);
+        let mut out = Pixels::default();
+        for index in [0, 3 * MOST_OPEN - 1, 3 * MOST_OPEN, 3 * total - 1] {
+            set.load(index, &mut out).unwrap();
+            let member = ["000000.png", "000001.jpg", "000002.jpeg"][index % 3];
+            assert!(set.describe(index).ends_with(&format!("{:04}.tar member {member}", index / 3)));
+            assert_eq!(set.label(index), [Some(7), Some(0), Some(3)][index % 3]);
+        }
+        for number in 0..7 {
+            std::fs::write(folder.path().join(format!("{number:04}.tar")), "no tar").unwrap();
+        }
+        let message = format!("{:#}", WebDataset::open_train(&config).err().expect("an error"));
+        assert!(message.starts_with(&format!("cannot use 7 of {total} shards: ")), "{message}");
+        assert!(message.contains("0004.tar: ") && !message.contains("0005.tar"), "{message}");
+        assert!(message.ends_with("; and 2 more"), "{message}");
+    }
+}
