@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::decode::{DecodeLimits, decode};
+use super::decode::{DecodeOptions, decode_file};
 use super::{DataConfig, Dataset, digest};
 use crate::pixels::Pixels;
 
@@ -26,7 +26,7 @@ pub struct ImageFolder {
     classes: Vec<String>,
     /// One per file, or empty.
     labels: Vec<u32>,
-    limits: DecodeLimits,
+    options: DecodeOptions,
 }
 
 impl ImageFolder {
@@ -84,7 +84,7 @@ impl ImageFolder {
         };
         let classes = if labels.is_empty() { Vec::new() } else { classes };
         let root = root.to_path_buf();
-        Ok(Self { root, files, classes, labels, limits: config.decode_limits() })
+        Ok(Self { root, files, classes, labels, options: config.decode_options() })
     }
 }
 
@@ -102,17 +102,7 @@ impl Dataset for ImageFolder {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        let path = self.root.join(&self.files[index]);
-        let metadata = fs::metadata(&path).context("cannot read the file")?;
-        // Reading a named pipe would wait for ever.
-        ensure!(metadata.is_file(), "not a regular file");
-        let size = metadata.len();
-        ensure!(
-            size <= self.limits.max_bytes as u64,
-            "found {size} bytes, expected at most {} (data.max_bytes)",
-            self.limits.max_bytes
-        );
-        decode(&fs::read(&path).context("cannot read the file")?, self.limits, out)
+        decode_file(&self.root.join(&self.files[index]), self.options, out)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::pixels::Pixels;
-use decode::DecodeLimits;
+use decode::DecodeOptions;
 
 pub mod decode;
 pub mod image_folder;
@@ -93,6 +93,8 @@ pub struct DataConfig {
     pub fraction: Option<f64>,
     /// `skip` or `fail`. Default skip.
     pub on_bad_image: OnBadImage,
+    /// Turn and mirror images as their EXIF orientation says. Default true.
+    pub exif_orientation: bool,
     /// Images of more pixels count as bad; at least 1. They cost up to 32 bytes a pixel and worker
     /// while they are decoded. Default 100 000 000.
     pub max_pixels: usize,
@@ -120,6 +122,7 @@ impl Default for DataConfig {
             limit: None,
             fraction: None,
             on_bad_image: OnBadImage::default(),
+            exif_orientation: true,
             max_pixels: 100_000_000,
             max_bytes: 64 << 20,
             cache_bytes: 1 << 30,
@@ -178,8 +181,9 @@ impl DataConfig {
         problems
     }
 
-    fn decode_limits(&self) -> DecodeLimits {
-        DecodeLimits { max_pixels: self.max_pixels, max_bytes: self.max_bytes }
+    fn decode_options(&self) -> DecodeOptions {
+        let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
+        DecodeOptions { max_pixels, max_bytes, exif_orientation }
     }
 }
 

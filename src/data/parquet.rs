@@ -20,7 +20,7 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::decode::{DecodeLimits, caught, decode};
+use super::decode::{DecodeOptions, caught, decode};
 use super::{DataConfig, Dataset, digest};
 use crate::pixels::Pixels;
 
@@ -40,7 +40,7 @@ pub struct Parquet {
     labels: Vec<i64>,
     classes: Vec<String>,
     memory: Option<Memory>,
-    limits: DecodeLimits,
+    options: DecodeOptions,
 }
 
 struct RowGroup {
@@ -85,7 +85,7 @@ impl Parquet {
             labels: Vec::new(),
             classes: Vec::new(),
             memory: None,
-            limits: config.decode_limits(),
+            options: config.decode_options(),
         };
         for number in 0..set.files.len() {
             let path = set.files[number].clone();
@@ -188,12 +188,12 @@ impl Dataset for Parquet {
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
         if let Some(memory) = &self.memory {
             let start = if index == 0 { 0 } else { memory.ends[index - 1] };
-            return decode(&memory.bytes[start..memory.ends[index]], self.limits, out);
+            return decode(&memory.bytes[start..memory.ends[index]], self.options, out);
         }
         let group = self.row_group(index);
         let images = self.read_rows(group, index - group.first_row, 1)?;
         let image = images.into_iter().next().flatten();
-        decode(image.as_ref().map_or(&[], |image| image.data()), self.limits, out)
+        decode(image.as_ref().map_or(&[], |image| image.data()), self.options, out)
     }
 
     fn describe(&self, index: usize) -> String {
