@@ -101,8 +101,10 @@ pub struct DataConfig {
     /// Images of more encoded bytes count as bad; at least 1. Default 67 108 864 (64 MiB).
     pub max_bytes: usize,
     /// Parquet sets of at most this many bytes are kept in memory, still encoded; larger ones are
-    /// read from disk page by page. Default 1 073 741 824 (1 GiB).
+    /// unpacked to a temporary file. Default 1 073 741 824 (1 GiB).
     pub cache_bytes: usize,
+    /// Folder of that temporary file; it needs room for the whole set. Default TMPDIR, or /tmp.
+    pub spill_dir: Option<PathBuf>,
     /// Threads that decode and augment, 0 to 1024; 0: automatic, by device and cores. Default 0.
     pub workers: usize,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
@@ -126,6 +128,7 @@ impl Default for DataConfig {
             max_pixels: 100_000_000,
             max_bytes: 64 << 20,
             cache_bytes: 1 << 30,
+            spill_dir: None,
             workers: 0,
             prefetch_batches: 4,
             synthetic: synthetic::SyntheticConfig::default(),
