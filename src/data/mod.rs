@@ -20,6 +20,7 @@ pub mod loader;
 pub mod parquet;
 pub mod producer;
 pub mod sampler;
+mod shards;
 pub mod subset;
 pub mod synthetic;
 pub mod textures;

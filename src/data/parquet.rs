@@ -22,17 +22,13 @@ use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageRead
 use parquet::schema::types::ColumnDescriptor;
 
 use super::decode::{DecodeOptions, caught, decode, decode_read, ensure_size, one_line};
-use super::{DataConfig, Dataset, digest};
+use super::{DataConfig, Dataset, digest, shards};
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
 use spill::{Spill, Unpacked};
 
 mod columns;
 mod spill;
-
-/// How the names of held-out shards begin, best first: the labels of a `test` split are often
-/// withheld.
-const EVAL_PREFIXES: [&str; 3] = ["validation", "val", "test"];
 
 /// Rows that are read from a page at once.
 const ROWS_AT_ONCE: usize = 64;
@@ -77,21 +73,15 @@ enum Store {
 impl Parquet {
     /// Opens `data.path`: a file, or the shards of a folder named `train*`, or all of them.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
-        let path = config.path.as_ref();
-        let path = path.context("data.path: found nothing, expected a parquet file or folder")?;
         // Only these are ever asked for.
         let most = if config.fraction.is_none() { config.limit } else { None };
-        Self::open(shards(path, &["train"])?, config, most.unwrap_or(usize::MAX))
+        Self::open(shards::train(config, &[".parquet"])?, config, most.unwrap_or(usize::MAX))
     }
 
     /// Opens `data.eval_path` (of a folder, the held-out shards or else all), or else the held-out
     /// shards next to the training shards.
     pub fn open_eval(config: &DataConfig) -> Result<Option<Self>> {
-        let files = match (&config.eval_path, &config.path) {
-            (Some(path), _) => shards(path, &EVAL_PREFIXES)?,
-            (None, Some(path)) => held_out_siblings(path)?,
-            (None, None) => Vec::new(),
-        };
+        let files = shards::held_out(config, &[".parquet"])?;
         if files.is_empty() { Ok(None) } else { Self::open(files, config, usize::MAX).map(Some) }
     }
 
@@ -120,7 +110,7 @@ impl Parquet {
         );
         let needed = set.row_groups.iter().filter(|group| group.first_row < most_rows);
         let size = needed.map(|group| group.image.uncompressed_size() as u64).sum::<u64>();
-        if size <= config.cache_bytes as u64 && set.read_all(config.cache_bytes)? {
+        if size <= config.cache_bytes as u64 && set.read_all(size as usize, config.cache_bytes)? {
             return Ok(set);
         }
         set.store = Store::Disk(Spill::create(config.spill_dir.as_deref(), size)?);
@@ -163,10 +153,10 @@ impl Parquet {
         Ok(())
     }
 
-    /// Fills the memory, or gives `false` if the images turn out larger than `most` bytes (their
-    /// pages shared a dictionary).
-    fn read_all(&mut self, most: usize) -> Result<bool> {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(self.rows));
+    /// Fills the memory with about `size` bytes, or gives `false` if it turns out to be more than
+    /// `most` (pages may share a dictionary).
+    fn read_all(&mut self, size: usize, most: usize) -> Result<bool> {
+        let (mut bytes, mut ends) = (Vec::with_capacity(size), Vec::with_capacity(self.rows));
         for group in &self.row_groups {
             self.unpack(group, |image| {
                 bytes.extend_from_slice(image);
@@ -269,11 +259,8 @@ impl Dataset for Parquet {
     }
 
     fn fingerprint(&self) -> String {
-        let file = |shard: &Shard| {
-            let name = shard.path.file_name().unwrap_or_default().display().to_string();
-            format!("{name} {}", shard.state.0)
-        };
-        digest(self.files.iter().map(file).chain([self.rows.to_string()]))
+        let files = self.files.iter().map(|file| shards::name_and_size(&file.path));
+        digest(files.chain([self.rows.to_string()]))
     }
 }
 
@@ -296,47 +283,6 @@ fn read<T: DataType>(
     // A column without nulls has no levels.
     levels.resize(rows, present);
     Ok(levels.into_iter().map(|level| if level == present { values.next() } else { None }).collect())
-}
-
-/// `path` itself if it is a file, or the shards of the folder with the first of the prefixes that
-/// any has, or all of them.
-fn shards(path: &Path, prefixes: &[&str]) -> Result<Vec<PathBuf>> {
-    ensure!(path.exists(), "no such file or folder: {}", path.display());
-    if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let all = parquet_files(path)?;
-    ensure!(!all.is_empty(), "no parquet files in {}", path.display());
-    let chosen = with_first_prefix(&all, prefixes);
-    Ok(if chosen.is_empty() { all } else { chosen })
-}
-
-/// Held-out shards in the same folder as the training shards, which must be named `train*`.
-fn held_out_siblings(path: &Path) -> Result<Vec<PathBuf>> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = if path.is_dir() { path } else { parent.unwrap_or(Path::new(".")) };
-    let all = parquet_files(folder)?;
-    let train = with_first_prefix(&all, &["train"]);
-    let named = path.is_dir() || train.iter().any(|file| file.file_name() == path.file_name());
-    let chosen = with_first_prefix(&all, &EVAL_PREFIXES);
-    Ok(if named && !train.is_empty() { chosen } else { Vec::new() })
-}
-
-fn with_first_prefix(files: &[PathBuf], prefixes: &[&str]) -> Vec<PathBuf> {
-    let chosen = |prefix: &&str| -> Vec<PathBuf> {
-        let name = |file: &PathBuf| file.file_name().unwrap_or_default().display().to_string();
-        files.iter().filter(|file| name(file).starts_with(prefix)).cloned().collect()
-    };
-    prefixes.iter().map(chosen).find(|files| !files.is_empty()).unwrap_or_default()
-}
-
-fn parquet_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let context = || format!("cannot list folder {}", folder.display());
-    let entries: std::io::Result<Vec<_>> = std::fs::read_dir(folder).with_context(context)?.collect();
-    let mut files: Vec<PathBuf> = entries.with_context(context)?.into_iter().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "parquet"));
-    files.sort_unstable();
-    Ok(files)
 }
 
 #[cfg(test)]
