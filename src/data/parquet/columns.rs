@@ -41,14 +41,13 @@ pub(super) fn image_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&st
         }
     };
     found.with_context(|| {
-        let names: Vec<String> = candidates.iter().map(|&at| name(&columns[at])).collect();
-        let all: Vec<String> = columns.iter().map(|column| column.path().string()).collect();
-        format!(
-            "found image columns [{}] among [{}], expected {} (data.image_column)",
-            names.join(", "),
-            all.join(", "),
-            wanted.unwrap_or("one, or one named image or img")
-        )
+        let names = |columns: &mut dyn Iterator<Item = String>| columns.collect::<Vec<_>>().join(", ");
+        let found = match candidates.as_slice() {
+            [] => format!("no image column among [{}]", names(&mut columns.iter().map(|c| c.path().string()))),
+            some => format!("image columns [{}]", names(&mut some.iter().map(|&at| name(&columns[at])))),
+        };
+        let wanted = wanted.unwrap_or("one, or one named image or img");
+        format!("found {found}, expected {wanted} (data.image_column)")
     })
 }
 
