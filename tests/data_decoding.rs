@@ -147,6 +147,12 @@ fn bombs_are_refused_before_decoding() {
     // Within the limit, but more than the bytes can hold.
     let text = bomb("plain.jpg", frame + 5, &[3, 0xe0, 3, 0xe0]);
     assert!(text.contains("992 x 992 pixels: the jpeg is damaged"), "{text}");
+    // Scans that take time but no bytes.
+    let mut jpeg = image_bytes("progressive.jpg");
+    let scan = jpeg.windows(2).rposition(|pair| pair == [0xff, 0xda]).unwrap();
+    let last = jpeg[scan..jpeg.len() - 2].to_vec();
+    (0..60).for_each(|_| drop(jpeg.splice(scan..scan, last.iter().copied())));
+    assert_eq!(message(&jpeg), "cannot decode the jpeg: Too many scans, exceeded limit of 50");
     let text = bomb("rgb.bmp", 18, &[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0]);
     assert!(text.contains("found 65535 x 65535 pixels"), "{text}");
     let text = bomb("animated.gif", 6, &[0xff; 4]);

@@ -23,9 +23,10 @@ mod orientation;
 /// How images are decoded, and what a single one may cost; the limits are checked before anything
 /// of the image's size is allocated.
 ///
-/// Decoding takes memory and time in proportion to the pixels that the header promises, however few
-/// bytes there are: at most 32 bytes and, for the worst files that are known (progressive JPEGs of
-/// 100 scans), about 2 microseconds a pixel on one core.
+/// Memory and time are in proportion to the pixels that the header promises, however few bytes there
+/// are: at most 32 bytes a pixel, and for the worst file that is known, a progressive JPEG of many
+/// empty scans, 0.2 microseconds, where an ordinary photo takes 0.008: 20 seconds at the default
+/// `data.max_pixels`, on one core.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeOptions {
     /// Most pixels of an image.
@@ -37,7 +38,7 @@ pub struct DecodeOptions {
 }
 
 thread_local! {
-    /// Encoded bytes and undecided pixels; kept, so that a thread allocates only for an image larger
+    /// Encoded bytes, and pixels that are not RGB8 or not upright yet; kept, so that a thread allocates only for an image larger
     /// than all before it.
     static ENCODED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static RAW: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };

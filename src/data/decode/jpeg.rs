@@ -12,6 +12,9 @@ use super::orientation::Orientation;
 use super::{DecodeOptions, ensure_pixels};
 use crate::pixels::Pixels;
 
+/// Each scan goes over all pixels, however few bytes it has; encoders make about ten.
+const MOST_SCANS: usize = 50;
+
 /// Decodes a JPEG and says how it is to be turned. Truncation is an error, as in Pillow; damage
 /// within the data may not be noticed.
 pub(super) fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<Option<Orientation>> {
@@ -20,6 +23,7 @@ pub(super) fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> 
         .set_strict_mode(false)
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX)
+        .jpeg_set_max_scans(MOST_SCANS)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), settings);
     decoder.decode_headers().map_err(|error| readable("cannot read the header of the jpeg", error))?;
