@@ -81,6 +81,15 @@ fn orientation_can_be_switched_off() {
         assert_eq!(out, upright, "{turned}");
         assert_ne!(decoded(&image_bytes(turned)).unwrap(), upright, "{turned}");
     }
+    let scratch = tempfile::tempdir().unwrap();
+    std::fs::write(scratch.path().join("a.jpg"), image_bytes("exif6.jpg")).unwrap();
+    for (exif_orientation, size) in [(true, (16, 24)), (false, (24, 16))] {
+        let path = Some(scratch.path().into());
+        let config = DataConfig { format: Format::ImageFolder, path, exif_orientation, ..Default::default() };
+        let mut out = Pixels::default();
+        open_train(&config).unwrap().load(0, &mut out).unwrap();
+        assert_eq!((out.width, out.height), size);
+    }
 }
 
 #[test]

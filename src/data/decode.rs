@@ -2,6 +2,10 @@
 //! make them: grey is repeated, alpha is dropped (not composited), palettes are looked up, CMYK and
 //! YCCK are converted, colour profiles are ignored, the first frame of an animation is taken, and
 //! the image is turned as EXIF (or else XMP) says.
+//!
+//! Deliberate deviations: 16-bit grey keeps its high byte, where Pillow clips at 255 and leaves most
+//! images white; what the first frame of a GIF does not cover is black, not the palette's first
+//! colour. Not read: TIFFs with a palette, with grey and alpha, or with a single float.
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -103,6 +107,9 @@ pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_string())
 }
 
+/// Most characters of an error: one library lists the depth of each of 20 000 channels.
+const LONGEST_ERROR: usize = 300;
+
 /// The error and its causes on one line, each once: many libraries repeat the cause in the message.
 pub(super) fn one_line(error: Error) -> Error {
     let mut text = String::new();
@@ -112,6 +119,10 @@ pub(super) fn one_line(error: Error) -> Error {
             text += if text.is_empty() { "" } else { ": " };
             text += &cause;
         }
+    }
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_ERROR) {
+        text.truncate(end);
+        text += "...";
     }
     Error::msg(text)
 }
@@ -196,5 +207,18 @@ fn to_rgb8(raw: &[u8], channels: usize, bytes_per_channel: usize, out: &mut [u8]
                 _ => (f32::from_ne_bytes([at[0], at[1], at[2], at[3]]) * 255.0 + 0.5) as u8,
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_short_line_with_each_cause_once() {
+        let error = Error::msg("bad\n  checksum").context("Format error: bad checksum").context("cannot decode");
+        assert_eq!(one_line(error).to_string(), "cannot decode: Format error: bad checksum");
+        let long = one_line(Error::msg("é".repeat(100_000))).to_string();
+        assert_eq!(long.chars().count(), LONGEST_ERROR + 3);
     }
 }

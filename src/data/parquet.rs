@@ -109,7 +109,8 @@ impl Parquet {
             set.rows
         );
         let needed = set.row_groups.iter().filter(|group| group.first_row < most_rows);
-        let size = needed.map(|group| group.image.uncompressed_size() as u64).sum::<u64>();
+        let sizes = needed.map(|group| group.image.uncompressed_size().max(0) as u64);
+        let size = sizes.fold(0, u64::saturating_add);
         if size <= config.cache_bytes as u64 && set.read_all(size as usize, config.cache_bytes)? {
             return Ok(set);
         }
