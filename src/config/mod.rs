@@ -4,7 +4,7 @@ mod source;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
@@ -97,10 +97,12 @@ impl Config {
         sections.into_iter().flat_map(named).collect()
     }
 
-    /// Keys whose values differ and that change the result of training, as `key: ours, then theirs`.
-    /// Left out are keys that only say where things are, how fast they go and what is reported.
+    /// Keys whose values differ and that change the result of training, as `key: ours, was theirs`.
+    /// Left out are keys that only say where things are, how fast they go and what is reported. Keys
+    /// that `other` lacks, because the program did not have them yet, had their default; those that it
+    /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 11] = [
+        const HARMLESS: [&str; 12] = [
             "data.path",
             "data.eval_path",
             "data.workers",
@@ -112,19 +114,43 @@ impl Config {
             "train.max_steps",
             "train.deterministic",
             "data.cache_bytes",
+            "data.spill_dir",
         ];
-        let mut ours = Vec::new();
-        let mut theirs = Vec::new();
-        flatten("", &serde_json::to_value(self)?, &mut ours);
-        flatten("", other, &mut theirs);
-        let theirs: std::collections::BTreeMap<String, String> = theirs.into_iter().collect();
-        let changed = ours.iter().filter(|(key, value)| {
-            let counts = !HARMLESS.iter().any(|h| key == h || (h.ends_with('.') && key.starts_with(h)));
-            counts && theirs.get(key) != Some(value)
+        let counts = |key: &str| !HARMLESS.iter().any(|h| key == *h || (h.ends_with('.') && key.starts_with(h)));
+        let own = serde_json::to_value(self)?;
+        let (mut known, mut unknown) = (other.clone(), Vec::new());
+        remove_unknown("", &own, &mut known, &mut unknown);
+        let theirs: Config = serde_json::from_value(known).context("cannot read the saved config")?;
+        let (mut ours, mut leaves) = (Vec::new(), Vec::new());
+        flatten("", &own, &mut ours);
+        flatten("", &serde_json::to_value(theirs)?, &mut leaves);
+        let theirs: std::collections::BTreeMap<String, String> = leaves.into_iter().collect();
+        let absent = "absent".to_string();
+        let changed = ours.into_iter().filter_map(|(key, ours)| {
+            let theirs = theirs.get(&key).unwrap_or(&absent);
+            (counts(&key) && ours != *theirs).then(|| format!("{key}: {ours}, was {theirs}"))
         });
-        let missing = "absent".to_string();
-        Ok(changed.map(|(k, v)| format!("{k}: {v}, was {}", theirs.get(k).unwrap_or(&missing))).collect())
+        let unknown = unknown.into_iter().filter(|(key, _)| counts(key));
+        Ok(changed.chain(unknown.map(|(key, value)| format!("{key}: unknown, was {value}"))).collect())
     }
+}
+
+/// Moves the leaves of `theirs` that `ours` has no key for to `unknown`.
+fn remove_unknown(
+    prefix: &str,
+    ours: &serde_json::Value,
+    theirs: &mut serde_json::Value,
+    unknown: &mut Vec<(String, String)>,
+) {
+    let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object_mut()) else { return };
+    theirs.retain(|key, value| {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match ours.get(key) {
+            Some(ours) => remove_unknown(&path, ours, value, unknown),
+            None => flatten(&path, value, unknown),
+        }
+        ours.contains_key(key)
+    });
 }
 
 /// Leaves of a JSON tree as (dotted path, value).
