@@ -164,8 +164,8 @@ fn build(config: &Config, device: Device, bf16: bool) -> Byol {
     let mut online = Network::online(&config.model, device, config.train.seed);
     let mut target = Network::target_of(&online, &config.model, device);
     if config.train.channels_last {
-        online.to_channels_last();
-        target.to_channels_last();
+        online.params.to_channels_last();
+        target.params.to_channels_last();
     }
     let optimizer = Optimizer::new(&config.optimizer, &online.params);
     Byol { online, target, optimizer, bf16, device }

@@ -4,7 +4,7 @@ mod source;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
@@ -60,6 +60,13 @@ impl Config {
             })
             .collect();
         bail!("{}", lines.join("; "))
+    }
+
+    /// The config that a checkpoint's manifest holds.
+    /// # Errors
+    /// Keys or values of another version of this program.
+    pub fn of_run(saved: &serde_json::Value) -> Result<Self> {
+        serde_json::from_value(saved.clone()).context("the checkpoint's config")
     }
 
     /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
