@@ -44,19 +44,30 @@ impl Config {
     /// values out of range are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let source = source::Source::read(path)?;
-        let mut config: Config = source.parse()?;
+        let config: Config = source.parse()?;
+        config.checked(overrides, |key| source.place(key))
+    }
+
+    /// This config, from no file, with `--set` overrides.
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn with(self, overrides: &[String]) -> Result<Self> {
+        self.checked(overrides, |_| "config".into())
+    }
+
+    fn checked(mut self, overrides: &[String], place: impl Fn(&str) -> String) -> Result<Self> {
         for text in overrides {
-            config = source::set(&config, text)?;
+            self = source::set(&self, text)?;
         }
-        let problems = config.problems();
+        let problems = self.problems();
         if problems.is_empty() {
-            return Ok(config);
+            return Ok(self);
         }
         let lines: Vec<String> = problems
             .into_iter()
             .map(|(key, message)| match source::overridden(overrides, &key) {
                 Some(text) => format!("--set {text}: {key}: {message}"),
-                None => format!("{}: {key}: {message}", source.place(&key)),
+                None => format!("{}: {key}: {message}", place(&key)),
             })
             .collect();
         bail!("{}", lines.join("; "))
