@@ -1,4 +1,5 @@
 //! One module per command: they put the parts together.
 
 pub mod export;
+pub mod setup;
 pub mod train;
