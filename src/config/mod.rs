@@ -43,26 +43,27 @@ impl Config {
     /// What is wrong, where (file and line, or override), what was found and what is accepted; several
     /// values out of range are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let source = source::Source::read(path)?;
-        let config: Config = source.parse()?;
-        config.checked(overrides, |key| source.place(key))
+        Self::load_over(Self::default(), Some(path), overrides)
     }
 
-    /// This config, from no file, with `--set` overrides.
+    /// The same on top of `base`, such as a run's own config: a section that the file has replaces the base's as a
+    /// whole, one that it leaves out stays.
     /// # Errors
-    /// As [`Config::load`].
-    pub fn with(self, overrides: &[String]) -> Result<Self> {
-        self.checked(overrides, |_| "config".into())
-    }
-
-    fn checked(mut self, overrides: &[String], place: impl Fn(&str) -> String) -> Result<Self> {
+    /// As [`Self::load`].
+    pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let source = path.map(source::Source::read).transpose()?;
+        let mut config = match &source {
+            Some(source) => source.parse_over(base)?,
+            None => base,
+        };
         for text in overrides {
-            self = source::set(&self, text)?;
+            config = source::set(&config, text)?;
         }
-        let problems = self.problems();
+        let problems = config.problems();
         if problems.is_empty() {
-            return Ok(self);
+            return Ok(config);
         }
+        let place = |key: &str| source.as_ref().map_or("the checkpoint's config".to_string(), |s| s.place(key));
         let lines: Vec<String> = problems
             .into_iter()
             .map(|(key, message)| match source::overridden(overrides, &key) {

@@ -151,8 +151,8 @@ impl Encoder {
         let augment = match (&options.augment, &file.augment) {
             (None, None) => {
                 log::info!(
-                    "{}: says nothing of its inputs: ImageNet's mean and std and 224 px are assumed (other values: \
-                     --set augment.mean=..., augment.std, augment.size)",
+                    "{}: says nothing of its inputs: unless --config or --set augment.* do, ImageNet's mean and std \
+                     and 224 px are assumed",
                     path.display()
                 );
                 AugmentConfig::default()

@@ -19,7 +19,6 @@ use crate::checkpoint::write_file;
 use crate::eval::{Encoder, EncoderOptions, Represent};
 use crate::rng::{Purpose, Stream};
 
-pub use onnx::OPSET;
 pub use python::load_in_python;
 
 /// Largest difference between an export's features and the encoder's, as a part of the largest feature.
@@ -37,6 +36,17 @@ pub enum Format {
     Torchscript,
     /// A graph for onnxruntime and others.
     Onnx,
+}
+
+impl Format {
+    /// Its name, and what of it a reader has to know.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Safetensors => "safetensors".into(),
+            Self::Torchscript => "torchscript, batch and image size free".into(),
+            Self::Onnx => format!("onnx opset {}, batch size free", onnx::OPSET),
+        }
+    }
 }
 
 /// Height and width of a graph's input.
@@ -83,9 +93,22 @@ impl Difference {
         if self.largest == 0.0 { 0.0 } else { self.largest / self.scale }
     }
 
-    /// Whether it is at most [`TOLERANCE`].
-    pub fn is_small(&self) -> bool {
-        self.relative() <= TOLERANCE && self.scale.is_finite()
+    /// What was measured, in words.
+    /// # Errors
+    /// The same words, where it is more than [`TOLERANCE`] or not a number.
+    pub fn check(&self) -> Result<String> {
+        let measured = format!(
+            "largest difference to the encoder {:.1e}, {:.1e} of the largest feature ({:.3})",
+            self.largest,
+            self.relative(),
+            self.scale
+        );
+        if self.relative() <= TOLERANCE {
+            return Ok(measured);
+        }
+        bail!(
+            "it was written, but does not compute what the encoder does: {measured}, expected at most {TOLERANCE:e} of it"
+        )
     }
 }
 
@@ -183,6 +206,8 @@ fn metadata(encoder: &Encoder, options: &GraphOptions, normalized_inside: bool) 
         ImageSize::Fixed(size) => size,
         ImageSize::Dynamic => augment.size as i64,
     };
+    // Chosen for the run's size; for another one the rule gives it.
+    let resize = augment.eval_resize.filter(|_| size == augment.size as i64);
     let mut entries = vec![
         ("byol", env!("CARGO_PKG_VERSION").to_string()),
         ("arch", python::name(config.arch)),
@@ -192,7 +217,7 @@ fn metadata(encoder: &Encoder, options: &GraphOptions, normalized_inside: bool) 
         ("mean", format!("{:?}", augment.mean)),
         ("std", format!("{:?}", augment.std)),
         ("image_size", size.to_string()),
-        ("eval_resize", augment.eval_resize.map_or("null".into(), |r| r.to_string())),
+        ("eval_resize", resize.map_or("null".into(), |pixels| pixels.to_string())),
         ("input", if normalized_inside { "RGB in 0..1" } else { "RGB in 0..1, (x - mean) / std" }.into()),
         ("source", encoder.source.display().to_string()),
     ];

@@ -33,10 +33,16 @@ pub fn load_in_python(encoder: &Encoder, format: Format, options: &GraphOptions,
         Format::Safetensors => format!(
             "import torchvision; from safetensors.torch import load_file\n\
              {}\n\
-             print(model.load_state_dict(load_file(\"{file}\"), strict=False))  # only fc.weight and fc.bias are missing",
-            model(encoder)
+             print(model.load_state_dict(load_file(\"{file}\"), strict=False))  # {} missing",
+            model(encoder),
+            if is_torchvisions(encoder) { "only fc.weight and fc.bias are" } else { "nothing is" }
         ),
     }
+}
+
+/// Whether `torchvision.models` has a function that makes it, but for the stem.
+fn is_torchvisions(encoder: &Encoder) -> bool {
+    encoder.config.width == 1.0 && encoder.config.arch != Arch::Resnet200
 }
 
 /// Lines that make `model`, the torchvision ResNet of the same layers.
@@ -45,7 +51,7 @@ fn model(encoder: &Encoder) -> String {
     let standard = |arch: Arch| format!("model = torchvision.models.{}()", name(arch));
     let conv = |channels: i64| format!("model.conv1 = torch.nn.Conv2d(3, {channels}, 3, padding=1, bias=False)");
     let identity = "model.maxpool = torch.nn.Identity()";
-    match (config.width == 1.0 && config.arch != Arch::Resnet200, config.stem) {
+    match (is_torchvisions(encoder), config.stem) {
         (true, Stem::Imagenet) => standard(config.arch),
         (true, Stem::Cifar) => format!("import torch; {}\n{}; {identity}", standard(config.arch), conv(64)),
         (false, stem) => {
