@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(|| match &cli.command {
         Command::Train(args) => commands::train::run(args),
         Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader(args),
+        Command::ExportEncoder(args) => commands::export::run(args),
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

@@ -1,4 +1,6 @@
 //! One module per command: they put the parts together.
 
 pub mod bench;
+pub mod export;
+pub mod setup;
 pub mod train;

@@ -43,8 +43,19 @@ impl Config {
     /// What is wrong, where (file and line, or override), what was found and what is accepted; several
     /// values out of range are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let source = source::Source::read(path)?;
-        let mut config: Config = source.parse()?;
+        Self::load_over(Self::default(), Some(path), overrides)
+    }
+
+    /// The same on top of `base`, such as a run's own config: a section that the file has replaces the base's as a
+    /// whole, one that it leaves out stays.
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let source = path.map(source::Source::read).transpose()?;
+        let mut config = match &source {
+            Some(source) => source.parse_over(base)?,
+            None => base,
+        };
         for text in overrides {
             config = source::set(&config, text)?;
         }
@@ -52,14 +63,22 @@ impl Config {
         if problems.is_empty() {
             return Ok(config);
         }
+        let place = |key: &str| source.as_ref().map_or("the checkpoint's config".to_string(), |s| s.place(key));
         let lines: Vec<String> = problems
             .into_iter()
             .map(|(key, message)| match source::overridden(overrides, &key) {
                 Some(text) => format!("--set {text}: {key}: {message}"),
-                None => format!("{}: {key}: {message}", source.place(&key)),
+                None => format!("{}: {key}: {message}", place(&key)),
             })
             .collect();
         bail!("{}", lines.join("; "))
+    }
+
+    /// The config that a checkpoint's manifest holds.
+    /// # Errors
+    /// Keys or values of another version of this program.
+    pub fn of_run(saved: &serde_json::Value) -> Result<Self> {
+        serde_json::from_value(saved.clone()).context("the checkpoint's config")
     }
 
     /// Where a key was set, for complaints that only the data can raise: the override, or file and line.

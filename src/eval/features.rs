@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use tch::Tensor;
 
+use super::Represent;
 use crate::augment::AugmentConfig;
-use crate::backend::{self, Autocast};
+use crate::backend;
 use crate::data::Dataset;
 use crate::data::loader::{BadImages, EvalLoader, LoaderOptions};
-use crate::train::Byol;
 
 /// Features and labels of some images, row by row.
 #[derive(Debug)]
@@ -35,18 +35,17 @@ pub struct ExtractOptions {
     pub interrupted: Arc<dyn Fn() -> bool>,
 }
 
-/// Features of the images at `indices` by the online encoder: BatchNorm with its running statistics, no augmentation.
+/// Features of the images at `indices` by a frozen encoder, without augmentation.
 /// # Errors
 /// Unreadable images where the options say `fail`; what libtorch says.
 pub fn extract(
-    byol: &Byol,
+    encoder: &impl Represent,
     dataset: &Arc<dyn Dataset>,
     indices: Vec<u32>,
     augment: &AugmentConfig,
     options: &ExtractOptions,
 ) -> Result<Features> {
     let _no_grad = tch::no_grad_guard();
-    let _autocast = Autocast::bf16(byol.device, byol.bf16)?;
     let size = augment.size as i64;
     let loader = EvalLoader::new(
         dataset.clone(),
@@ -63,13 +62,19 @@ pub fn extract(
             bail!("interrupted by a signal");
         }
         let shape = [batch.labels.len() as i64, size, size, 3];
-        let images =
-            backend::normalised(&batch.pixels, shape, augment.mean, augment.std, byol.device, !options.channels_last)?;
-        values.push(byol.online.represent(&images));
+        let images = backend::normalised(
+            &batch.pixels,
+            shape,
+            augment.mean,
+            augment.std,
+            encoder.device(),
+            !options.channels_last,
+        )?;
+        values.push(encoder.represent(&images)?);
         labels.extend(batch.labels);
     }
     let values = if values.is_empty() {
-        Tensor::zeros([0, byol.online.encoder.feature_dim], (tch::Kind::Float, byol.device))
+        Tensor::zeros([0, encoder.feature_dim()], (tch::Kind::Float, encoder.device()))
     } else {
         Tensor::f_cat(&values, 0)?
     };
