@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = std::panic::catch_unwind(|| match &cli.command {
         Command::Train(args) => commands::train::run(args),
+        Command::Preview(args) => commands::preview::run(args),
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

@@ -1,3 +1,4 @@
 //! One module per command: they put the parts together.
 
+pub mod preview;
 pub mod train;

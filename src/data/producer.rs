@@ -52,7 +52,7 @@ impl BadImages {
     }
 
     /// Loads the first readable image from `index` on, after the last the first, and returns which.
-    pub(super) fn load_next(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<usize> {
+    pub fn load_next(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<usize> {
         let tries = set.len().min(MOST_REPLACEMENTS);
         for next in (index..index + tries).map(|next| next % set.len()) {
             if self.load(set, next, out)? {
