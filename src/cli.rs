@@ -32,6 +32,8 @@ pub enum Command {
     Bench(BenchCommand),
     /// Write a trained encoder to a file that other software loads; the file is read back and compared.
     ExportEncoder(ExportArgs),
+    /// Draw what the augmentations make of your images, as a picture to look at before training.
+    Preview(PreviewArgs),
 }
 
 /// What `byol bench` can measure.
@@ -129,6 +131,30 @@ pub struct TrainArgs {
     /// Resume although keys that change the result differ from the checkpoint's.
     #[arg(long, requires = "resume")]
     pub allow_config_change: bool,
+}
+
+/// Arguments of `byol preview`.
+#[derive(Debug, Args)]
+pub struct PreviewArgs {
+    /// Config file, such as configs/cifar10_cpu.yaml.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+    /// PNG file to write.
+    #[arg(long, value_name = "FILE.png")]
+    pub output: PathBuf,
+    /// Rows of the picture: images spread over the training set, the same ones every time.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub images: u32,
+    /// Draws of each view. They are the run's own: draw n shows what `byol train` makes of the image in its epoch n,
+    /// with the same config (change train.seed for others).
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub draws: u32,
+    /// Replace the output file if it exists.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[cfg(test)]

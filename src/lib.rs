@@ -19,5 +19,6 @@ pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod pixels;
+pub mod preview;
 pub mod rng;
 pub mod train;

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(args),
         Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader(args),
         Command::ExportEncoder(args) => commands::export::run(args),
+        Command::Preview(args) => commands::preview::run(args),
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

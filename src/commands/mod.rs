@@ -2,5 +2,6 @@
 
 pub mod bench;
 pub mod export;
+pub mod preview;
 pub mod setup;
 pub mod train;

@@ -1,0 +1,134 @@
+//! `byol preview`: what the augmentations of a config make of its images, as a picture to look at before training.
+
+use std::io::{Cursor, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use image::ImageFormat;
+
+use crate::augment::{Scratch, two_views};
+use crate::checkpoint;
+use crate::cli::PreviewArgs;
+use crate::config::Config;
+use crate::data::loader::BadImages;
+use crate::data::{self, Dataset};
+use crate::pixels::Pixels;
+use crate::preview::{Layout, Picture};
+use crate::rng::{Purpose, Stream};
+
+/// Runs the command; the value is the process's exit code.
+/// # Errors
+/// One line: what is wrong, where, and what to do.
+pub fn run(args: &PreviewArgs) -> Result<u8> {
+    let config = Config::load(&args.config, &args.set)?;
+    check_output(&args.output, args.force)?;
+    let place = || format!("{}: data.path", Config::place(&args.config, &args.set, "data.path"));
+    let dataset = data::open_train(&config.data).with_context(place)?;
+    let bad = BadImages::new(config.data.on_bad_image);
+
+    let indices = spread(dataset.len(), args.images as usize);
+    let (size, seed, draws) = (config.augment.size, config.train.seed, args.draws as usize);
+    let layout = Layout::new(indices.len(), draws, size);
+    let source = config.data.path.as_ref().map_or("drawn textures".to_string(), |path| path.display().to_string());
+    let title = format!("{source}: {} images", dataset.len());
+    let about = format!("views of {size} px, {}, as the epochs of seed {seed} draw them", layout.scale());
+    let mut picture = Picture::new(layout, &title, &about);
+
+    let names = dataset.class_names();
+    let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
+    let mut views = [vec![0; size * size * 3], vec![0; size * size * 3]];
+    for (row, &wanted) in indices.iter().enumerate() {
+        let found = bad.load_next(&*dataset, wanted, &mut image)?;
+        let mut lines = label(&*dataset, &names, found, &image);
+        if found != wanted {
+            lines.push(format!("in place of unreadable #{wanted}"));
+        }
+        picture.original(row, &lines, &image);
+        for draw in 0..draws {
+            let [first, second] = &mut views;
+            // As in the loader, the draws are those of the wanted image also where another takes its place.
+            two_views(&config.augment, &image, seed, draw as u64, wanted as u64, &mut scratch, [first, second]);
+            picture.view(row, 1 + draw, first);
+            picture.view(row, 1 + draws + draw, second);
+        }
+    }
+
+    let picture = picture.finish();
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png).context("--output: cannot encode the picture")?;
+    checkpoint::write_file(&args.output, &png.into_inner()).context("--output")?;
+    let skipped = match bad.count() {
+        0 => String::new(),
+        count => format!(", {count} unreadable images passed over"),
+    };
+    // Whoever reads stdout may be gone; the picture is there all the same.
+    let _ = writeln!(
+        std::io::stdout(),
+        "{}: {} of {} images, {draws} {} of each view, {} x {} px{skipped}",
+        args.output.display(),
+        indices.len(),
+        dataset.len(),
+        if draws == 1 { "draw" } else { "draws" },
+        picture.width(),
+        picture.height(),
+    );
+    Ok(0)
+}
+
+/// Finds out, before any work, whether the picture can be written.
+fn check_output(path: &Path, force: bool) -> Result<()> {
+    let shown = path.display();
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        bail!("--output: found {shown}, expected a name ending in .png");
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        bail!("--output: found no folder {}, expected one to write {shown} in; make it first", folder.display());
+    }
+    if path.is_dir() {
+        bail!("--output: found a folder, expected a file name: {shown}");
+    }
+    if path.symlink_metadata().is_ok() && !force {
+        bail!("--output: {shown} exists already; add --force to replace it, or choose another name");
+    }
+    Ok(())
+}
+
+/// Positions of `wanted` images of `len`, in order: one at random from each of as many equal parts, so that sets
+/// sorted by class show many classes, and drawn ones, whose classes take turns, too. The same in every run.
+fn spread(len: usize, wanted: usize) -> Vec<usize> {
+    let parts = wanted.min(len);
+    let mut rng = Stream::new(0, Purpose::Subset, 0, 0, 1);
+    let bound = |part: usize| part * len / parts;
+    (0..parts).map(|part| bound(part) + rng.below(bound(part + 1) - bound(part))).collect()
+}
+
+/// The lines beside an image: its class if it has one, its name without folders, its index and size.
+fn label(dataset: &dyn Dataset, names: &[String], index: usize, image: &Pixels) -> Vec<String> {
+    let class = dataset.label(index).filter(|label| *label >= 0).map(|label| {
+        let name = usize::try_from(label).ok().and_then(|label| names.get(label));
+        name.cloned().unwrap_or_else(|| format!("class {label}"))
+    });
+    let name = dataset.describe(index);
+    let name = name.rsplit('/').next().unwrap_or_default().to_string();
+    let about = format!("#{index}, {} x {} px", image.width, image.height);
+    class.into_iter().chain([name, about]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_spread_over_the_set() {
+        for (len, wanted) in [(50_000, 8), (9, 8), (8, 8), (3, 8), (1, 64)] {
+            let chosen = spread(len, wanted);
+            assert_eq!(chosen.len(), wanted.min(len));
+            assert_eq!(chosen, spread(len, wanted));
+            let parts = chosen.len();
+            let in_its_part =
+                |(part, index): (usize, &usize)| (part * len / parts..(part + 1) * len / parts).contains(index);
+            assert!(chosen.iter().enumerate().all(in_its_part), "{chosen:?}");
+        }
+    }
+}
