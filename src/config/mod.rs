@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
 use crate::data::DataConfig;
+use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
@@ -35,6 +36,8 @@ pub struct Config {
     pub monitor: MonitorConfig,
     /// Run folder and checkpoints.
     pub output: OutputConfig,
+    /// `byol linear-eval`.
+    pub linear_eval: LinearEvalConfig,
 }
 
 impl Config {
@@ -43,8 +46,19 @@ impl Config {
     /// What is wrong, where (file and line, or override), what was found and what is accepted; several
     /// values out of range are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let source = source::Source::read(path)?;
-        let mut config: Config = source.parse()?;
+        Self::load_over(Self::default(), Some(path), overrides)
+    }
+
+    /// The same on top of `base`, such as a run's own config: a section that the file has replaces the base's as a
+    /// whole, one that it leaves out stays.
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let source = path.map(source::Source::read).transpose()?;
+        let mut config = match &source {
+            Some(source) => source.parse_over(base)?,
+            None => base,
+        };
         for text in overrides {
             config = source::set(&config, text)?;
         }
@@ -52,11 +66,12 @@ impl Config {
         if problems.is_empty() {
             return Ok(config);
         }
+        let place = |key: &str| source.as_ref().map_or("the checkpoint's config".to_string(), |s| s.place(key));
         let lines: Vec<String> = problems
             .into_iter()
             .map(|(key, message)| match source::overridden(overrides, &key) {
                 Some(text) => format!("--set {text}: {key}: {message}"),
-                None => format!("{}: {key}: {message}", source.place(&key)),
+                None => format!("{}: {key}: {message}", place(&key)),
             })
             .collect();
         bail!("{}", lines.join("; "))
@@ -96,6 +111,7 @@ impl Config {
             ("train", self.train.problems()),
             ("monitor", self.monitor.problems()),
             ("output", self.output.problems()),
+            ("linear_eval", self.linear_eval.problems()),
         ];
         let named = |(section, problems): (&str, Vec<(String, String)>)| {
             let section = section.to_string();
@@ -107,13 +123,14 @@ impl Config {
     /// Keys whose values differ and that change the result of training, as `key: ours, then theirs`.
     /// Left out are keys that only say where things are, how fast they go and what is reported.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 11] = [
+        const HARMLESS: [&str; 12] = [
             "data.path",
             "data.eval_path",
             "data.workers",
             "data.prefetch_batches",
             "monitor.",
             "output.",
+            "linear_eval.",
             "train.device",
             "train.threads",
             "train.max_steps",

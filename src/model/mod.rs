@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 pub use heads::Mlp;
+pub use layers::Linear;
 pub use params::{Init, Named, Params, Scope};
 pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
 
