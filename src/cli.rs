@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::eval::Which;
+use crate::export::{Format, ImageSize};
+
 /// BYOL pre-training of vision encoders on your own unlabelled images.
 #[derive(Debug, Parser)]
 #[command(name = "byol", version, arg_required_else_help = true, max_term_width = 100)]
@@ -30,6 +33,58 @@ pub enum Command {
     KnnEval(KnnEvalArgs),
     /// Write an encoder's features and labels of a data set, for numpy, PyTorch or scikit-learn.
     ExtractFeatures(ExtractFeaturesArgs),
+    /// Write a trained encoder to a file that other software loads; the file is read back and compared.
+    ExportEncoder(ExportArgs),
+}
+
+/// Arguments of `byol export-encoder`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors file of a ResNet with
+    /// torchvision's names.
+    #[arg(long, value_name = "RUN_OR_FILE")]
+    pub checkpoint: PathBuf,
+    /// What kind of file.
+    #[arg(long)]
+    pub format: Format,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace the file if it is there.
+    #[arg(long)]
+    pub force: bool,
+    /// Which of the run's encoders; the target's BatchNorm statistics are recomputed on the images of --config.
+    #[arg(long, default_value = "online")]
+    pub network: Which,
+    /// The graph normalises its input itself and takes RGB in 0 to 1 (default for onnx and torchscript).
+    #[arg(long)]
+    pub normalize: bool,
+    /// The graph takes normalised input.
+    #[arg(long, conflicts_with = "normalize")]
+    pub no_normalize: bool,
+    /// onnx: fold BatchNorm into the convolutions.
+    #[arg(long)]
+    pub fold_batchnorm: bool,
+    /// Height and width of the input, or `dynamic` [default: augment.size]. The batch size is always free.
+    #[arg(long, value_name = "PIXELS|dynamic", value_parser = image_size)]
+    pub image_size: Option<ImageSize>,
+    /// Images whose BatchNorm statistics the target encoder gets.
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub batchnorm_images: u32,
+    /// Config file: the images for --network target; size, mean and std for a file that does not say them.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
+fn image_size(text: &str) -> Result<ImageSize, String> {
+    match text.parse() {
+        _ if text == "dynamic" => Ok(ImageSize::Dynamic),
+        Ok(size @ 8..=1024) => Ok(ImageSize::Fixed(size)),
+        _ => Err("expected 8 to 1024 pixels, or dynamic".into()),
+    }
 }
 
 /// Arguments of `byol train`.

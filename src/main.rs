@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::LinearEval(args) => commands::linear_eval::run(args),
         Command::KnnEval(args) => commands::knn_eval::run(args),
         Command::ExtractFeatures(args) => commands::extract_features::run(args),
+        Command::ExportEncoder(args) => commands::export::run(args),
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

@@ -10,7 +10,7 @@ use super::foreign;
 use crate::augment::AugmentConfig;
 use crate::backend::Autocast;
 use crate::checkpoint::{self, Manifest};
-use crate::model::{ModelConfig, Params, ResNet, ResNetConfig};
+use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Params, ResNet, ResNetConfig};
 
 /// Which of a run's two encoders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -151,8 +151,8 @@ impl Encoder {
         let augment = match (&options.augment, &file.augment) {
             (None, None) => {
                 log::info!(
-                    "{}: says nothing of its inputs: ImageNet's mean and std and 224 px are assumed (other values: \
-                     --set augment.mean=..., augment.std, augment.size)",
+                    "{}: says nothing of its inputs: unless --config or --set augment.* do, ImageNet's mean and std \
+                     and 224 px are assumed",
                     path.display()
                 );
                 AugmentConfig::default()
@@ -231,12 +231,12 @@ impl Encoder {
             if images.size()[0] < 2 {
                 continue; // one image has no variance in the last layers
             }
-            // From 0 a forward pass leaves exactly momentum (0.1) times the batch's own statistics.
+            // From 0 a forward pass leaves exactly momentum times the batch's own statistics.
             buffers.iter().for_each(|b| drop(b.tensor.shallow_clone().zero_()));
             let _autocast = Autocast::bf16(self.device, self.bf16)?;
             drop(self.net.forward(&images, true));
             for (sum, buffer) in sums.iter_mut().zip(buffers) {
-                let _ = sum.f_add_(&(buffer.tensor.to_kind(Kind::Double) / 0.1))?;
+                let _ = sum.f_add_(&(buffer.tensor.to_kind(Kind::Double) / BATCH_NORM_MOMENTUM))?;
             }
             count += 1;
         }

@@ -107,7 +107,7 @@ fn prefix(all: &BTreeMap<String, TensorView>, which: Which) -> Result<String> {
                 some.join(", ")
             )
         }
-        _ => bail!("found several encoders (under {}), expected one", prefixes.join(", ")),
+        _ => bail!("found several encoders (under {prefixes:?}), expected one"),
     }
 }
 

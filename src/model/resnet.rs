@@ -78,9 +78,9 @@ pub struct ResNetConfig {
 
 /// A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1.
 #[derive(Debug)]
-struct Block {
-    layers: Vec<(Conv2d, BatchNorm)>,
-    downsample: Option<(Conv2d, BatchNorm)>,
+pub(crate) struct Block {
+    pub(crate) layers: Vec<(Conv2d, BatchNorm)>,
+    pub(crate) downsample: Option<(Conv2d, BatchNorm)>,
 }
 
 impl Block {
@@ -124,10 +124,10 @@ impl Block {
 /// A ResNet without its classifier: the encoder f of BYOL.
 #[derive(Debug)]
 pub struct ResNet {
-    conv1: Conv2d,
-    bn1: BatchNorm,
-    pool: bool,
-    blocks: Vec<Block>,
+    pub(crate) conv1: Conv2d,
+    pub(crate) bn1: BatchNorm,
+    pub(crate) pool: bool,
+    pub(crate) blocks: Vec<Block>,
     /// Length of a representation: 512 (basic blocks) or 2048 (bottlenecks) times the width.
     pub feature_dim: i64,
 }
