@@ -51,7 +51,10 @@ struct Scores {
     epochs: u64,
     trials: Vec<Trial>,
     per_class: Vec<Class>,
+    /// In all.
     seconds: f64,
+    /// Of those, for training; with cached features the rest is their computation.
+    training_seconds: f64,
 }
 
 /// `linear_eval.json`.
@@ -178,6 +181,7 @@ fn scores(outcome: &Outcome, classes: &Classes, seconds: f64) -> Scores {
         trials: outcome.trials.clone(),
         per_class: classes.names.iter().zip(&accuracy.per_class).map(class).collect(),
         seconds,
+        training_seconds: outcome.training_seconds,
     }
 }
 
@@ -223,7 +227,8 @@ fn table(report: &Report, encoder: &str) -> String {
     if report.images_skipped > 0 {
         let _ = write!(text, ", {} unreadable left out", report.images_skipped);
     }
-    let _ = writeln!(text, "; {:.1} s\n", report.scores.seconds);
+    let (all, training) = (report.scores.seconds, report.scores.training_seconds);
+    let _ = writeln!(text, "; {all:.1} s, {training:.1} s of it training\n");
     let _ = writeln!(text, "{:>13}  {:>6}  {:>14}", "learning rate", "epochs", "held-out top-1");
     for trial in &report.scores.trials {
         let best = trial.learning_rate == report.scores.learning_rate && trial.epochs == report.scores.epochs;

@@ -1,5 +1,7 @@
 //! Semi-supervised evaluation (arXiv 2006.07733, appendix C.1): the whole network is trained on few labels.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
@@ -57,11 +59,14 @@ impl Task {
         let settings: Vec<(u64, f64)> = (config.finetune_epochs.iter())
             .flat_map(|&epochs| config.finetune_learning_rates.iter().map(move |&rate| (epochs, rate)))
             .collect();
+        let mut training_seconds = 0.0;
         let (mut trials, mut kept, mut batch_size) = (Vec::new(), None, 0);
         for (at, &(epochs, rate)) in settings.iter().enumerate() {
             let what = format!("fine-tuning {} of {}, learning rate {rate}: images", at + 1, settings.len());
             let tuned = Tuned::new(encoder, self.classes.count(), config.seed);
+            let started = Instant::now();
             batch_size = self.tune(&tuned, epochs, rate, &what)?;
+            training_seconds += started.elapsed().as_secs_f64();
             let mut trial = Trial::new(rate, batch_size, epochs);
             if !self.split.validation.is_empty() {
                 let accuracy = self.judge_tuned(&tuned, false)?;
@@ -83,7 +88,7 @@ impl Task {
         ensure!(accuracy.loss.is_finite(), "linear_eval: the network diverged; lower finetune_learning_rates");
         let tested = accuracy.per_class.iter().map(|(images, _)| *images as usize).sum();
         let images = [self.split.train.len(), self.split.validation.len(), tested];
-        Ok(Outcome { trials, chosen, accuracy, images, batch_size, refit: false })
+        Ok(Outcome { trials, chosen, accuracy, images, batch_size, refit: false, training_seconds })
     }
 
     fn tune(&self, tuned: &Tuned, epochs: u64, rate: f64, what: &str) -> Result<usize> {

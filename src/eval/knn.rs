@@ -8,11 +8,12 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::Features;
+use crate::loss::l2_normalise;
 
 /// Test images classified at once.
-const QUERIES: i64 = 256;
+const QUERIES: i64 = 1024;
 /// Training images they are compared with at once: memory is the product of the two, whatever the sets' sizes.
-const BANK: i64 = 16_384;
+const BANK: i64 = 8192;
 
 /// Accuracy with k neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -25,7 +26,8 @@ pub struct KnnAccuracy {
     pub top5: f64,
 }
 
-/// Accuracies on `queries` for each of `ks`, from one pass. Without `queries` every image of the bank is classified
+/// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbours of fp32 features can be.
+/// Without `queries` every image of the bank is classified
 /// by the others (leave one out). `tick` hears, block by block, how many images are done, and may give up.
 /// # Errors
 /// An image without a label; no images; a k larger than the number of images to compare with; `tick`'s own.
@@ -36,15 +38,16 @@ pub fn knn(
     temperature: f64,
     tick: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<KnnAccuracy>> {
-    in_blocks(bank, queries, ks, temperature, [QUERIES, BANK], tick)
+    in_blocks(bank, queries, ks, temperature, Kind::Double, [QUERIES, BANK], tick)
 }
 
-/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with.
+/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick look.
 /// # Errors
 /// As [`knn`].
 pub fn knn_top1(bank: &Features, queries: Option<&Features>, k: usize, temperature: f64) -> Result<f64> {
     let others = bank.labels.len().saturating_sub(usize::from(queries.is_none())).max(1);
-    Ok(knn(bank, queries, &[k.min(others)], temperature, &mut |_| Ok(()))?[0].top1)
+    let blocks = [QUERIES, BANK];
+    Ok(in_blocks(bank, queries, &[k.min(others)], temperature, Kind::Float, blocks, &mut |_| Ok(()))?[0].top1)
 }
 
 fn in_blocks(
@@ -52,6 +55,7 @@ fn in_blocks(
     queries: Option<&Features>,
     ks: &[usize],
     temperature: f64,
+    kind: Kind,
     [query_block, bank_block]: [i64; 2],
     tick: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<KnnAccuracy>> {
@@ -79,16 +83,16 @@ fn in_blocks(
     };
     let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
     let classes = ranks.len() as i64;
-    let bank_rows = crate::loss::l2_normalise(&bank.values);
+    let rows_of = |f: &Features, start, length| l2_normalise(&f.values.narrow(0, start, length).to_kind(kind));
     let (total, bank_total) = (queries.labels.len() as i64, bank.labels.len() as i64);
     let mut correct = vec![[0; 2]; ks.len()];
     for start in (0..total).step_by(query_block as usize) {
         let rows = query_block.min(total - start);
-        let query_rows = crate::loss::l2_normalise(&queries.values.narrow(0, start, rows));
+        let query_rows = rows_of(queries, start, rows);
         let mut best: Option<(Tensor, Tensor)> = None; // cosines and labels of the nearest so far, both [rows, <= most]
         for from in (0..bank_total).step_by(bank_block as usize) {
             let count = bank_block.min(bank_total - from);
-            let mut cosine = query_rows.f_matmul(&bank_rows.narrow(0, from, count).tr())?; // [rows, count]
+            let mut cosine = query_rows.f_matmul(&rows_of(bank, from, count).tr())?; // [rows, count]
             if leave_one_out {
                 // Each image's own place, where it falls into this block.
                 let own = Tensor::arange_start(start - from, start - from + rows, (Kind::Int64, device)).unsqueeze(1);
@@ -113,7 +117,7 @@ fn in_blocks(
         let own = query_labels.narrow(0, start, rows).unsqueeze(1);
         for (&k, correct) in ks.iter().zip(&mut correct) {
             let (weights, labels) = (weights.narrow(1, 0, k as i64), labels.narrow(1, 0, k as i64));
-            let votes = Tensor::zeros([rows, classes], (Kind::Float, device)).f_scatter_add(1, &labels, &weights)?;
+            let votes = Tensor::zeros([rows, classes], (kind, device)).f_scatter_add(1, &labels, &weights)?;
             let (counts, ranking) = votes.f_topk(classes.min(5), 1, true, true)?;
             let hits = ranking.eq_tensor(&own).f_logical_and(&counts.gt(0.0))?;
             correct[0] += hits.select(1, 0).sum(Kind::Int64).int64_value(&[]);
@@ -183,14 +187,19 @@ mod tests {
             for (leave_out, queries) in [(false, &queries), (true, &bank)] {
                 let expected: Vec<_> =
                     ks.iter().map(|&k| brute_force(&bank, queries, leave_out, k, temperature)).collect();
-                for blocks in [[QUERIES, BANK], [64, 100], [7, 11]] {
+                for (kind, blocks) in [
+                    (Kind::Double, [QUERIES, BANK]),
+                    (Kind::Double, [64, 100]),
+                    (Kind::Double, [7, 11]),
+                    (Kind::Float, [64, 100]),
+                ] {
                     let given = (!leave_out).then_some(queries);
                     let mut done = 0;
                     let mut tick = |n: usize| {
                         done = n;
                         Ok(())
                     };
-                    let found = in_blocks(&bank, given, &ks, temperature, blocks, &mut tick)?;
+                    let found = in_blocks(&bank, given, &ks, temperature, kind, blocks, &mut tick)?;
                     assert_eq!(found.iter().map(|f| f.k).collect::<Vec<_>>(), ks);
                     let found: Vec<_> = found.iter().map(|f| [f.top1, f.top5]).collect();
                     assert_eq!(found, expected, "k {ks:?}, leave one out {leave_out}, blocks {blocks:?}");

@@ -2,6 +2,7 @@
 //! rate, trained side by side; the best on held-out training images is tested, once.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Tensor};
@@ -126,6 +127,8 @@ pub struct Outcome {
     pub batch_size: usize,
     /// The chosen setting was trained again, on the held-out images too.
     pub refit: bool,
+    /// Seconds that training took, features in memory left out.
+    pub training_seconds: f64,
 }
 
 /// Features `[N, D]` and class numbers `[N]` on one device.
@@ -170,9 +173,15 @@ impl Task {
             true => Some(self.rows(encoder, &self.train, &split.train, "features of the training images")?),
             false => None,
         };
-        let fit = |rates: &[f64], rows: &Option<Rows>, images: &[u32]| match rows {
-            Some(rows) => self.fit_cached(rows, rates),
-            None => self.fit_augmented(encoder, images, rates),
+        let mut training_seconds = 0.0;
+        let mut fit = |rates: &[f64], rows: &Option<Rows>, images: &[u32]| {
+            let started = Instant::now();
+            let fitted = match rows {
+                Some(rows) => self.fit_cached(rows, rates),
+                None => self.fit_augmented(encoder, images, rates),
+            };
+            training_seconds += started.elapsed().as_secs_f64();
+            fitted
         };
         let (mut probes, mut batch_size) = fit(rates, &train, &split.train)?;
         let mut trials: Vec<Trial> = rates.iter().map(|&rate| Trial::new(rate, batch_size, config.epochs)).collect();
@@ -199,7 +208,7 @@ impl Task {
         let accuracy = self.judge(&probes, &test)?.swap_remove(tested);
         ensure!(accuracy.loss.is_finite(), "linear_eval: the classifier diverged; lower the learning rates");
         let images = [count, validation.len(), test.len()];
-        Ok(Outcome { trials, chosen, accuracy, images, batch_size, refit })
+        Ok(Outcome { trials, chosen, accuracy, images, batch_size, refit, training_seconds })
     }
 
     fn probes(&self, encoder_dim: i64, rates: &[f64], batch: usize, device: Device) -> Probes {
