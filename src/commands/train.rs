@@ -200,6 +200,7 @@ fn knn_watch(
             bad,
             channels_last: config.train.channels_last,
             interrupted: setup::interrupted(signals),
+            progress: false,
         },
     }))
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
 use crate::data::DataConfig;
+use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
@@ -35,6 +36,8 @@ pub struct Config {
     pub monitor: MonitorConfig,
     /// Run folder and checkpoints.
     pub output: OutputConfig,
+    /// `byol linear-eval`.
+    pub linear_eval: LinearEvalConfig,
 }
 
 impl Config {
@@ -108,6 +111,7 @@ impl Config {
             ("train", self.train.problems()),
             ("monitor", self.monitor.problems()),
             ("output", self.output.problems()),
+            ("linear_eval", self.linear_eval.problems()),
         ];
         let named = |(section, problems): (&str, Vec<(String, String)>)| {
             let section = section.to_string();
@@ -121,13 +125,14 @@ impl Config {
     /// that `other` lacks, because the program did not have them yet, had their default; those that it
     /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 12] = [
+        const HARMLESS: [&str; 13] = [
             "data.path",
             "data.eval_path",
             "data.workers",
             "data.prefetch_batches",
             "monitor.",
             "output.",
+            "linear_eval.",
             "train.device",
             "train.threads",
             "train.max_steps",

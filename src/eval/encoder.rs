@@ -195,6 +195,27 @@ impl Encoder {
         Ok(self)
     }
 
+    /// The manifest of the run or checkpoint at `path`, the newest one that can be read, without its weights. `None`
+    /// for a file from elsewhere, and where [`Self::open`] will say what is wrong.
+    pub fn manifest(path: &Path) -> Option<Manifest> {
+        let mut folders = checkpoint::list(&path.join("checkpoints"));
+        folders.extend(checkpoint::list(path));
+        folders.push(path.to_path_buf());
+        folders.extend(path.parent().filter(|_| path.ends_with("model.safetensors")).map(Path::to_path_buf));
+        folders.iter().find_map(|folder| checkpoint::read_manifest(folder).ok())
+    }
+
+    /// The same architecture as it is before training: fresh weights, a function of `seed`.
+    pub fn random(&self, seed: u64) -> Self {
+        let mut params = Params::new(self.device, Some(seed));
+        let net = ResNet::new(params.root(), &self.config);
+        if self.channels_last {
+            params.to_channels_last();
+        }
+        let (config, augment, run) = (self.config, self.augment.clone(), self.run.clone());
+        Self { net, params, config, augment, run, batches_tracked: 0, source: self.source.clone(), ..*self }
+    }
+
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalised images, every batch with
     /// the same weight: `torch.optim.swa_utils.update_bn`. Returns the number of batches.
     /// # Errors
