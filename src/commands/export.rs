@@ -31,7 +31,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     if is_part_of(&args.output, &encoder.source) {
         bail!("--output {}: is what is exported; choose another name", args.output.display());
     }
-    export::check_size(&encoder, args.format)?;
+    export::check_size(encoder.params.count(), args.format)?;
     let config = match &encoder.run {
         Some(run) => Config::of_run(&run.config)?,
         None => Config { augment: encoder.augment.clone(), ..Config::default() },

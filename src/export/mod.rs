@@ -152,11 +152,11 @@ pub fn write(encoder: &Encoder, format: Format, options: &GraphOptions, output: 
     write_file(output, &bytes)
 }
 
-/// Refuses what a format cannot hold, before any work.
+/// Refuses a number of parameters that a format cannot hold, before any work.
 /// # Errors
 /// The limit, the size found and what to do.
-pub fn check_size(encoder: &Encoder, format: Format) -> Result<()> {
-    if format == Format::Onnx { onnx::check_size(encoder) } else { Ok(()) }
+pub fn check_size(parameters: i64, format: Format) -> Result<()> {
+    if format == Format::Onnx { onnx::check_size(parameters) } else { Ok(()) }
 }
 
 /// Reads the written file back, runs it on a batch of random images, and compares its features with the encoder's.

@@ -25,8 +25,8 @@ pub const OUTPUT: &str = "features";
 /// Refuses encoders that do not fit into one ONNX file.
 /// # Errors
 /// The size found and what to do.
-pub(super) fn check_size(encoder: &Encoder) -> Result<()> {
-    let bytes = 4 * encoder.params.count() as u64;
+pub(super) fn check_size(parameters: i64) -> Result<()> {
+    let bytes = 4 * parameters as u64;
     // The graph around the weights is far below 1 MiB.
     if bytes + (1 << 20) > MAX_BYTES {
         bail!(

@@ -129,7 +129,8 @@ pub const CPU: Device = Device::Cpu;
 
 /// A run of a few steps in a folder of its own: 64 drawn images of 16 px, a ResNet-18 of a quarter of the width.
 pub struct TinyRun {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    _removed_at_the_end: Option<tempfile::TempDir>,
 }
 
 impl TinyRun {
@@ -154,7 +155,20 @@ monitor: {knn_every: 0}
 
     /// Trains with these overrides.
     pub fn train(overrides: &[&str]) -> Self {
-        let run = Self { folder: tempfile::tempdir().expect("a folder") };
+        let folder = tempfile::tempdir().expect("a folder");
+        Self { folder: folder.path().into(), _removed_at_the_end: Some(folder) }.trained(overrides)
+    }
+
+    /// The same for a static, which is never dropped: in a folder below `target` that the next one of this name replaces.
+    pub fn train_shared(name: &str, overrides: &[&str]) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = std::fs::remove_dir_all(&folder); // not there the first time
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self { folder, _removed_at_the_end: None }.trained(overrides)
+    }
+
+    fn trained(self, overrides: &[&str]) -> Self {
+        let run = self;
         std::fs::write(run.config(), Self::CONFIG).expect("written");
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_byol"));
         command.arg("train").arg("--config").arg(run.config());
@@ -165,15 +179,15 @@ monitor: {knn_every: 0}
     }
 
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     pub fn config(&self) -> PathBuf {
-        self.folder.path().join("config.yaml")
+        self.folder.join("config.yaml")
     }
 
     pub fn dir(&self) -> PathBuf {
-        self.folder.path().join("run")
+        self.folder.join("run")
     }
 
     pub fn checkpoint(&self, step: u64) -> PathBuf {
