@@ -59,9 +59,13 @@ impl<'a> ResNetFile<'a> {
             }
         }
         if !left_out.is_empty() {
-            let heads: BTreeSet<&str> = left_out.iter().map(|n| n.split('.').next().unwrap_or_default()).collect();
+            let heads: BTreeSet<&str> = left_out
+                .iter()
+                .map(|name| name.strip_prefix(&prefix).unwrap_or(name).split('.').next().unwrap_or_default())
+                .collect();
             let (count, heads) = (left_out.len(), Vec::from_iter(heads).join(", "));
-            log::info!("the encoder is {prefix:?}; {count} other tensors are left out ({heads})");
+            let place = if prefix.is_empty() { "beside the encoder".into() } else { format!("beside {prefix}*") };
+            log::info!("{count} tensors {place} are left out ({heads})");
         }
         let batches_tracked = found.get("bn1.num_batches_tracked").filter(|view| view.dtype() == Dtype::I64);
         let batches_tracked =

@@ -159,27 +159,41 @@ pub fn check_size(parameters: i64, format: Format) -> Result<()> {
     if format == Format::Onnx { onnx::check_size(parameters) } else { Ok(()) }
 }
 
+/// An export, read back.
+enum Written {
+    Weights(Box<Encoder>),
+    Module(CModule),
+    Graph(Vec<u8>),
+}
+
+impl Written {
+    fn open(encoder: &Encoder, format: Format, path: &Path) -> Result<Self> {
+        Ok(match format {
+            Format::Safetensors => {
+                let options = EncoderOptions { augment: Some(encoder.augment.clone()), ..EncoderOptions::default() };
+                Self::Weights(Box::new(Encoder::open(path, &options)?))
+            }
+            Format::Torchscript => Self::Module(CModule::load(path)?),
+            Format::Onnx => Self::Graph(fs::read(path).with_context(|| format!("reading {}", path.display()))?),
+        })
+    }
+
+    fn run(&self, images: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Weights(encoder) => encoder.represent(images),
+            Self::Module(module) => Ok(module.forward_ts(&[images])?),
+            Self::Graph(bytes) => onnx_run::run(bytes, images),
+        }
+    }
+}
+
 /// Reads the written file back, runs it on a batch of random images, and compares its features with the encoder's.
 /// The batch is not of the size that was traced; where the image size is free, a second one is larger.
 /// # Errors
 /// The file cannot be read or run.
 pub fn verify(encoder: &Encoder, format: Format, options: &GraphOptions, output: &Path) -> Result<Difference> {
     let _no_grad = tch::no_grad_guard();
-    let run: Box<dyn Fn(&Tensor) -> Result<Tensor>> = match format {
-        Format::Safetensors => {
-            let options = EncoderOptions { augment: Some(encoder.augment.clone()), ..EncoderOptions::default() };
-            let read = Encoder::open(output, &options)?;
-            Box::new(move |images| read.represent(images))
-        }
-        Format::Torchscript => {
-            let module = CModule::load(output)?;
-            Box::new(move |images| Ok(module.forward_ts(&[images])?))
-        }
-        Format::Onnx => {
-            let bytes = fs::read(output).with_context(|| format!("reading {}", output.display()))?;
-            Box::new(move |images| onnx_run::run(&bytes, images))
-        }
-    };
+    let written = Written::open(encoder, format, output)?;
     let sizes = match options.image_size {
         ImageSize::Fixed(size) => vec![size],
         ImageSize::Dynamic => vec![encoder.augment.size as i64, encoder.augment.size as i64 + 33],
@@ -194,7 +208,7 @@ pub fn verify(encoder: &Encoder, format: Format, options: &GraphOptions, output:
         let images = normalised(mean, std)?;
         expected.push(encoder.represent(&images)?);
         let plain = format != Format::Safetensors && options.normalize;
-        found.push(run(&if plain { normalised([0.0; 3], [1.0; 3])? } else { images })?);
+        found.push(written.run(&if plain { normalised([0.0; 3], [1.0; 3])? } else { images })?);
     }
     Difference::between(&Tensor::f_cat(&expected, 0)?, &Tensor::f_cat(&found, 0)?)
 }
