@@ -26,11 +26,11 @@ fn classifiers_side_by_side_are_pytorchs_one_by_one() {
         let factor = learning_rate(step as u64, 0, steps as u64, 1.0, 0.0);
         probes.step(&x.index_select(0, &rows), &y.index_select(0, &rows), factor).expect("a step");
     }
-    for l in 0..rates.len() {
+    for (l, rate) in rates.iter().enumerate() {
         let (weight, bias) = probes.parameters(l);
         // fp32 against f64.
-        assert!(relative(&weight, fixture.get(&format!("weight.{l}"))) < 1e-5, "rate {}", rates[l]);
-        assert!(relative(&bias, fixture.get(&format!("bias.{l}"))) < 1e-5, "rate {}", rates[l]);
+        assert!(relative(&weight, fixture.get(&format!("weight.{l}"))) < 1e-5, "rate {rate}");
+        assert!(relative(&bias, fixture.get(&format!("bias.{l}"))) < 1e-5, "rate {rate}");
     }
 }
 
