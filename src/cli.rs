@@ -26,6 +26,38 @@ pub enum Command {
     Train(TrainArgs),
     /// Draw what the augmentations make of your images, as a picture to look at before training.
     Preview(PreviewArgs),
+    /// Measure how fast a part of the program is here; one line of JSON on stdout.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// What `byol bench` can measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// The loader alone: decoded, augmented pairs of views a second, and where the time goes.
+    Loader(BenchLoaderArgs),
+}
+
+/// Arguments of `byol bench loader`.
+#[derive(Debug, Args)]
+pub struct BenchLoaderArgs {
+    /// Config file, such as configs/cifar10_resnet18.yaml.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+    /// About how long to measure.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Threads that decode and augment, 1 to 1024 [default: data.workers, or one per core].
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub workers: Option<usize>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value| (0.1..=86400.0).contains(value));
+    value.ok_or_else(|| "expected 0.1 to 86400".to_string())
 }
 
 /// Arguments of `byol train`.

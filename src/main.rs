@@ -4,9 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use byol::backend::first_line;
-use byol::cli::{Cli, Command};
+use byol::cli::{BenchCommand, Cli, Command};
 use byol::{commands, logging};
 use clap::Parser;
+
+/// Counts for `byol bench`.
+#[global_allocator]
+static ALLOCATOR: byol::backend::Counted = byol::backend::Counted;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -20,6 +24,7 @@ fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(|| match &cli.command {
         Command::Train(args) => commands::train::run(args),
         Command::Preview(args) => commands::preview::run(args),
+        Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader(args),
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

@@ -314,8 +314,74 @@ fn image_folders_are_ordered_and_labelled() {
 fn unusable_image_folders_are_named() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("file");
-    std::fs::write(&file, "x").unwrap();
-    assert!(train_error(&folder(&scratch.path().join("none"))).starts_with("no such folder: "));
-    assert!(train_error(&folder(&file)).starts_with("found a file, expected a folder"));
+    assert!(train_error(&folder(&scratch.path().join("none"))).starts_with("no such file or folder: "));
+    std::fs::write(&file, [0xff, 0xd8, 0xff]).unwrap();
+    assert!(train_error(&folder(&file)).starts_with("found no text, expected a folder of images or a text file"));
     assert!(train_error(&folder(scratch.path())).starts_with("no images in "));
+}
+
+#[test]
+fn links_are_followed_on_every_way_but_not_in_circles() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, at(name)).unwrap();
+    for name in ["pool/deep", "set/ant", "set/bee"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+    }
+    std::fs::write(at("pool/deep/1.png"), image_bytes("rgb.png")).unwrap();
+    // A diamond: two ways to one folder, and in it one back to the top.
+    link("../../pool", "set/ant/pool");
+    link("../../pool/deep", "set/bee/pool");
+    link("../../set", "pool/deep/top");
+    link("self", "set/self");
+    link("../../pool/deep/1.png", "set/ant/one.png");
+    link("gone.png", "set/ant/gone.png");
+    let set = open_train(&folder(&at("set"))).unwrap();
+    let found = names(&*set);
+    let relative: Vec<&str> = found.iter().map(|name| name.split_once("/set/").unwrap().1).collect();
+    assert_eq!(relative, ["ant/gone.png", "ant/one.png", "ant/pool/deep/1.png", "bee/pool/1.png"]);
+    let mut out = Pixels::default();
+    let loads: Vec<bool> = (0..4).map(|index| set.load(index, &mut out).is_ok()).collect();
+    assert_eq!(loads, [false, true, true, true]);
+}
+
+#[test]
+fn lists_of_images_are_read_in_their_order() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    std::fs::create_dir(at("some images")).unwrap();
+    for (name, image) in [("some images/b 2.png", "rgb.png"), ("a.jpg", "plain.jpg"), ("upload", "grey.png")] {
+        std::fs::write(at(name), image_bytes(image)).unwrap();
+    }
+    let lines = format!("# made by hand\r\nsome images/b 2.png 4\r\n\r\n{}\t0\nupload\n", at("a.jpg").display());
+    std::fs::write(at("train.txt"), lines).unwrap();
+    std::fs::write(at("val.txt"), "a.jpg\na.jpg 1\ngone.jpg 2").unwrap();
+    std::fs::write(at("plain.txt"), "a.jpg\nupload\n").unwrap();
+    let config = DataConfig { eval_path: Some(at("val.txt")), ..folder(&at("train.txt")) };
+    let (train, eval) = (open_train(&config).unwrap(), open_eval(&config).unwrap().unwrap());
+    let expected = ["some images/b 2.png", "a.jpg", "upload"].map(|name| at(name).display().to_string());
+    assert_eq!(names(&*train), expected);
+    assert_eq!([0, 1, 2].map(|index| train.label(index)), [Some(4), Some(0), None]);
+    let mut out = Pixels::default();
+    for (index, image) in ["rgb.png", "plain.jpg", "grey.png"].into_iter().enumerate() {
+        train.load(index, &mut out).unwrap();
+        assert!(largest_difference(&out.data, &image_bytes(&format!("{image}.rgb"))) <= 4);
+    }
+    assert_eq!([0, 1, 2].map(|index| eval.label(index)), [None, Some(1), Some(2)]);
+    assert!(eval.load(0, &mut out).is_ok() && eval.load(2, &mut out).is_err());
+    let plain = open_train(&folder(&at("plain.txt"))).unwrap();
+    assert_eq!((plain.len(), plain.label(0)), (2, None));
+    assert!(open_eval(&folder(&at("plain.txt"))).unwrap().is_none());
+    let first = DataConfig { limit: Some(2), ..config };
+    assert_eq!(names(&*open_train(&first).unwrap()), expected[..2]);
+    for (text, start) in [
+        ("# nothing\n", "no images in "),
+        ("x/1.jpg\nx/2.jpg\n", "no such file: "),
+        ("a.jpg\tant\n", &format!("{}:1: found \"ant\" after the tab", at("wrong.txt").display())),
+    ] {
+        std::fs::write(at("wrong.txt"), text).unwrap();
+        let message = train_error(&folder(&at("wrong.txt")));
+        assert!(message.starts_with(start), "{message}");
+    }
+    assert!(train_error(&folder(&at("a.jpg"))).starts_with("found an image, expected a folder"));
 }

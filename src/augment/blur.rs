@@ -2,15 +2,12 @@
 //! three along the columns, each rounded to bytes, with the edge pixels repeated.
 //!
 //! A box of real radius weighs `2 * whole + 1` pixels alike and the next one on either side less. Its sum
-//! slides along, so the cost does not depend on sigma. As in [`super::resize`], sums are single precision
-//! and those near a rounding boundary are computed again in integers.
+//! slides along, so the cost does not depend on sigma.
 
-use super::color::{MAGIC, narrow, widen};
-
-/// Lines blurred side by side.
-const STRIP: usize = 64;
 /// Box blurs in each direction.
 const PASSES: usize = 3;
+/// Most pixels on each side of a box that is added up anew instead of slid along.
+const MOST_ADDED: usize = 2;
 /// One in the fixed point of the weights.
 const ONE: f32 = 16_777_216.0;
 
@@ -24,6 +21,7 @@ struct Kernel {
 
 impl Kernel {
     /// The box whose threefold application has standard deviation `sigma`; all single precision, as in Pillow.
+    #[inline(always)]
     fn new(sigma: f32) -> Self {
         let radius = radius(sigma);
         let whole = radius as usize;
@@ -50,121 +48,97 @@ pub(super) fn window(sigma: f64) -> f64 {
 /// The blur and its buffers.
 #[derive(Default)]
 pub(super) struct Blur {
-    /// The lines of a strip, `STRIP` apart; or one padded row.
-    lines: Vec<f32>,
-    blurred: Vec<f32>,
-    sums: Vec<f32>,
+    /// A plane, or a row with its edges.
+    from: Vec<u8>,
+    to: Vec<u8>,
+    sums: Vec<u32>,
 }
 
 impl Blur {
     /// Blurs a plane of `size` x `size` bytes with standard deviation `sigma` in pixels.
+    #[inline(always)]
     pub fn run(&mut self, plane: &mut [u8], size: usize, sigma: f64) {
         let kernel = Kernel::new(sigma as f32);
-        let edge = kernel.whole + 1;
-        let length = (size * STRIP).max(size + 2 * edge);
-        self.lines.resize(length, 0.0);
-        self.blurred.resize(length, 0.0);
-        self.sums.resize(size.max(STRIP), 0.0);
-        if kernel.whole <= 2 {
-            self.rows(plane, size, kernel);
-        } else {
-            self.turned_rows(plane, size, kernel);
-        }
-        for left in (0..size).step_by(STRIP) {
-            let columns = left..(left + STRIP).min(size);
-            for (line, row) in self.lines.chunks_exact_mut(STRIP).zip(plane.chunks_exact(size)) {
-                widen(&row[columns.clone()], line);
-            }
-            self.passes(columns.len(), size, kernel);
-            for (line, row) in self.lines.chunks_exact(STRIP).zip(plane.chunks_exact_mut(size)) {
-                narrow(line, &mut row[columns.clone()]);
+        let length = (size * size).max(size + 2 * MOST_ADDED + 2);
+        self.from.resize(length, 0);
+        self.to.resize(length, 0);
+        match kernel.whole {
+            0 => self.rows::<0>(plane, size, kernel),
+            1 => self.rows::<1>(plane, size, kernel),
+            MOST_ADDED => self.rows::<MOST_ADDED>(plane, size, kernel),
+            _ => {
+                turn(plane, size, &mut self.to);
+                plane.copy_from_slice(&self.to[..size * size]);
+                self.columns(plane, size, kernel);
+                turn(plane, size, &mut self.to);
+                plane.copy_from_slice(&self.to[..size * size]);
             }
         }
+        self.columns(plane, size, kernel);
     }
 
-    /// Blurs along the rows with a small box: adding its pixels up beats turning the image.
-    fn rows(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
-        let edge = kernel.whole + 1;
+    /// Blurs along the rows with a small box, whose pixels are added up anew for each sum.
+    #[inline(always)]
+    fn rows<const WHOLE: usize>(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
+        let edge = WHOLE + 1;
         for row in plane.chunks_exact_mut(size) {
-            widen(row, &mut self.lines[edge..]);
+            self.from[edge..][..size].copy_from_slice(row);
             for _ in 0..PASSES {
-                let (first, last) = (self.lines[edge], self.lines[edge + size - 1]);
-                self.lines[..edge].fill(first);
-                self.lines[edge + size..][..edge].fill(last);
-                let near = |offset: usize| &self.lines[offset..][..size];
-                let mut sums = near(1);
-                if kernel.whole > 0 {
-                    self.sums[..size].copy_from_slice(sums);
-                    (2..=2 * kernel.whole + 1).for_each(|offset| add(&mut self.sums, near(offset)));
-                    sums = &self.sums[..size];
+                let (first, last) = (self.from[edge], self.from[edge + size - 1]);
+                self.from[..edge].fill(first);
+                self.from[edge + size..][..edge].fill(last);
+                let line = &self.from[..size + 2 * edge];
+                for (x, out) in self.to[edge..][..size].iter_mut().enumerate() {
+                    let near: u16 = (1..=2 * WHOLE + 1).map(|i| u16::from(line[x + i])).sum();
+                    *out = kernel.weigh(near.into(), u16::from(line[x]) + u16::from(line[x + 2 * edge]));
                 }
-                kernel.weigh(sums, near(0), near(2 * edge), &mut self.blurred[edge..][..size]);
-                std::mem::swap(&mut self.lines, &mut self.blurred);
+                std::mem::swap(&mut self.from, &mut self.to);
             }
-            narrow(&self.lines[edge..], row);
+            row.copy_from_slice(&self.from[edge..][..size]);
         }
     }
 
-    /// Blurs along the rows, turned by a quarter.
-    fn turned_rows(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
-        for rows in plane.chunks_mut(size * STRIP) {
-            for (lane, row) in rows.chunks_exact(size).enumerate() {
-                let lines = self.lines.chunks_exact_mut(STRIP);
-                lines.zip(row).for_each(|(line, &v)| line[lane] = f32::from(v));
-            }
-            self.passes(rows.len() / size, size, kernel);
-            for (lane, row) in rows.chunks_exact_mut(size).enumerate() {
-                let lines = self.lines.chunks_exact(STRIP);
-                lines.zip(row).for_each(|(line, v)| *v = (line[lane] + MAGIC).to_bits() as u8);
-            }
-        }
-    }
-
-    /// Blurs `width` lanes of `count` lines, all lanes alike.
-    fn passes(&mut self, width: usize, count: usize, kernel: Kernel) {
+    /// Blurs along the columns, all of them side by side.
+    #[inline(always)]
+    fn columns(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
         let whole = kernel.whole;
-        let sums = &mut self.sums[..width];
+        self.sums.resize(size, 0);
+        self.from[..size * size].copy_from_slice(plane);
         for _ in 0..PASSES {
-            let line = |i: usize| &self.lines[i.min(count - 1) * STRIP..][..width];
+            let line = |y: usize| &self.from[y.min(size - 1) * size..][..size];
             // Sums of the pixels alike around the line before the first.
-            sums.iter_mut().zip(line(0)).for_each(|(sum, v)| *sum = v * (whole + 1) as f32);
-            (0..whole).for_each(|i| add(sums, line(i)));
-            for (i, out) in self.blurred.chunks_exact_mut(STRIP).take(count).enumerate() {
-                let before = line(i.saturating_sub(whole + 1));
-                for ((sum, entering), leaving) in sums.iter_mut().zip(line(i + whole)).zip(before) {
-                    *sum += entering - leaving;
-                }
-                kernel.weigh(sums, before, line(i + whole + 1), &mut out[..width]);
+            self.sums.iter_mut().zip(line(0)).for_each(|(sum, &v)| *sum = u32::from(v) * (whole as u32 + 1));
+            for y in 0..whole {
+                self.sums.iter_mut().zip(line(y)).for_each(|(sum, &v)| *sum += u32::from(v));
             }
-            std::mem::swap(&mut self.lines, &mut self.blurred);
+            for (y, out) in self.to.chunks_exact_mut(size).take(size).enumerate() {
+                let (before, entering, after) =
+                    (line(y.saturating_sub(whole + 1)), line(y + whole), line(y + whole + 1));
+                let lines = self.sums.iter_mut().zip(before).zip(entering).zip(after).zip(out);
+                for ((((sum, &before), &entering), &after), out) in lines {
+                    *sum = *sum + u32::from(entering) - u32::from(before);
+                    *out = kernel.weigh(*sum, u16::from(before) + u16::from(after));
+                }
+            }
+            std::mem::swap(&mut self.from, &mut self.to);
         }
+        plane.copy_from_slice(&self.from[..size * size]);
     }
 }
 
-fn add(sums: &mut [f32], values: &[f32]) {
-    sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+/// Exchanges rows and columns.
+fn turn(plane: &[u8], size: usize, out: &mut [u8]) {
+    for (y, row) in plane.chunks_exact(size).enumerate() {
+        row.iter().zip(out[y..].iter_mut().step_by(size)).for_each(|(v, out)| *out = *v);
+    }
 }
 
 impl Kernel {
-    /// Weighs the sums of the pixels alike and the two beyond them, and rounds half up.
-    #[inline(never)]
-    fn weigh(self, sums: &[f32], before: &[f32], after: &[f32], out: &mut [f32]) {
-        let (inner, outer) = (self.inner as f32 / ONE, self.outer as f32 / ONE);
-        let mut unsure = 0;
-        let pixels = || sums.iter().zip(before).zip(after);
-        for (((sum, before), after), out) in pixels().zip(out.iter_mut()) {
-            let value = sum * inner + (before + after) * outer;
-            *out = value + MAGIC - MAGIC;
-            // The products err by 2^-24 of 255 together, and so does their sum.
-            unsure |= u32::from((value - *out).abs() >= 0.5 - 3.1e-5);
-        }
-        if unsure != 0 {
-            let integer = |v: f32| (v + MAGIC).to_bits() & 0x7f_ffff;
-            for (((sum, before), after), out) in pixels().zip(out) {
-                let exact = integer(*sum) * self.inner + integer(before + after) * self.outer;
-                *out = ((exact + (1 << 23)) >> 24) as f32;
-            }
-        }
+    /// Weighs the sum of the pixels alike and that of the two beyond them, and rounds half up.
+    #[inline(always)]
+    fn weigh(self, near: u32, far: u16) -> u8 {
+        // At most 255.5 in this fixed point, which fits.
+        ((near * self.inner + u32::from(far) * self.outer + (1 << 23)) >> 24) as u8
     }
 }
 

@@ -1,21 +1,20 @@
-//! Colour operations on byte planes: torchvision's `adjust_brightness`, `adjust_contrast`,
-//! `adjust_saturation`, `adjust_hue` and `to_grayscale` on Pillow images (ImageEnhance, Blend.c, Convert.c).
+//! Colour operations on byte planes: torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation`,
+//! `adjust_hue`, `to_grayscale` and `solarize` on Pillow images (ImageEnhance, Blend.c, Convert.c).
+//!
+//! [`Steps`] are only noted, and run together over a few pixels at a time: contrast alone must see the whole image
+//! first, so the usual view takes two passes.
 
 /// 2^23: adding it to a float in 0 to 255 leaves the rounded value in the low bits.
-pub(super) const MAGIC: f32 = 8_388_608.0;
+const MAGIC: f32 = 8_388_608.0;
+/// Pixels worked on together.
+const LANES: usize = 32;
 
-/// Bytes as floats.
-pub(super) fn widen(bytes: &[u8], wide: &mut [f32]) {
-    for (wide, &byte) in wide.iter_mut().zip(bytes) {
-        *wide = f32::from(byte);
-    }
-}
+/// Red, green and blue of some pixels, whole numbers from 0 to 255.
+type Colors = [[f32; LANES]; 3];
 
-/// Whole floats in 0 to 255 as bytes.
-pub(super) fn narrow(wide: &[f32], bytes: &mut [u8]) {
-    for (&wide, byte) in wide.iter().zip(bytes) {
-        *byte = (wide + MAGIC).to_bits() as u8;
-    }
+/// Bytes of a plane of `size` x `size` pixels: whole groups, the last pixels of which have no meaning.
+pub(super) fn plane_length(size: usize) -> usize {
+    (size * size).next_multiple_of(LANES)
 }
 
 /// One colour change.
@@ -31,120 +30,194 @@ pub enum ColorOp {
     Hue(f64),
 }
 
-impl ColorOp {
-    /// Changes three planes. Curves that are the same for all channels only go into `tone`.
-    pub(super) fn apply(self, planes: &mut [u8], tone: &mut Tone) {
-        if !matches!(self, Self::Brightness(_)) {
-            tone.flush(planes);
-        }
-        let (red, rest) = planes.split_at_mut(planes.len() / 3);
-        let (green, blue) = rest.split_at_mut(red.len());
-        match self {
-            Self::Brightness(factor) => tone.then(|v| blend(0.0, f32::from(v), factor as f32)),
-            Self::Contrast(factor) => {
-                let mean = f32::from(mean_luma(red, green, blue));
-                tone.then(|v| blend(mean, f32::from(v), factor as f32));
-            }
-            Self::Saturation(factor) => saturate(red, green, blue, factor as f32),
-            Self::Hue(turn) => {
-                // As torchvision: truncated to an integer, then modulo 256.
-                shift_hue(red, green, blue, ((turn * 255.0) as i32 & 255) as f32);
-            }
-        }
-    }
+/// What to do to a pixel, whatever the others are.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Blend { from: f32, factor: f32 },
+    Saturate(f32),
+    Hue(f32),
+    Grayscale,
+    Solarize(f32),
 }
 
-/// A byte curve not yet applied to the planes: consecutive curves cost one pass.
-pub(super) struct Tone {
-    curve: [u8; 256],
-    identity: bool,
+/// Changes that the planes still lack.
+#[derive(Default)]
+pub(super) struct Steps {
+    pending: Vec<Step>,
 }
 
-impl Default for Tone {
-    fn default() -> Self {
-        Self { curve: std::array::from_fn(|v| v as u8), identity: true }
+impl Steps {
+    /// Adds a colour change. Contrast first does what is pending, to three planes of `size` x `size` pixels.
+    #[inline(always)]
+    pub fn color(&mut self, op: ColorOp, planes: &mut [u8], size: usize) {
+        let step = match op {
+            ColorOp::Brightness(factor) => Step::Blend { from: 0.0, factor: factor as f32 },
+            ColorOp::Contrast(factor) => Step::Blend { from: self.mean_luma(planes, size), factor: factor as f32 },
+            ColorOp::Saturation(factor) => Step::Saturate(factor as f32),
+            // As torchvision: truncated to an integer, then modulo 256.
+            ColorOp::Hue(turn) => Step::Hue(((turn * 255.0) as i32 & 255) as f32),
+        };
+        self.pending.push(step);
     }
-}
 
-impl Tone {
-    /// Adds an operation.
-    pub fn then(&mut self, op: impl Fn(u8) -> u8) {
-        self.curve = self.curve.map(op);
-        self.identity = false;
+    /// Adds the luma in place of the colours.
+    pub fn grayscale(&mut self) {
+        self.pending.push(Step::Grayscale);
     }
 
-    /// Applies what is pending.
-    #[inline(never)]
+    /// Adds the inversion of values from `threshold` on.
+    pub fn solarize(&mut self, threshold: u8) {
+        self.pending.push(Step::Solarize(f32::from(threshold)));
+    }
+
+    /// Does what is pending to three planes.
+    #[inline(always)]
     pub fn flush(&mut self, planes: &mut [u8]) {
-        if !self.identity {
-            planes.iter_mut().for_each(|v| *v = self.curve[usize::from(*v)]);
-            *self = Self::default();
+        if !self.pending.is_empty() {
+            self.each(planes, |_| {});
         }
     }
 
-    /// Nothing is pending?
-    pub fn is_identity(&self) -> bool {
-        self.identity
+    /// Does what is pending and returns the mean luma, rounded.
+    #[inline(always)]
+    fn mean_luma(&mut self, planes: &mut [u8], size: usize) -> f32 {
+        let mut sums = [0u32; LANES];
+        let mut left = size * size;
+        self.each(planes, |colors| {
+            let lumas = luma(colors);
+            // All but the last group are whole.
+            let count = left.min(LANES);
+            left -= count;
+            let counted = |lane: usize| if count == LANES || lane < count { u32::MAX } else { 0 };
+            for (lane, (sum, luma)) in sums.iter_mut().zip(lumas).enumerate() {
+                *sum += (luma + MAGIC).to_bits() & 0xff & counted(lane);
+            }
+        });
+        // A view has at most 2^20 pixels: the sum fits.
+        (f64::from(sums.iter().sum::<u32>()) / (size * size) as f64 + 0.5) as u8 as f32
     }
 
-    /// The pixel with what is pending applied.
-    pub fn map(&self, pixel: [u8; 3]) -> [u8; 3] {
-        pixel.map(|v| self.curve[usize::from(v)])
+    /// Does what is pending and shows every group of pixels.
+    #[inline(always)]
+    fn each(&mut self, planes: &mut [u8], mut see: impl FnMut(&Colors)) {
+        let length = planes.len() / LANES / 3;
+        let (red, rest) = planes.as_chunks_mut::<LANES>().0.split_at_mut(length);
+        let (green, blue) = rest.split_at_mut(red.len());
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            let mut colors = [widen(r), widen(g), widen(b)];
+            for step in &self.pending {
+                step.run(&mut colors);
+            }
+            (*r, *g, *b) = (narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2]));
+            see(&colors);
+        }
+        self.pending.clear();
+    }
+
+    /// Does what is pending and writes RGB pixels. `planes` are three, or one that stands for all.
+    #[inline(always)]
+    pub fn finish(&mut self, planes: &[u8], size: usize, out: &mut [u8]) {
+        assert_eq!(out.len(), size * size * 3, "a view has size * size * 3 bytes");
+        let plane = |channel: usize| planes.chunks_exact(plane_length(size)).nth(channel).unwrap_or(planes);
+        let [red, green, blue] = [plane(0), plane(1), plane(2)].map(|plane| plane.as_chunks::<LANES>().0);
+        for (((r, g), b), out) in red.iter().zip(green).zip(blue).zip(out.chunks_mut(LANES * 3)) {
+            let mut bytes = [*r, *g, *b];
+            if !self.pending.is_empty() {
+                let mut colors = [widen(r), widen(g), widen(b)];
+                for step in &self.pending {
+                    step.run(&mut colors);
+                }
+                bytes = [narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2])];
+            }
+            let mut pixels = [[0; 3]; LANES];
+            for (((pixel, r), g), b) in pixels.iter_mut().zip(bytes[0]).zip(bytes[1]).zip(bytes[2]) {
+                *pixel = [r, g, b];
+            }
+            out.copy_from_slice(&pixels.as_flattened()[..out.len()]);
+        }
+        self.pending.clear();
     }
 }
 
-/// Replaces the first plane of three by the luma.
-pub(super) fn grayscale(planes: &mut [u8]) {
-    let (red, rest) = planes.split_at_mut(planes.len() / 3);
-    let (green, blue) = rest.split_at(red.len());
-    for ((r, &g), &b) in red.iter_mut().zip(green).zip(blue) {
-        *r = luma(*r, g, b) as u8;
+impl Step {
+    #[inline(always)]
+    fn run(self, colors: &mut Colors) {
+        match self {
+            Self::Blend { from, factor } => {
+                for v in colors.as_flattened_mut() {
+                    *v = blend(from, *v, factor);
+                }
+            }
+            Self::Saturate(factor) => {
+                let lumas = luma(colors);
+                for channel in colors {
+                    for (v, luma) in channel.iter_mut().zip(lumas) {
+                        *v = blend(luma, *v, factor);
+                    }
+                }
+            }
+            Self::Hue(shift) => shift_hue(colors, shift),
+            Self::Grayscale => *colors = [luma(colors); 3],
+            Self::Solarize(threshold) => {
+                for v in colors.as_flattened_mut() {
+                    *v = if *v < threshold { *v } else { 255.0 - *v };
+                }
+            }
+        }
     }
 }
 
-/// ITU-R 601 luma in 16-bit fixed point, rounded.
-fn luma(r: u8, g: u8, b: u8) -> u32 {
-    (u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16
+// Arrays are filled in loops: `map` and `from_fn` are not always inlined, and so not compiled for AVX2.
+
+/// Bytes as floats.
+#[inline(always)]
+fn widen(bytes: &[u8; LANES]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    for (lane, &byte) in lanes.iter_mut().zip(bytes) {
+        *lane = f32::from(byte);
+    }
+    lanes
 }
 
-#[inline(never)]
-fn mean_luma(red: &[u8], green: &[u8], blue: &[u8]) -> u8 {
-    let lumas = red.iter().zip(green).zip(blue).map(|((&r, &g), &b)| luma(r, g, b));
-    // A view has at most 2^20 pixels: the sum fits.
-    (f64::from(lumas.sum::<u32>()) / red.len() as f64 + 0.5) as u8
+/// Whole floats in 0 to 255 as bytes.
+#[inline(always)]
+fn narrow(lanes: &[f32; LANES]) -> [u8; LANES] {
+    let mut bytes = [0; LANES];
+    for (byte, lane) in bytes.iter_mut().zip(lanes) {
+        *byte = (lane + MAGIC).to_bits() as u8;
+    }
+    bytes
+}
+
+/// ITU-R 601 luma in 16-bit fixed point, rounded; sums below 2^24 are exact.
+#[inline(always)]
+fn luma([red, green, blue]: &Colors) -> [f32; LANES] {
+    let mut lumas = [0.0; LANES];
+    for (((luma, r), g), b) in lumas.iter_mut().zip(red).zip(green).zip(blue) {
+        *luma = floor((r * 19595.0 + g * 38470.0 + b * 7471.0 + 32768.0) * (1.0 / 65536.0));
+    }
+    lumas
 }
 
 /// `from + factor * (to - from)` in single precision, clipped and truncated.
 #[inline(always)]
-fn blend(from: f32, to: f32, factor: f32) -> u8 {
+fn blend(from: f32, to: f32, factor: f32) -> f32 {
     let value = from + factor * (to - from);
     let value = if value > 0.0 { value } else { 0.0 };
-    let value = if value < 255.0 { value } else { 255.0 };
-    (floor(value) + MAGIC).to_bits() as u8
+    floor(if value < 255.0 { value } else { 255.0 })
 }
 
 /// Integer part of a value in 0 to 2^22. Unlike `f32::floor` and `as`, it is fast without SSE4.
 #[inline(always)]
 fn floor(value: f32) -> f32 {
-    let nearest = value + MAGIC - MAGIC;
-    if nearest > value { nearest - 1.0 } else { nearest }
-}
-
-#[inline(never)]
-fn saturate(red: &mut [u8], green: &mut [u8], blue: &mut [u8], factor: f32) {
-    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-        let gray = luma(*r, *g, *b) as i32 as f32;
-        *r = blend(gray, f32::from(*r), factor);
-        *g = blend(gray, f32::from(*g), factor);
-        *b = blend(gray, f32::from(*b), factor);
-    }
+    value.floor()
 }
 
 /// Converts to 8-bit HSV, adds `shift` (0 to 255) to the hue modulo 256 and converts back.
-#[inline(never)]
-fn shift_hue(red: &mut [u8], green: &mut [u8], blue: &mut [u8], shift: f32) {
+#[inline(always)]
+fn shift_hue([red, green, blue]: &mut Colors, shift: f32) {
     for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-        let (hue, saturation, value) = to_hsv(f32::from(*r), f32::from(*g), f32::from(*b));
+        let (hue, saturation, value) = to_hsv(*r, *g, *b);
         let hue = hue + shift;
         let hue = if hue > 255.0 { hue - 256.0 } else { hue };
         [*r, *g, *b] = to_rgb(hue, saturation, value);
@@ -171,7 +244,7 @@ fn to_hsv(r: f32, g: f32, b: f32) -> (f32, f32, f32) {
 
 /// HSV to RGB, both 0 to 255. Equal to Pillow for all 2^24 inputs.
 #[inline(always)]
-fn to_rgb(hue: f32, saturation: f32, value: f32) -> [u8; 3] {
+fn to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
     // A channel is the value less a trapezoid over the circle of 6 * 255 steps, all exact until the division.
     let depth = value * saturation;
     [5.0, 3.0, 1.0].map(|start: f32| {
@@ -180,7 +253,7 @@ fn to_rgb(hue: f32, saturation: f32, value: f32) -> [u8; 3] {
         let mirrored = 1020.0 - position;
         let nearer = if position < mirrored { position } else { mirrored };
         let fall = depth * nearer.clamp(0.0, 255.0) * (1.0 / 65025.0);
-        (value - fall + MAGIC).to_bits() as u8
+        value - fall + MAGIC - MAGIC
     })
 }
 
@@ -188,37 +261,51 @@ fn to_rgb(hue: f32, saturation: f32, value: f32) -> [u8; 3] {
 mod tests {
     use super::*;
 
-    fn changed(op: ColorOp, pixel: [u8; 3]) -> [u8; 3] {
-        let (mut planes, mut tone) = (pixel, Tone::default());
-        op.apply(&mut planes, &mut tone);
-        tone.map(planes)
+    /// An image of one pixel, through `ops`.
+    fn changed(ops: &[ColorOp], pixel: [u8; 3]) -> [u8; 3] {
+        let mut planes = [0; 3 * LANES];
+        planes.iter_mut().step_by(LANES).zip(pixel).for_each(|(plane, v)| *plane = v);
+        let mut steps = Steps::default();
+        ops.iter().for_each(|&op| steps.color(op, &mut planes, 1));
+        let mut out = [0; 3];
+        steps.finish(&planes, 1, &mut out);
+        out
     }
 
     // >>> F.adjust_brightness(Image.new("RGB", (1, 1), (51, 102, 153)), 1.3).getpixel((0, 0)), and so on
     #[test]
     fn one_pixel_changes_as_in_torchvision() {
         let pixel = [51, 102, 153];
-        assert_eq!(changed(ColorOp::Brightness(1.3), pixel), [66, 132, 198]);
-        assert_eq!(changed(ColorOp::Contrast(1.3), pixel), [38, 104, 171]);
-        assert_eq!(changed(ColorOp::Saturation(1.2), pixel), [42, 103, 165]);
+        assert_eq!(changed(&[ColorOp::Brightness(1.3)], pixel), [66, 132, 198]);
+        assert_eq!(changed(&[ColorOp::Contrast(1.3)], pixel), [38, 104, 171]);
+        assert_eq!(changed(&[ColorOp::Saturation(1.2)], pixel), [42, 103, 165]);
         assert_eq!(to_hsv(51.0, 102.0, 153.0), (148.0, 170.0, 153.0));
-        assert_eq!(changed(ColorOp::Hue(0.05), pixel), [51, 75, 153]);
-        assert_eq!(changed(ColorOp::Hue(-0.05), pixel), [51, 133, 153]);
-        assert_eq!(changed(ColorOp::Hue(0.0), [9, 9, 9]), [9, 9, 9]);
-        assert_eq!(luma(51, 102, 153), 93);
+        assert_eq!(changed(&[ColorOp::Hue(0.05)], pixel), [51, 75, 153]);
+        assert_eq!(changed(&[ColorOp::Hue(-0.05)], pixel), [51, 133, 153]);
+        assert_eq!(changed(&[ColorOp::Hue(0.0)], [9, 9, 9]), [9, 9, 9]);
+        assert_eq!(luma(&[51.0, 102.0, 153.0].map(|v| [v; LANES]))[0], 93.0);
     }
 
     #[test]
-    fn curves_add_up_and_are_applied_once() {
-        let mut tone = Tone::default();
-        tone.then(|v| v / 2);
-        tone.then(|v| 255 - v);
-        let mut planes = [0, 100, 201];
-        assert_eq!(tone.map(planes), [255, 205, 155]);
-        tone.flush(&mut planes);
-        tone.flush(&mut planes);
-        assert_eq!(planes, [255, 205, 155]);
-        assert!(tone.is_identity());
+    fn changes_together_are_those_one_by_one() {
+        let ops = [ColorOp::Hue(0.07), ColorOp::Brightness(0.7), ColorOp::Contrast(1.3), ColorOp::Saturation(0.8)];
+        for pixel in [[51, 102, 153], [255, 3, 90], [0, 0, 1]] {
+            let one_by_one = ops.iter().fold(pixel, |pixel, &op| changed(&[op], pixel));
+            assert_eq!(changed(&ops, pixel), one_by_one);
+        }
+    }
+
+    /// The mean counts the pixels of the view only, not those that fill up the last group.
+    #[test]
+    fn contrast_moves_from_the_mean_of_the_whole_image() {
+        let size = 7;
+        let mut planes = vec![0; 3 * plane_length(size)];
+        planes.chunks_exact_mut(plane_length(size)).for_each(|plane| plane[..size * size].fill(100));
+        let (mut steps, mut out) = (Steps::default(), vec![0; size * size * 3]);
+        steps.color(ColorOp::Brightness(1.5), &mut planes, size);
+        steps.color(ColorOp::Contrast(0.0), &mut planes, size);
+        steps.finish(&planes, size, &mut out);
+        assert!(out.iter().all(|v| *v == 150), "{out:?}");
     }
 
     /// Pillow's steps, with its mixture of single and double precision.
@@ -252,7 +339,7 @@ mod tests {
             let less = |part: u32| ((2 * v * (65025 - s * part) + 65025) / 130_050) as u8;
             let (v, p, q, t) = (z, less(255), less(step), less(255 - step));
             let rgb = [[v, t, p], [q, v, p], [p, v, t], [p, q, v], [t, p, v], [v, p, q]][sector as usize];
-            assert_eq!(to_rgb(a, b, c), rgb, "hsv {x} {y} {z}");
+            assert_eq!(to_rgb(a, b, c), rgb.map(f32::from), "hsv {x} {y} {z}");
         }
     }
 }

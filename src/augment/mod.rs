@@ -13,16 +13,20 @@ mod color;
 mod config;
 mod crop;
 mod resize;
+mod stages;
 
 pub use color::ColorOp;
 pub use config::{AugmentConfig, Interpolation, ViewConfig};
 pub use crop::Crop;
+pub use stages::Stages;
 
+use crate::backend::simd::widest;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
 use blur::Blur;
-use color::Tone;
+use color::{Steps, plane_length};
 use resize::{Resizer, Target};
+use stages::Laps;
 
 /// The random choices of one view.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,8 +79,11 @@ impl ViewConfig {
 pub struct Scratch {
     resizer: Resizer,
     blur: Blur,
-    /// Red, green and blue, `size * size` bytes each.
+    steps: Steps,
+    /// Red, green and blue, `size * size` bytes each and some.
     planes: Vec<u8>,
+    /// Set it to have the time of every part added up.
+    pub stages: Option<Stages>,
 }
 
 /// Makes one view of `image` from `draws`: `out` becomes RGB, `out[(y * size + x) * 3 + channel]`.
@@ -89,30 +96,50 @@ pub fn apply(
     scratch: &mut Scratch,
     out: &mut [u8],
 ) {
-    let Scratch { resizer, blur, planes } = scratch;
-    let target = Target { width: size, height: size, left: 0, top: 0, size };
-    resizer.run(image, draws.crop, target, interpolation, planes);
-    let mut tone = Tone::default();
+    let Scratch { resizer, blur, steps, planes, stages } = scratch;
+    let mut laps = Laps::new(stages);
+    let target = Target { width: size, height: size, left: 0, top: 0, size, flip: draws.flip };
+    widest(
+        #[inline(always)]
+        || resizer.run(image, draws.crop, target, interpolation, planes),
+    );
+    laps.end(|stages| &mut stages.resize);
     for &op in draws.color.iter().flatten() {
-        op.apply(planes, &mut tone);
+        widest(
+            #[inline(always)]
+            || steps.color(op, planes, size),
+        );
     }
-    // Grey channels stay equal, so one is enough from here on.
-    let mut planes = &mut planes[..];
     if draws.grayscale {
-        tone.flush(planes);
-        color::grayscale(planes);
-        planes = &mut planes[..size * size];
+        steps.grayscale();
     }
+    let mut planes = &mut planes[..];
     if let Some(sigma) = draws.blur {
-        tone.flush(planes);
-        for plane in planes.chunks_exact_mut(size * size) {
-            blur.run(plane, size, sigma);
+        widest(
+            #[inline(always)]
+            || steps.flush(planes),
+        );
+        laps.end(|stages| &mut stages.color);
+        if draws.grayscale {
+            // Its planes are and stay the same: one is enough.
+            planes = &mut planes[..plane_length(size)];
         }
+        for plane in planes.chunks_exact_mut(plane_length(size)) {
+            widest(
+                #[inline(always)]
+                || blur.run(&mut plane[..size * size], size, sigma),
+            );
+        }
+        laps.end(|stages| &mut stages.blur);
     }
     if let Some(threshold) = draws.solarize {
-        tone.then(|v| if v < threshold { v } else { 255 - v });
+        steps.solarize(threshold);
     }
-    interleave(planes, size, draws.flip, &tone, out);
+    widest(
+        #[inline(always)]
+        || steps.finish(planes, size, out),
+    );
+    laps.end(|stages| &mut stages.color);
 }
 
 /// Makes the two training views of image `index`, whose choices are a function of (seed, epoch, index).
@@ -141,31 +168,17 @@ pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, 
     let scaled = |length: usize| if length == short { side } else { side * length / short };
     let (width, height) = (scaled(image.width), scaled(image.height));
     let offset = |length: usize| ((length - size) as f64 / 2.0).round_ties_even() as usize;
-    let target = Target { width, height, left: offset(width), top: offset(height), size };
+    let target = Target { width, height, left: offset(width), top: offset(height), size, flip: false };
     let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
-    let Scratch { resizer, planes, .. } = scratch;
-    resizer.run(image, whole, target, Interpolation::Bicubic, planes);
-    interleave(planes, size, false, &Tone::default(), out);
-}
-
-/// Writes one or three planes as RGB pixels, each byte through the tone curve.
-fn interleave(planes: &[u8], size: usize, flip: bool, tone: &Tone, out: &mut [u8]) {
-    assert_eq!(out.len(), size * size * 3, "a view has size * size * 3 bytes");
-    let plane = |channel: usize| planes.chunks_exact(size * size).nth(channel).unwrap_or(planes);
-    let [red, green, blue] = [plane(0), plane(1), plane(2)].map(|plane| plane.chunks_exact(size));
-    for (((red, green), blue), row) in red.zip(green).zip(blue).zip(out.chunks_exact_mut(size * 3)) {
-        let colors = red.iter().zip(green).zip(blue).map(|((&r, &g), &b)| [r, g, b]);
-        let pixels = row.as_chunks_mut::<3>().0;
-        // One loop for each case, so that the compiler sees plain ones.
-        match (flip, tone.is_identity()) {
-            (false, true) => pixels.iter_mut().zip(colors).for_each(|(pixel, color)| *pixel = color),
-            (true, true) => pixels.iter_mut().rev().zip(colors).for_each(|(pixel, color)| *pixel = color),
-            (false, false) => pixels.iter_mut().zip(colors).for_each(|(pixel, color)| *pixel = tone.map(color)),
-            (true, false) => {
-                pixels.iter_mut().rev().zip(colors).for_each(|(pixel, color)| *pixel = tone.map(color));
-            }
-        }
-    }
+    let Scratch { resizer, steps, planes, .. } = scratch;
+    widest(
+        #[inline(always)]
+        || resizer.run(image, whole, target, Interpolation::Bicubic, planes),
+    );
+    widest(
+        #[inline(always)]
+        || steps.finish(planes, size, out),
+    );
 }
 
 #[cfg(test)]

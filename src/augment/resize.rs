@@ -1,23 +1,24 @@
 //! Antialiased resizing: Pillow's `Image.resize` with BICUBIC or BILINEAR (Resample.c), byte for byte.
 //!
-//! Pillow resamples along rows and then along columns (or the other way round, see [`Resizer::run`]), with weights in 22-bit fixed point, and rounds to
-//! bytes after each. Here the sums are single precision, whose error has a bound: a sum that comes nearer
-//! than that to a rounding boundary is computed again in integers. Rows are made in blocks, the pixels of a
-//! column side by side so that one weight serves many lanes, and kept in a ring that holds just the rows an
-//! output row needs.
+//! Pillow resamples along rows and then along columns (or the other way round, see [`Resizer::run`]), with weights
+//! in 22-bit fixed point, and rounds to bytes after each; so does this. Along rows, eight of them are resampled
+//! together, turned so that the pixels of a column lie side by side and one weight serves many lanes. What they
+//! become is turned back, split into planes, and kept in a ring that holds just the rows an output row needs.
 
-use super::color::{MAGIC, narrow, widen};
+use std::ops::Range;
+
+use super::color::plane_length;
 use super::{Crop, Interpolation};
 use crate::pixels::Pixels;
 
 /// Rows resampled together.
 const ROWS: usize = 8;
-/// Lanes of such a block.
+/// Lanes of such a block: red, green and blue of every row.
 const BLOCK: usize = ROWS * 3;
 /// Lanes of an output row computed together.
-const CHUNK: usize = 24;
-/// One in the fixed point of the weights.
-const ONE: f32 = 4_194_304.0;
+const CHUNK: usize = 32;
+/// Bits after the point of the weights.
+const BITS: u32 = 22;
 
 /// What to make: an image of `width` x `height`, of which only the square of `size` at (left, top) is wanted.
 #[derive(Clone, Copy)]
@@ -27,6 +28,8 @@ pub(super) struct Target {
     pub left: usize,
     pub top: usize,
     pub size: usize,
+    /// Mirror left and right?
+    pub flip: bool,
 }
 
 /// Weights of the input pixels for each output pixel along one axis.
@@ -34,29 +37,29 @@ pub(super) struct Target {
 struct Taps {
     /// First input pixel and one past the last, for each output pixel.
     spans: Vec<(usize, usize)>,
-    /// `stride` places for each output pixel, multiples of 2^-22.
-    weights: Vec<f32>,
+    /// `stride` places for each output pixel, in fixed point.
+    weights: Vec<i32>,
     stride: usize,
-    /// A sum that is nearer than this to a rounding boundary may be on the wrong side.
-    margin: f32,
     exact: Vec<f64>,
 }
 
 impl Taps {
-    /// Sets the weights of output pixels `start..start + len` of `output`.
-    fn fill(&mut self, kernel: Interpolation, input: usize, output: usize, start: usize, len: usize) {
-        let (filter, support): (fn(f64) -> f64, f64) = match kernel {
-            Interpolation::Bicubic => (cubic, 2.0),
-            Interpolation::Bilinear => (triangle, 1.0),
-        };
+    /// Sets the weights of the output pixels `wanted` of `output`.
+    fn fill(&mut self, kernel: Interpolation, input: usize, output: usize, wanted: Range<usize>) {
+        match kernel {
+            Interpolation::Bicubic => self.fill_with(cubic, 2.0, input, output, wanted),
+            Interpolation::Bilinear => self.fill_with(triangle, 1.0, input, output, wanted),
+        }
+    }
+
+    fn fill_with(&mut self, filter: fn(f64) -> f64, reach: f64, input: usize, output: usize, wanted: Range<usize>) {
         let scale = input as f64 / output as f64;
-        let (support, shrink) = (support * scale.max(1.0), 1.0 / scale.max(1.0));
+        let (support, shrink) = (reach * scale.max(1.0), 1.0 / scale.max(1.0));
         self.stride = support.ceil() as usize * 2 + 1;
         self.spans.clear();
         self.weights.clear();
-        self.weights.resize(len * self.stride, 0.0);
-        let mut largest = 0f32;
-        for (i, weights) in (start..).zip(self.weights.chunks_exact_mut(self.stride)) {
+        self.weights.resize(wanted.len() * self.stride, 0);
+        for (i, weights) in wanted.zip(self.weights.chunks_exact_mut(self.stride)) {
             let center = (i as f64 + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(input);
@@ -65,17 +68,15 @@ impl Taps {
             self.exact.extend((first..end).map(|x| filter((x as f64 - center + 0.5) * shrink)));
             let total: f64 = self.exact.iter().sum();
             for (weight, exact) in weights.iter_mut().zip(&self.exact) {
-                let fixed = exact / total * f64::from(ONE);
-                *weight = (fixed + 0.5f64.copysign(fixed)) as i32 as f32 / ONE;
+                let fixed = exact / total * f64::from(1 << BITS);
+                *weight = (fixed + 0.5f64.copysign(fixed)) as i32;
             }
-            largest = weights.iter().map(|w| w.abs()).sum::<f32>().max(largest);
         }
-        // Each product and each partial sum errs by at most half an ulp of 255 * largest.
-        self.margin = (2 * self.stride + 2) as f32 * 255.0 * largest * f32::EPSILON / 2.0;
     }
 
     /// Span and weights of output pixel `i`.
-    fn at(&self, i: usize) -> (usize, &[f32]) {
+    #[inline(always)]
+    fn at(&self, i: usize) -> (usize, &[i32]) {
         let (first, end) = self.spans[i];
         (first, &self.weights[i * self.stride..][..end - first])
     }
@@ -104,214 +105,216 @@ pub(super) struct Resizer {
     down: Taps,
     block: Block,
     ring: Ring,
-    /// The rows that leave a pass, as bytes.
+    /// Rows that leave the pass down.
     rows: Vec<u8>,
-    /// `ROWS` rows that leave the second pass, if columns came first.
-    wide: Vec<f32>,
 }
 
 impl Resizer {
-    /// Resizes the crop of `image` to `target`. `planes` becomes red, green and blue, `size * size` bytes each.
+    /// Resizes the crop of `image` to `target`. `planes` becomes red, green and blue,
+    /// [`plane_length`] bytes each.
+    #[inline(always)]
     pub fn run(&mut self, image: &Pixels, crop: Crop, target: Target, kernel: Interpolation, planes: &mut Vec<u8>) {
-        self.across.fill(kernel, crop.width, target.width, target.left, target.size);
-        self.down.fill(kernel, crop.height, target.height, target.top, target.size);
-        planes.resize(target.size * target.size * 3, 0);
+        let Target { width, height, left, top, size, .. } = target;
+        self.across.fill(kernel, crop.width, width, left..left + size);
+        self.down.fill(kernel, crop.height, height, top..top + size);
+        planes.resize(plane_length(size) * 3, 0);
         // Pillow's rule since version 13; older ones always begin with the rows.
-        if crop.height > target.height + 2 * crop.width.saturating_sub(target.width) {
-            self.columns_first(image, crop, target.size, planes);
+        if crop.height > height + 2 * crop.width.saturating_sub(width) {
+            self.columns_first(image, crop, target, planes);
         } else {
-            self.rows_first(image, crop, target.size, planes);
+            self.rows_first(image, crop, target, planes);
         }
     }
 
-    fn rows_first(&mut self, image: &Pixels, crop: Crop, size: usize, planes: &mut [u8]) {
+    #[inline(always)]
+    fn rows_first(&mut self, image: &Pixels, crop: Crop, target: Target, planes: &mut [u8]) {
+        let size = target.size;
         let mut made = self.down.spans[0].0;
-        let stride = self.ring.clear(made, size * 3, self.down.stride + ROWS - 1);
-        self.rows.resize(stride, 0);
+        self.ring.clear(size * 3, self.down.stride + ROWS - 1);
+        self.rows.resize(size * 3, 0);
         for y in 0..size {
-            let end = self.down.spans[y].1;
-            while made < end {
+            while made < self.down.spans[y].1 {
                 // Below the last row it is repeated, and not used.
-                let row = |lane: usize| crop.row(image, (made + lane).min(crop.height - 1));
-                self.block.gather(crop.width, row);
-                self.block.resample(&self.across, self.ring.rows(made, ROWS), stride);
+                self.block.gather(crop.width, |lane| crop.row(image, (made + lane).min(crop.height - 1)));
+                self.block.resample(&self.across, target.flip);
+                (0..ROWS).for_each(|lane| self.ring.row_mut(made + lane).copy_from_slice(self.block.row(lane)));
                 made += ROWS;
             }
-            self.ring.resample(&self.down, y, &mut self.rows);
-            to_planes(&self.rows, size, y, planes);
+            resample_down(&self.down, y, |row| self.ring.row(row), &mut self.rows);
+            store(&self.rows, size, y, planes);
         }
     }
 
-    fn columns_first(&mut self, image: &Pixels, crop: Crop, size: usize, planes: &mut [u8]) {
-        let mut made = self.down.spans[0].0;
-        let stride = self.ring.clear(made, crop.width * 3, self.down.stride);
-        let out_stride = (size * 3).next_multiple_of(CHUNK);
-        self.rows.resize(ROWS * stride.max(out_stride), 0);
-        self.wide.resize(ROWS * out_stride, 0.0);
+    #[inline(always)]
+    fn columns_first(&mut self, image: &Pixels, crop: Crop, target: Target, planes: &mut [u8]) {
+        let (size, stride) = (target.size, crop.width * 3);
+        self.rows.resize(ROWS * stride, 0);
         for start in (0..size).step_by(ROWS) {
             let lines = start..(start + ROWS).min(size);
-            for (y, row) in lines.clone().zip(self.rows.chunks_exact_mut(stride)) {
-                let end = self.down.spans[y].1;
-                while made < end {
-                    widen(crop.row(image, made), self.ring.rows(made, 1));
-                    made += 1;
-                }
-                self.ring.resample(&self.down, y, row);
+            for (y, out) in lines.clone().zip(self.rows.chunks_exact_mut(stride)) {
+                resample_down(&self.down, y, |row| crop.row(image, row), out);
             }
-            self.block.gather(crop.width, |lane| &self.rows[lane * stride..][..crop.width * 3]);
-            self.block.resample(&self.across, &mut self.wide, out_stride);
-            narrow(&self.wide, &mut self.rows);
-            for (y, row) in lines.zip(self.rows.chunks_exact(out_stride)) {
-                to_planes(row, size, y, planes);
-            }
+            self.block.gather(crop.width, |lane| &self.rows[lane * stride..][..stride]);
+            self.block.resample(&self.across, target.flip);
+            lines.zip(0..).for_each(|(y, lane)| store(self.block.row(lane), size, y, planes));
         }
     }
 }
 
 impl Crop {
     /// The bytes of row `y` of the crop.
+    #[inline(always)]
     fn row<'a>(&self, image: &'a Pixels, y: usize) -> &'a [u8] {
         &image.data[((self.top + y) * image.width + self.left) * 3..][..self.width * 3]
     }
 }
 
-/// `ROWS` rows, column by column.
+/// `ROWS` rows side by side.
 #[derive(Default)]
 struct Block {
-    bytes: Vec<u8>,
-    wide: Vec<f32>,
+    /// `columns[x]`: the reds of all rows, the greens, the blues.
+    columns: Vec<u8>,
+    /// What they become: first all reds, `ROWS` for each pixel, then all greens, all blues; and again row by row.
+    made: Vec<u8>,
+    spare: Vec<u8>,
 }
 
 impl Block {
     /// Takes the rows `row(0)` to `row(ROWS - 1)`, RGB.
+    #[inline(always)]
     fn gather<'a>(&mut self, width: usize, row: impl Fn(usize) -> &'a [u8]) {
-        self.bytes.resize(width * BLOCK, 0);
-        self.wide.resize(width * BLOCK, 0.0);
-        let rows: [_; ROWS] = std::array::from_fn(|lane| &row(lane).as_chunks::<3>().0[..width]);
-        for (x, column) in self.bytes.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            for (row, pixel) in rows.iter().zip(column.as_chunks_mut::<3>().0) {
-                *pixel = row[x];
-            }
+        let n = width * 3;
+        self.columns.resize(n * ROWS, 0);
+        self.spare.resize(self.spare.len().max(n * ROWS), 0);
+        // Interleaving twice the distance each time is a transposition: rows 0 4, then 0 2 4 6, then all.
+        for (i, out) in self.columns.chunks_exact_mut(2 * n).enumerate() {
+            interleave(&row(i)[..n], &row(i + 4)[..n], out);
         }
-        widen(&self.bytes, &mut self.wide);
+        let quarter = |i: usize| &self.columns[2 * n * i..][..2 * n];
+        let (even, odd) = self.spare[..n * ROWS].split_at_mut(4 * n);
+        interleave(quarter(0), quarter(2), even);
+        interleave(quarter(1), quarter(3), odd);
+        interleave(even, odd, &mut self.columns);
     }
 
-    /// Resamples across into `ROWS` rows of `stride`.
-    fn resample(&self, taps: &Taps, rows: &mut [f32], stride: usize) {
-        let columns = self.wide.as_chunks::<BLOCK>().0;
-        let mut rows = rows.chunks_exact_mut(stride);
-        let mut rows: [_; ROWS] =
-            std::array::from_fn(|_| rows.next().expect("a block has ROWS rows").as_chunks_mut::<3>().0);
-        for x in 0..taps.spans.len() {
+    /// Resamples across. The rows are then at [`Self::row`].
+    #[inline(always)]
+    fn resample(&mut self, taps: &Taps, flip: bool) {
+        let size = taps.spans.len();
+        self.made.resize(size * BLOCK, 0);
+        self.spare.resize(self.spare.len().max(size * BLOCK), 0);
+        let columns = self.columns.as_chunks::<BLOCK>().0;
+        let (red, rest) = self.made.as_chunks_mut::<ROWS>().0.split_at_mut(size);
+        let (green, blue) = rest.split_at_mut(size);
+        for x in 0..size {
             let (first, weights) = taps.at(x);
-            let columns = &columns[first..][..weights.len()];
-            let mut sums = [0f32; BLOCK];
-            for (column, weight) in columns.iter().zip(weights) {
-                add(&mut sums, *weight, column);
-            }
-            if !round(&mut sums, taps.margin) {
-                sums = exact_sums(columns.iter(), weights);
-            }
-            for (row, pixel) in rows.iter_mut().zip(sums.as_chunks::<3>().0) {
-                row[x] = *pixel;
-            }
+            let sums = weigh(weights.iter().zip(&columns[first..]));
+            let to = if flip { size - 1 - x } else { x };
+            let [r, g, b] = *sums.as_chunks::<ROWS>().0 else { unreachable!("a block has three channels") };
+            (red[to], green[to], blue[to]) = (r, g, b);
         }
+        // The transposition backwards: even rows and odd ones, then those of the same remainder by 4, by 8.
+        let (made, spare) = (&mut self.made[..], &mut self.spare[..size * BLOCK]);
+        let half = size * BLOCK / 2;
+        separate(made, spare);
+        spare.chunks_exact(half).zip(made.chunks_exact_mut(half)).for_each(|(pairs, out)| separate(pairs, out));
+        made.chunks_exact(half / 2).zip(spare.chunks_exact_mut(half / 2)).for_each(|(pairs, out)| separate(pairs, out));
+    }
+
+    /// Resampled row `lane`: its reds, greens and blues.
+    #[inline(always)]
+    fn row(&self, lane: usize) -> &[u8] {
+        let n = self.made.len() / ROWS;
+        // Separating three times has put the rows in the order of their reversed bits.
+        &self.spare[[0, 4, 2, 6, 1, 5, 3, 7][lane] * n..][..n]
     }
 }
 
-/// The rows that the next output rows need; row y is in slot `(y - base) % capacity`.
+/// The rows that the next output rows need; row y is in slot `y % capacity`.
 #[derive(Default)]
 struct Ring {
-    chunks: Vec<[f32; CHUNK]>,
-    base: usize,
-    /// Chunks of a row.
+    bytes: Vec<u8>,
     stride: usize,
+    /// A power of two, as it divides in the innermost loop.
     capacity: usize,
-    /// Where the rows of the current output row begin.
-    starts: Vec<usize>,
 }
 
 impl Ring {
-    /// Makes room for `capacity` rows of `lanes` from row `base` on. Returns the length of a row.
-    fn clear(&mut self, base: usize, lanes: usize, capacity: usize) -> usize {
-        self.base = base;
-        self.stride = lanes.div_ceil(CHUNK);
-        self.capacity = capacity.next_multiple_of(ROWS);
-        self.chunks.resize(self.capacity * self.stride, [0.0; CHUNK]);
-        self.stride * CHUNK
+    /// Makes room for at least `capacity` rows of `stride` bytes.
+    fn clear(&mut self, stride: usize, capacity: usize) {
+        (self.stride, self.capacity) = (stride, capacity.next_power_of_two());
+        self.bytes.resize(self.capacity * stride, 0);
     }
 
-    fn start(&self, y: usize) -> usize {
-        (y - self.base) % self.capacity * self.stride
+    #[inline(always)]
+    fn row(&self, y: usize) -> &[u8] {
+        &self.bytes[(y & (self.capacity - 1)) * self.stride..][..self.stride]
     }
 
-    /// The `count` rows from `y` on, which must not wrap around.
-    fn rows(&mut self, y: usize, count: usize) -> &mut [f32] {
-        let start = self.start(y);
-        self.chunks[start..][..count * self.stride].as_flattened_mut()
+    #[inline(always)]
+    fn row_mut(&mut self, y: usize) -> &mut [u8] {
+        &mut self.bytes[(y & (self.capacity - 1)) * self.stride..][..self.stride]
     }
+}
 
-    /// Resamples down into output row `y`.
-    fn resample(&mut self, taps: &Taps, y: usize, out: &mut [u8]) {
-        let (first, weights) = taps.at(y);
-        let mut starts = std::mem::take(&mut self.starts);
-        starts.clear();
-        starts.extend((first..first + weights.len()).map(|row| self.start(row)));
-        for (c, out) in out.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
-            let mut sums = [0f32; CHUNK];
-            for (start, weight) in starts.iter().zip(weights) {
-                add(&mut sums, *weight, &self.chunks[start + c]);
-            }
-            if !round(&mut sums, taps.margin) {
-                sums = exact_sums(starts.iter().map(|start| &self.chunks[start + c]), weights);
-            }
-            narrow(&sums, out);
+/// Resamples the rows that `row` gives down into output row `y`.
+#[inline(always)]
+fn resample_down<'a>(taps: &Taps, y: usize, row: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
+    let (first, weights) = taps.at(y);
+    let rows = || weights.iter().zip((first..).map(&row));
+    let n = out.len();
+    if n < CHUNK {
+        for (at, out) in out.iter_mut().enumerate() {
+            [*out] = weigh(rows().filter_map(|(weight, row)| Some((weight, row[at..].first_chunk()?))));
         }
-        self.starts = starts;
+        return;
+    }
+    // The last chunk may overlap the one before it.
+    for at in (0..n - CHUNK).step_by(CHUNK).chain([n - CHUNK]) {
+        let sums: [u8; CHUNK] = weigh(rows().filter_map(|(weight, row)| Some((weight, row[at..].first_chunk()?))));
+        out[at..at + CHUNK].copy_from_slice(&sums);
     }
 }
 
-/// Writes RGB row `y`.
-fn to_planes(row: &[u8], size: usize, y: usize, planes: &mut [u8]) {
-    let (red, rest) = planes.split_at_mut(size * size);
-    let (green, blue) = rest.split_at_mut(size * size);
-    let line = y * size..(y + 1) * size;
-    let (red, green, blue) = (&mut red[line.clone()], &mut green[line.clone()], &mut blue[line]);
-    for (((r, g), b), pixel) in red.iter_mut().zip(green).zip(blue).zip(row.as_chunks::<3>().0) {
-        [*r, *g, *b] = *pixel;
-    }
-}
-
+/// Weighted sums in Pillow's fixed point, rounded half up and clipped.
 #[inline(always)]
-fn add<const N: usize>(sums: &mut [f32; N], weight: f32, values: &[f32; N]) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += weight * value;
-    }
-}
-
-/// Clips to 0 to 255 and rounds; false if a value was too near the middle of two integers.
-#[inline(always)]
-fn round<const N: usize>(sums: &mut [f32; N], margin: f32) -> bool {
-    let mut worst = [0f32; N];
-    for (sum, worst) in sums.iter_mut().zip(&mut worst) {
-        let clipped = sum.clamp(0.0, 255.0);
-        *sum = clipped + MAGIC - MAGIC;
-        *worst = (clipped - *sum).abs();
-    }
-    worst.iter().all(|worst| *worst < 0.5 - margin)
-}
-
-/// The sums in Pillow's fixed point, rounded half up and clipped.
-#[inline(never)]
-fn exact_sums<'a, const N: usize>(rows: impl Iterator<Item = &'a [f32; N]>, weights: &[f32]) -> [f32; N] {
-    let mut sums = [ONE as i32 / 2; N];
-    for (row, weight) in rows.zip(weights) {
-        let weight = (weight * ONE) as i32;
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += weight * ((value + MAGIC).to_bits() & 0xff) as i32;
+fn weigh<'a, const N: usize>(taps: impl Iterator<Item = (&'a i32, &'a [u8; N])>) -> [u8; N] {
+    let mut sums = [1 << (BITS - 1); N];
+    for (&weight, values) in taps {
+        for (sum, &value) in sums.iter_mut().zip(values) {
+            *sum += weight * i32::from(value);
         }
     }
-    sums.map(|sum| (sum >> 22).clamp(0, 255) as f32)
+    let mut bytes = [0; N];
+    for (byte, sum) in bytes.iter_mut().zip(sums) {
+        *byte = (sum >> BITS).clamp(0, 255) as u8;
+    }
+    bytes
+}
+
+/// `a[0] b[0] a[1] b[1] ...`
+#[inline(always)]
+fn interleave(a: &[u8], b: &[u8], out: &mut [u8]) {
+    for ((out, &a), &b) in out.as_chunks_mut().0.iter_mut().zip(a).zip(b) {
+        *out = [a, b];
+    }
+}
+
+/// The bytes at even places into the first half of `out`, the others into the second.
+#[inline(always)]
+fn separate(pairs: &[u8], out: &mut [u8]) {
+    let (even, odd) = out.split_at_mut(pairs.len() / 2);
+    for ((&[a, b], even), odd) in pairs.as_chunks().0.iter().zip(even).zip(odd) {
+        (*even, *odd) = (a, b);
+    }
+}
+
+/// Writes row `y` of three planes.
+#[inline(always)]
+fn store(row: &[u8], size: usize, y: usize, planes: &mut [u8]) {
+    for (plane, line) in planes.chunks_exact_mut(plane_length(size)).zip(row.chunks_exact(size)) {
+        plane[y * size..][..size].copy_from_slice(line);
+    }
 }
 
 #[cfg(test)]
@@ -321,11 +324,11 @@ mod tests {
     /// Both passes in integers, straight from the definition.
     fn slow(image: &Pixels, crop: Crop, size: usize, kernel: Interpolation) -> Vec<u8> {
         let (mut across, mut down) = (Taps::default(), Taps::default());
-        across.fill(kernel, crop.width, size, 0, size);
-        down.fill(kernel, crop.height, size, 0, size);
+        across.fill(kernel, crop.width, size, 0..size);
+        down.fill(kernel, crop.height, size, 0..size);
         let pass = |taps: &Taps, i: usize, at: &dyn Fn(usize) -> u8| {
             let (first, weights) = taps.at(i);
-            let products = (first..).zip(weights).map(|(k, w)| (w * ONE) as i64 * i64::from(at(k)));
+            let products = (first..).zip(weights).map(|(k, &w)| i64::from(w) * i64::from(at(k)));
             ((products.sum::<i64>() + (1 << 21)) >> 22).clamp(0, 255) as u8
         };
         let at = |x: usize, y: usize, c: usize| image.data[((crop.top + y) * image.width + crop.left + x) * 3 + c];
@@ -356,9 +359,10 @@ mod tests {
                 [(Interpolation::Bicubic, 16), (Interpolation::Bilinear, 16), (Interpolation::Bicubic, 21)]
             {
                 let crop = Crop { left: (width - w) / 2, top: (height - h) / 3, width: w, height: h };
-                let target = Target { width: size, height: size, left: 0, top: 0, size };
+                let target = Target { width: size, height: size, left: 0, top: 0, size, flip: false };
                 resizer.run(&image, crop, target, kernel, &mut planes);
-                assert!(planes == slow(&image, crop, size, kernel), "{w} x {h} to {size}, {kernel:?}");
+                let made: Vec<&[u8]> = planes.chunks(plane_length(size)).map(|plane| &plane[..size * size]).collect();
+                assert!(made.concat() == slow(&image, crop, size, kernel), "{w} x {h} to {size}, {kernel:?}");
             }
         }
     }

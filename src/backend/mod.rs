@@ -1,12 +1,15 @@
 //! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
-//! Everything unsafe lives in [`shim`].
+//! Everything unsafe lives here, in [`shim`], [`simd`] and [`alloc`].
 
+mod alloc;
 mod cuda;
 mod shim;
+pub mod simd;
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+pub use alloc::{Counted, allocated_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic};
 
@@ -63,6 +66,13 @@ pub fn computes_in_bf16(device: Device) -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     let processor = false;
     device.is_cuda() || processor
+}
+
+/// Memory of this process that is in RAM; 0 where the system does not tell.
+pub fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    // In pages, which have 4096 bytes on x86-64.
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
 /// The same values with the channels innermost in memory (`torch.channels_last`); 4-D tensors only.

@@ -182,14 +182,16 @@ fn knn_watch(
     if config.monitor.knn_every == 0 {
         return Ok(None);
     }
-    let labelled =
-        |set: &Arc<dyn Dataset>| (0..set.len()).all(|index| set.label(index).is_some_and(|label| label >= 0));
-    if !labelled(bank) {
-        log::info!("no k-NN accuracy: not every training image has a label");
+    let Some(labelled) = data::subset::labelled(bank.clone()) else {
+        log::info!("no k-NN accuracy: no training image has a label");
         return Ok(None);
+    };
+    if labelled.len() < bank.len() {
+        log::info!("k-NN: the {} labelled ones of {} training images vote", labelled.len(), bank.len());
     }
     let mut queries = data::open_eval(&config.data).context("data.eval_path")?;
-    if queries.as_ref().is_some_and(|set| !labelled(set)) {
+    let lacks_labels = |set: &Arc<dyn Dataset>| (0..set.len()).any(|index| set.label(index).is_none());
+    if queries.as_ref().is_some_and(lacks_labels) {
         if config.data.eval_path.is_some() {
             bail!(
                 "data.eval_path: found images without labels, expected labels for all; leave it out, or set monitor.knn_every=0"
@@ -205,7 +207,7 @@ fn knn_watch(
         ),
     }
     Ok(Some(KnnWatch {
-        bank: bank.clone(),
+        bank: labelled,
         queries,
         monitor: config.monitor.clone(),
         augment: config.augment.clone(),

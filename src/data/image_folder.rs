@@ -1,5 +1,5 @@
-//! A folder of image files at any depth, in the byte order of their relative paths. As in
-//! torchvision's `ImageFolder` the folders of the first level are the classes, numbered in the
+//! A folder of image files at any depth, in the byte order of their relative paths, or the files that a text file
+//! lists. As in torchvision's `ImageFolder` the folders of the first level are the classes, numbered in the
 //! order of their names; unlike there, an image next to them makes the set unlabelled instead of
 //! being overlooked.
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::decode::{DecodeLimits, decode};
-use super::{DataConfig, Dataset, digest};
+use super::{DataConfig, Dataset, digest, image_list};
 use crate::pixels::Pixels;
 
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
@@ -18,19 +18,19 @@ const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif"
 /// Subfolders with held-out images next to one called `train`, best first.
 const EVAL_FOLDERS: [&str; 3] = ["val", "validation", "test"];
 
-/// The images below one folder.
+/// The images below one folder, or those of a list.
 pub struct ImageFolder {
     root: PathBuf,
-    /// Relative to `root`.
+    /// Relative to `root`, or absolute.
     files: Vec<PathBuf>,
     classes: Vec<String>,
-    /// One per file, or empty.
-    labels: Vec<u32>,
+    /// One per file, -1 for none, or empty.
+    labels: Vec<i64>,
     limits: DecodeLimits,
 }
 
 impl ImageFolder {
-    /// Indexes `data.path`, or its subfolder `train` if there is one.
+    /// Indexes `data.path`: a list, a folder, or its subfolder `train` if there are but sets in it.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
         let root = train_root(config)?;
         Self::open(&root, class_folders(&root)?, config)
@@ -55,8 +55,13 @@ impl ImageFolder {
     }
 
     fn open(root: &Path, classes: Vec<String>, config: &DataConfig) -> Result<Self> {
-        ensure!(root.exists(), "no such folder: {}", root.display());
-        ensure!(root.is_dir(), "found a file, expected a folder of images: {}", root.display());
+        ensure!(root.exists(), "no such file or folder: {}", root.display());
+        let limits = config.decode_limits();
+        if !root.is_dir() {
+            let (files, labels) = image_list::read(root)?;
+            let root = root.parent().unwrap_or(Path::new("")).to_path_buf();
+            return Ok(Self { root, files, classes: Vec::new(), labels, limits });
+        }
         let mut files = Vec::new();
         walk(root, Path::new(""), &mut Vec::new(), &mut files)?;
         ensure!(
@@ -67,7 +72,7 @@ impl ImageFolder {
         );
         files.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         let labels = if files.iter().all(|file| file.components().count() > 1) {
-            let numbers: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+            let numbers: HashMap<&str, i64> = classes.iter().map(String::as_str).zip(0..).collect();
             let label = |file: &PathBuf| {
                 let class = class_of(file);
                 numbers.get(class.as_str()).copied().with_context(|| {
@@ -84,7 +89,7 @@ impl ImageFolder {
         };
         let classes = if labels.is_empty() { Vec::new() } else { classes };
         let root = root.to_path_buf();
-        Ok(Self { root, files, classes, labels, limits: config.decode_limits() })
+        Ok(Self { root, files, classes, labels, limits })
     }
 }
 
@@ -94,7 +99,7 @@ impl Dataset for ImageFolder {
     }
 
     fn label(&self, index: usize) -> Option<i64> {
-        self.labels.get(index).map(|&label| label as i64)
+        self.labels.get(index).copied().filter(|&label| label >= 0)
     }
 
     fn class_names(&self) -> Vec<String> {
@@ -126,7 +131,7 @@ impl Dataset for ImageFolder {
 }
 
 fn train_root(config: &DataConfig) -> Result<PathBuf> {
-    let path = config.path.as_ref().context("data.path: found nothing, expected a folder")?;
+    let path = config.path.as_ref().context("data.path: found nothing, expected a folder or a list")?;
     // `train` is the training set only beside sets held out from it: there are classes of that name.
     let folders = class_folders(path)?;
     let sets = folders.iter().all(|name| ["train", "val", "validation", "test"].contains(&name.as_str()));
@@ -192,7 +197,8 @@ fn walk(root: &Path, below: &Path, parents: &mut Vec<PathBuf>, files: &mut Vec<P
     Ok(())
 }
 
-fn is_image_name(path: &Path) -> bool {
+/// Whether a file is an image, by its name.
+pub(super) fn is_image_name(path: &Path) -> bool {
     let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
     extension.is_some_and(|text| EXTENSIONS.contains(&text.as_str()))
 }

@@ -1,7 +1,7 @@
 //! Batches of augmented views for training and of plain views for evaluation.
 //!
-//! One thread goes through the sampler's batches, a pool of workers decodes and augments the
-//! images of each, and a bounded channel holds the finished ones. A batch is a pure function of
+//! Threads go through the sampler's batches, a pool of workers decodes and augments the images of
+//! each, and a bounded channel holds the finished ones. A batch is a pure function of
 //! the seed and its number: neither the number of workers nor a resume changes a byte.
 
 use std::cell::RefCell;
@@ -84,15 +84,20 @@ impl Loader {
         );
         let spare = Arc::new(Mutex::new(Vec::<Batch>::new()));
         let reused = spare.clone();
+        let seed = sampler.seed();
         let (mut number, mut order) = (first_batch, (0, sampler.epoch_order(0)));
         Sampler::share(sampler.batch(&order.1, 0), rank, world)?;
-        let make = move |stop: &AtomicBool| {
+        let plan = move || {
             let (epoch, batch_in_epoch) = sampler.position(number);
             number += 1;
             if order.0 != epoch {
                 order = (epoch, sampler.epoch_order(epoch));
             }
-            let share = Sampler::share(sampler.batch(&order.1, batch_in_epoch), rank, world)?;
+            let share = Sampler::share(sampler.batch(&order.1, batch_in_epoch), rank, world);
+            Some((epoch, batch_in_epoch, share.map(<[u32]>::to_vec)))
+        };
+        let make = move |(epoch, batch_in_epoch, share): (u64, usize, Result<Vec<u32>>), stop: &AtomicBool| {
+            let share = share?;
             let old = reused.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut batch = Batch { epoch, batch_in_epoch, ..old.unwrap_or_default() };
             let view_bytes = augment.size * augment.size * 3;
@@ -102,21 +107,20 @@ impl Loader {
             let [first, second] = &mut batch.views;
             let views = first.par_chunks_mut(view_bytes).zip(second.par_chunks_mut(view_bytes));
             let about = batch.indices.par_iter_mut().zip(&mut batch.labels);
-            let images = views.zip(about).zip(share);
+            let images = views.zip(about).zip(&share);
             images.try_for_each(|(((first, second), (index, label)), &wanted)| {
                 on_worker(&*dataset, wanted, stop, |pixels, scratch| {
                     let found = bad.load_next(&*dataset, wanted as usize, pixels)?;
                     (*index, *label) = (found as u32, dataset.label(found).unwrap_or(-1));
                     // The draws are those of the wanted image: should its replacement be in the
                     // batch too, their views still differ.
-                    let (seed, index) = (sampler.seed(), wanted as u64);
-                    two_views(&augment, pixels, seed, epoch, index, scratch, [first, second]);
+                    two_views(&augment, pixels, seed, epoch, wanted as u64, scratch, [first, second]);
                     Ok(())
                 })
             })?;
-            Ok(Some(batch))
+            Ok(batch)
         };
-        Ok(Self { producer: Producer::start(workers, prefetch, make)?, spare })
+        Ok(Self { producer: Producer::start(workers, prefetch, plan, make)?, spare })
     }
 
     /// The next batch, waiting for it. Fails for a bad image where these are fatal, for too many
@@ -160,12 +164,12 @@ impl EvalLoader {
     ) -> Result<Self> {
         ensure!(batch_size > 0, "found batch size 0, expected at least 1");
         let mut done = 0;
-        let make = move |stop: &AtomicBool| {
-            let part = &indices[done..indices.len().min(done + batch_size)];
-            if part.is_empty() {
-                return Ok(None);
-            }
+        let plan = move || {
+            let part = indices[done..indices.len().min(done + batch_size)].to_vec();
             done += part.len();
+            (!part.is_empty()).then_some(part)
+        };
+        let make = move |part: Vec<u32>, stop: &AtomicBool| {
             let view_bytes = augment.size * augment.size * 3;
             let mut pixels = vec![0; part.len() * view_bytes];
             let fill = |(view, &index): (&mut [u8], &u32)| {
@@ -177,7 +181,7 @@ impl EvalLoader {
                     Ok(good)
                 })
             };
-            let good: Vec<bool> = pixels.par_chunks_mut(view_bytes).zip(part).map(fill).collect::<Result<_>>()?;
+            let good: Vec<bool> = pixels.par_chunks_mut(view_bytes).zip(&part).map(fill).collect::<Result<_>>()?;
             let kept: Vec<usize> = (0..part.len()).filter(|&at| good[at]).collect();
             for (to, &from) in kept.iter().enumerate() {
                 pixels.copy_within(from * view_bytes..(from + 1) * view_bytes, to * view_bytes);
@@ -186,9 +190,9 @@ impl EvalLoader {
             let indices: Vec<u32> = kept.iter().map(|&at| part[at]).collect();
             let label = |&index: &u32| dataset.label(index as usize).unwrap_or(-1);
             let labels = indices.iter().map(label).collect();
-            Ok(Some(EvalBatch { pixels, labels, indices }))
+            Ok(EvalBatch { pixels, labels, indices })
         };
-        Ok(Self { producer: Producer::start(options.workers, options.prefetch, make)? })
+        Ok(Self { producer: Producer::start(options.workers, options.prefetch, plan, make)? })
     }
 }
 

@@ -1,8 +1,8 @@
 //! From files on disk to batches of augmented views in memory; no tensors here.
 //!
-//! `open_train` / `open_eval` give a [`Dataset`] (parquet shards, a folder of images or drawn
-//! textures), [`sampler`] says which images make up a step, [`loader`] decodes and augments them
-//! in parallel. What a batch holds depends on the seed and its number only, never on the workers.
+//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`sampler`] says which
+//! images make up a step, [`loader`] decodes and augments them in parallel. What a batch holds
+//! depends on the seed and its number only, never on the workers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,15 +14,22 @@ use sha2::{Digest, Sha256};
 use crate::pixels::Pixels;
 use decode::DecodeLimits;
 
+pub mod cifar;
 pub mod decode;
 pub mod image_folder;
+mod image_list;
+mod index_cache;
 pub mod loader;
 pub mod parquet;
 pub mod producer;
 pub mod sampler;
+mod shards;
+pub mod stl10;
 pub mod subset;
 pub mod synthetic;
+mod tar_index;
 pub mod textures;
+pub mod webdataset;
 
 /// A set of images that any thread can read in any order.
 pub trait Dataset: Send + Sync {
@@ -34,7 +41,7 @@ pub trait Dataset: Send + Sync {
     fn class_names(&self) -> Vec<String>;
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
-    /// Where an image comes from, for messages: a path, or `file.parquet row 17`.
+    /// Where an image comes from, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of what it reads, but not its contents:
     /// tells whether a resumed run sees the same set.
@@ -54,8 +61,23 @@ pub enum Format {
     Synthetic,
     /// Parquet shards with encoded images, as Hugging Face datasets publish them.
     Parquet,
-    /// A folder of image files, one subfolder per class or none.
+    /// A folder of image files, one subfolder per class or none, or a text file that lists them.
     ImageFolder,
+    /// Tar shards as the webdataset tool writes them.
+    Webdataset,
+    /// The binary version of CIFAR-10.
+    Cifar10,
+    /// The binary version of CIFAR-100, with its fine labels.
+    Cifar100,
+    /// The binary version of STL-10.
+    Stl10,
+}
+
+impl Format {
+    /// Whether the held-out images are part of the set.
+    fn has_own_test_set(self) -> bool {
+        matches!(self, Self::Cifar10 | Self::Cifar100 | Self::Stl10)
+    }
 }
 
 /// What to do with an image that cannot be read.
@@ -73,14 +95,19 @@ pub enum OnBadImage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// `synthetic`, `parquet` or `image_folder`. Default synthetic.
+    /// `synthetic`, `parquet`, `image_folder`, `webdataset`, `cifar10`, `cifar100` or `stl10`. Default synthetic.
     pub format: Format,
-    /// The training images: a parquet file, a folder of shards (those named `train*`, or else all)
-    /// or a folder of images (its `train` subfolder if it has one). Required unless synthetic.
+    /// The training images. Parquet and webdataset: a file, a brace pattern (`train-{000..123}.tar`) or a folder of
+    /// shards (those named `train*`, or else all). Image folder: a folder (its `train` subfolder if it has one) or a
+    /// text file of paths. CIFAR: the archive, the unpacked folder, or the folder with either; STL-10: the unpacked
+    /// folder, or the one that holds it. Required unless synthetic.
     pub path: Option<PathBuf>,
-    /// Held-out labelled images for k-NN. Default: shards named `validation*`, `val*` or `test*`
-    /// next to the training shards, or the subfolder of that name; none if there are none.
+    /// Held-out labelled images for k-NN. Default: shards named `validation*`, `val*` or `test*` next to the training
+    /// shards, or the subfolder of that name; none if there are none. CIFAR and STL-10 have their own, always.
     pub eval_path: Option<PathBuf>,
+    /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
+    /// Default `train+unlabeled`.
+    pub split: Option<stl10::Split>,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,
     /// Parquet column with the class numbers. Default: `label`, `labels` or `fine_label`, if any.
@@ -115,6 +142,7 @@ impl Default for DataConfig {
             format: Format::default(),
             path: None,
             eval_path: None,
+            split: None,
             image_column: None,
             label_column: None,
             limit: None,
@@ -145,12 +173,16 @@ impl DataConfig {
         for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
             let found = path.iter().map(|path| path.display()).next();
             let found = found.map(|path| path.to_string()).unwrap_or_default();
-            check(
-                !synthetic || path.is_none(),
-                key,
-                format!("found {found}, expected none for format {format} (set data.format)"),
-            );
+            let refused = synthetic || key == "eval_path" && self.format.has_own_test_set();
+            let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
+            check(!refused || path.is_none(), key, format!("found {found}, expected none for format {format}{why}"));
         }
+        let split = serde_json::json!(self.split);
+        check(
+            self.format == Format::Stl10 || self.split.is_none(),
+            "split",
+            format!("found {split}, expected none for format {format}"),
+        );
         for (key, column) in [("image_column", &self.image_column), ("label_column", &self.label_column)] {
             check(
                 self.format == Format::Parquet || column.is_none(),
@@ -189,6 +221,9 @@ pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
         Format::Synthetic => Arc::new(synthetic::Synthetic::train(&config.synthetic)),
         Format::Parquet => Arc::new(parquet::Parquet::open_train(config)?),
         Format::ImageFolder => Arc::new(image_folder::ImageFolder::open_train(config)?),
+        Format::Webdataset => Arc::new(webdataset::WebDataset::open_train(config)?),
+        Format::Cifar10 | Format::Cifar100 => Arc::new(cifar::Cifar::open_train(config)?),
+        Format::Stl10 => Arc::new(stl10::Stl10::open_train(config)?),
     };
     subset::subset(all, config.fraction, config.limit)
 }
@@ -200,6 +235,9 @@ pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
         Format::Synthetic => Some(Arc::new(synthetic::Synthetic::eval(&config.synthetic))),
         Format::Parquet => parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
         Format::ImageFolder => image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Webdataset => webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Cifar10 | Format::Cifar100 => cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Stl10 => stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
     })
 }
 
@@ -234,6 +272,17 @@ mod tests {
         assert_eq!(keys(&config), ["path", "label_column"]);
         let message = &config.problems()[0].1;
         assert!(message.starts_with("found train.parquet, expected none"), "{message}");
+        config = DataConfig { path: config.path, eval_path: Some("test".into()), ..Default::default() };
+        for (format, expected) in [
+            (Format::Cifar10, ["eval_path", "split"].as_slice()),
+            (Format::Cifar100, &["eval_path", "split"]),
+            (Format::Stl10, &["eval_path"]),
+            (Format::Webdataset, &["split"]),
+            (Format::ImageFolder, &["split"]),
+        ] {
+            config = DataConfig { format, split: Some(stl10::Split::Train), ..config };
+            assert_eq!(keys(&config), expected, "{format:?}");
+        }
     }
 
     #[test]
@@ -253,6 +302,16 @@ mod tests {
         assert_eq!(keys(&config), expected);
         config.fraction = Some(f64::NAN);
         assert!(keys(&config).contains(&"fraction".to_string()));
+    }
+
+    #[test]
+    fn words_are_the_fields_own() {
+        let json = |format: Format| serde_json::to_value(format).unwrap();
+        let names = [Format::Webdataset, Format::Cifar10, Format::Cifar100, Format::Stl10].map(json);
+        assert_eq!(names, ["webdataset", "cifar10", "cifar100", "stl10"]);
+        let json = r#"{"format": "stl10", "split": "train+unlabeled"}"#;
+        let config: DataConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.split, Some(stl10::Split::TrainUnlabeled));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! are the cure.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,15 +21,11 @@ use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageRead
 use parquet::schema::types::ColumnDescriptor;
 
 use super::decode::{DecodeLimits, caught, decode};
-use super::{DataConfig, Dataset, digest};
+use super::{DataConfig, Dataset, digest, shards};
 use crate::pixels::Pixels;
 
 const IMAGE_COLUMNS: [&str; 2] = ["image", "img"];
 const LABEL_COLUMNS: [&str; 3] = ["label", "labels", "fine_label"];
-
-/// How the names of held-out shards begin, best first: the labels of a `test` split are often
-/// withheld.
-const EVAL_PREFIXES: [&str; 3] = ["validation", "val", "test"];
 
 /// The rows of one or more parquet files, in the order of the file names.
 pub struct Parquet {
@@ -61,19 +57,13 @@ struct Memory {
 impl Parquet {
     /// Opens `data.path`: a file, or the shards of a folder named `train*`, or all of them.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
-        let path = config.path.as_ref();
-        let path = path.context("data.path: found nothing, expected a parquet file or folder")?;
-        Self::open(shards(path, &["train"])?, config)
+        Self::open(shards::train(config, &[".parquet"])?, config)
     }
 
     /// Opens `data.eval_path` (of a folder, the held-out shards or else all), or else the held-out
     /// shards next to the training shards.
     pub fn open_eval(config: &DataConfig) -> Result<Option<Self>> {
-        let files = match (&config.eval_path, &config.path) {
-            (Some(path), _) => shards(path, &EVAL_PREFIXES)?,
-            (None, Some(path)) => held_out_siblings(path)?,
-            (None, None) => Vec::new(),
-        };
+        let files = shards::held_out(config, &[".parquet"])?;
         if files.is_empty() { Ok(None) } else { Self::open(files, config).map(Some) }
     }
 
@@ -203,11 +193,8 @@ impl Dataset for Parquet {
     }
 
     fn fingerprint(&self) -> String {
-        let file = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().display().to_string();
-            format!("{name} {}", path.metadata().map(|data| data.len()).unwrap_or(0))
-        };
-        digest(self.files.iter().map(file).chain([self.rows.to_string()]))
+        let files = self.files.iter().map(|path| shards::name_and_size(path));
+        digest(files.chain([self.rows.to_string()]))
     }
 }
 
@@ -285,49 +272,10 @@ fn class_names(metadata: &ParquetMetaData, label: &str) -> Vec<String> {
     names.iter().filter_map(|name| name.as_str().map(str::to_string)).collect()
 }
 
-/// `path` itself if it is a file, or the shards of the folder with the first of the prefixes that
-/// any has, or all of them.
-fn shards(path: &Path, prefixes: &[&str]) -> Result<Vec<PathBuf>> {
-    ensure!(path.exists(), "no such file or folder: {}", path.display());
-    if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let all = parquet_files(path)?;
-    ensure!(!all.is_empty(), "no parquet files in {}", path.display());
-    let chosen = with_first_prefix(&all, prefixes);
-    Ok(if chosen.is_empty() { all } else { chosen })
-}
-
-/// Held-out shards in the same folder as the training shards, which must be named `train*`.
-fn held_out_siblings(path: &Path) -> Result<Vec<PathBuf>> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = if path.is_dir() { path } else { parent.unwrap_or(Path::new(".")) };
-    let all = parquet_files(folder)?;
-    let train = with_first_prefix(&all, &["train"]);
-    let named = path.is_dir() || train.iter().any(|file| file.file_name() == path.file_name());
-    let chosen = with_first_prefix(&all, &EVAL_PREFIXES);
-    Ok(if named && !train.is_empty() { chosen } else { Vec::new() })
-}
-
-fn with_first_prefix(files: &[PathBuf], prefixes: &[&str]) -> Vec<PathBuf> {
-    let chosen = |prefix: &&str| -> Vec<PathBuf> {
-        let name = |file: &PathBuf| file.file_name().unwrap_or_default().display().to_string();
-        files.iter().filter(|file| name(file).starts_with(prefix)).cloned().collect()
-    };
-    prefixes.iter().map(chosen).find(|files| !files.is_empty()).unwrap_or_default()
-}
-
-fn parquet_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let context = || format!("cannot list folder {}", folder.display());
-    let entries: std::io::Result<Vec<_>> = std::fs::read_dir(folder).with_context(context)?.collect();
-    let mut files: Vec<PathBuf> = entries.with_context(context)?.into_iter().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "parquet"));
-    files.sort_unstable();
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// The encoded bytes themselves, against SHA-256 sums from pyarrow (scripts/reference/data.py).

@@ -1,5 +1,5 @@
-//! A thread that makes batches ahead of their use with a pool of workers, hands them over in
-//! order, and is gone when its owner is.
+//! Threads that make batches ahead of their use with a pool of workers, hand them over in order,
+//! and are gone when their owner is.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,22 +75,27 @@ pub(super) fn guarded<T>(set: &dyn Dataset, index: usize, work: impl FnOnce() ->
     })
 }
 
-/// See the module. Dropping it stops the work at the next image and waits for the thread.
+/// Batches in the making at the same time: while the last images of one are being finished, the other workers
+/// are busy with the next.
+const IN_WORK: usize = 2;
+
+/// See the module. Dropping it stops the work at the next image and waits for the threads.
 pub(super) struct Producer<T> {
-    /// `None` only while dropping.
-    batches: Option<Receiver<Result<T>>>,
-    thread: Option<JoinHandle<()>>,
+    /// Batches in order, each to be had once it is finished. `None` after an error and while dropping.
+    batches: Option<Receiver<Receiver<Result<T>>>>,
+    threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
 impl<T: Send + 'static> Producer<T> {
-    /// `make` is called until it returns `None` or an error, and runs on a pool of `workers`
-    /// threads (0: one per core); it should give up soon once the flag it gets is set. At most
-    /// `prefetch` finished batches wait.
-    pub(super) fn start(
+    /// `plan` says what the next batch is to hold, until it returns `None`; `make` makes it, on a pool of
+    /// `workers` threads (0: one per core), and should give up soon once the flag it gets is set. At most
+    /// `prefetch` batches are finished or in the making.
+    pub(super) fn start<P: Send>(
         workers: usize,
         prefetch: usize,
-        mut make: impl FnMut(&AtomicBool) -> Result<Option<T>> + Send + 'static,
+        plan: impl FnMut() -> Option<P> + Send + 'static,
+        make: impl Fn(P, &AtomicBool) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
         ensure!(prefetch > 0, "found 0 batches to prefetch, expected at least 1");
         let pool: ThreadPool = ThreadPoolBuilder::new()
@@ -98,35 +103,54 @@ impl<T: Send + 'static> Producer<T> {
             .thread_name(|number| format!("byol-loader-{number}"))
             .build()
             .context("cannot start the loader threads (lower data.workers)")?;
-        // One more finished batch is in the thread's hands while the channel is full.
-        let (sender, receiver) = sync_channel(prefetch - 1);
+        let (sender, receiver) = sync_channel(prefetch);
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let run = move || {
-            while let Some(batch) = pool.install(|| make(&stopped)).transpose() {
-                let failed = batch.is_err();
-                if sender.send(batch).is_err() || failed {
-                    break;
+        let mut producer = Self { batches: Some(receiver), threads: Vec::new(), stop: stop.clone() };
+        let shared = Arc::new((pool, Mutex::new((plan, sender)), make, stop));
+        for _ in 0..IN_WORK {
+            let shared = shared.clone();
+            let run = move || {
+                let (pool, next, make, stop) = &*shared;
+                loop {
+                    let (done, batch) = sync_channel(1);
+                    let planned = {
+                        // Plan and place in the queue together, or batches would come out of order.
+                        let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+                        let Some(planned) = (next.0)() else { break };
+                        if next.1.send(batch).is_err() {
+                            break;
+                        }
+                        planned
+                    };
+                    let made = pool.install(|| make(planned, stop));
+                    let failed = made.is_err();
+                    if done.send(made).is_err() || failed {
+                        break;
+                    }
                 }
-            }
-        };
-        let thread = std::thread::Builder::new().name("byol-loader".to_string()).spawn(run);
-        let thread = Some(thread.context("cannot start the loader thread")?);
-        Ok(Self { batches: Some(receiver), thread, stop })
+            };
+            let thread = std::thread::Builder::new().name("byol-loader".to_string()).spawn(run);
+            producer.threads.push(thread.context("cannot start the loader thread")?);
+        }
+        Ok(producer)
     }
 
     /// The next batch, waiting for it; `None` after the last one and after an error.
     pub(super) fn next(&mut self) -> Option<Result<T>> {
-        self.batches.as_ref()?.recv().ok()
+        let made = self.batches.as_ref()?.recv().ok()?.recv().ok()?;
+        if made.is_err() {
+            self.batches = None;
+        }
+        Some(made)
     }
 }
 
 impl<T> Drop for Producer<T> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread if it waits in a full channel.
+        // Wakes the threads if they wait in a full channel.
         self.batches = None;
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic there has no one left to tell.
             thread.join().ok();
         }

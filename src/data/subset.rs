@@ -33,6 +33,16 @@ pub fn subset(inner: Arc<dyn Dataset>, fraction: Option<f64>, limit: Option<usiz
     Ok(Arc::new(Subset { inner, indices }))
 }
 
+/// Keeps the images with a label; `None` if there are none.
+pub fn labelled(inner: Arc<dyn Dataset>) -> Option<Arc<dyn Dataset>> {
+    let indices: Vec<u32> = (0..inner.len()).filter(|&at| inner.label(at).is_some()).map(|at| at as u32).collect();
+    match indices.len() {
+        0 => None,
+        all if all == inner.len() => Some(inner),
+        _ => Some(Arc::new(Subset { inner, indices })),
+    }
+}
+
 impl Dataset for Subset {
     fn len(&self) -> usize {
         self.indices.len()

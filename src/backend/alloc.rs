@@ -1,0 +1,50 @@
+//! Counts what the program takes from the heap, when asked to.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// The system's allocator with a counter, for `#[global_allocator]`.
+pub struct Counted;
+
+/// Bytes that Rust code has taken from the heap since the first call, which gives 0. They are counted from then on
+/// (where [`Counted`] is the allocator); what was given back is not subtracted.
+pub fn allocated_bytes() -> u64 {
+    COUNTING.store(true, Ordering::Relaxed);
+    BYTES.load(Ordering::Relaxed)
+}
+
+fn count(bytes: usize) {
+    if COUNTING.load(Ordering::Relaxed) {
+        BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counted {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the same.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size.saturating_sub(layout.size()));
+        // SAFETY: the same.
+        unsafe { System.realloc(old, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: the same.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
