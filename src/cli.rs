@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::eval::Which;
+use crate::export::{Format, ImageSize};
 
 /// BYOL pre-training of vision encoders on your own unlabelled images.
 #[derive(Debug, Parser)]
@@ -24,11 +27,19 @@ pub struct Cli {
 pub enum Command {
     /// Pre-train an encoder; the run folder gets checkpoints, metrics and a summary.
     Train(TrainArgs),
-    /// Draw what the augmentations make of your images, as a picture to look at before training.
-    Preview(PreviewArgs),
     /// Measure how fast a part of the program is here; one line of JSON on stdout.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on few labels.
+    LinearEval(LinearEvalArgs),
+    /// Nearest-neighbour accuracy of an encoder.
+    KnnEval(KnnEvalArgs),
+    /// Write an encoder's features and labels of a data set, for numpy, PyTorch or scikit-learn.
+    ExtractFeatures(ExtractFeaturesArgs),
+    /// Write a trained encoder to a file that other software loads; the file is read back and compared.
+    ExportEncoder(ExportArgs),
+    /// Draw what the augmentations make of your images, as a picture to look at before training.
+    Preview(PreviewArgs),
 }
 
 /// What `byol bench` can measure.
@@ -58,6 +69,56 @@ pub struct BenchLoaderArgs {
 fn seconds(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value| (0.1..=86400.0).contains(value));
     value.ok_or_else(|| "expected 0.1 to 86400".to_string())
+}
+
+/// Arguments of `byol export-encoder`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors file of a ResNet with
+    /// torchvision's names.
+    #[arg(long, value_name = "RUN_OR_FILE")]
+    pub checkpoint: PathBuf,
+    /// What kind of file.
+    #[arg(long)]
+    pub format: Format,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace the file if it is there.
+    #[arg(long)]
+    pub force: bool,
+    /// Which of the run's encoders; the target's BatchNorm statistics are recomputed on the images of --config.
+    #[arg(long, default_value = "online")]
+    pub network: Which,
+    /// The graph normalises its input itself and takes RGB in 0 to 1 (default for onnx and torchscript).
+    #[arg(long)]
+    pub normalize: bool,
+    /// The graph takes normalised input.
+    #[arg(long, conflicts_with = "normalize")]
+    pub no_normalize: bool,
+    /// onnx: fold BatchNorm into the convolutions.
+    #[arg(long)]
+    pub fold_batchnorm: bool,
+    /// Height and width of the input, or `dynamic` [default: augment.size]. The batch size is always free.
+    #[arg(long, value_name = "PIXELS|dynamic", value_parser = image_size)]
+    pub image_size: Option<ImageSize>,
+    /// Images whose BatchNorm statistics the target encoder gets.
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub batchnorm_images: u32,
+    /// Config file: the images for --network target; size, mean and std for a file that does not say them.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
+fn image_size(text: &str) -> Result<ImageSize, String> {
+    match text.parse() {
+        _ if text == "dynamic" => Ok(ImageSize::Dynamic),
+        Ok(size @ 8..=1024) => Ok(ImageSize::Fixed(size)),
+        _ => Err("expected 8 to 1024 pixels, or dynamic".into()),
+    }
 }
 
 /// Arguments of `byol train`.
@@ -100,6 +161,90 @@ pub struct PreviewArgs {
     /// Replace the output file if it exists.
     #[arg(long)]
     pub force: bool,
+}
+
+/// Which encoder, on which images.
+#[derive(Debug, Args)]
+pub struct EncoderArgs {
+    /// A run's folder (its newest checkpoint), a checkpoint's folder, or a safetensors file with torchvision's names.
+    #[arg(long, value_name = "RUN_OR_FILE")]
+    pub checkpoint: PathBuf,
+    /// Config file whose sections replace those of the run; needed where the encoder is no run's.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Arguments of `byol linear-eval`.
+#[derive(Debug, Args)]
+pub struct LinearEvalArgs {
+    /// Which encoder, on which images.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// Train on this share of the labels only, of every class, such as 0.01 or 0.1.
+    #[arg(long, value_name = "0..1")]
+    pub fraction: Option<f64>,
+    /// Train the encoder too (with --fraction: the paper's semi-supervised protocol).
+    #[arg(long)]
+    pub finetune: bool,
+    /// Do the same to the encoder as it was before training.
+    #[arg(long)]
+    pub random_baseline: bool,
+    /// One JSON report on stdout in place of the table.
+    #[arg(long)]
+    pub json: bool,
+    /// Write the JSON report here [default: linear_eval.json in the run's folder].
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the file of --output.
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
+/// Arguments of `byol knn-eval`.
+#[derive(Debug, Args)]
+pub struct KnnEvalArgs {
+    /// Which encoder, on which images.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// Neighbours that vote; several numbers, such as 10,20,200, cost one pass.
+    #[arg(long, value_name = "K,...", value_delimiter = ',', default_values_t = [200])]
+    pub k: Vec<usize>,
+    /// Votes weigh exp(cosine / temperature).
+    #[arg(long, default_value_t = 0.1)]
+    pub temperature: f64,
+    /// One JSON report on stdout in place of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `byol extract-features`.
+#[derive(Debug, Args)]
+pub struct ExtractFeaturesArgs {
+    /// Which encoder, on which images.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// The training images or the held-out ones.
+    #[arg(long, value_enum, default_value_t)]
+    pub split: SplitName,
+    /// FILE.safetensors, or a folder for features.npy, labels.npy and indices.npy.
+    #[arg(long, value_name = "FILE_OR_FOLDER")]
+    pub output: PathBuf,
+    /// Replace files that are there.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A part of the data.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum SplitName {
+    /// What `data.path` names.
+    #[default]
+    Train,
+    /// The held-out images.
+    Eval,
 }
 
 #[cfg(test)]

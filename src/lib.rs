@@ -13,6 +13,7 @@ pub mod config;
 pub mod data;
 pub mod ema;
 pub mod eval;
+pub mod export;
 pub mod logging;
 pub mod loss;
 pub mod model;

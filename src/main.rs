@@ -23,8 +23,12 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = std::panic::catch_unwind(|| match &cli.command {
         Command::Train(args) => commands::train::run(args),
-        Command::Preview(args) => commands::preview::run(args),
         Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader(args),
+        Command::LinearEval(args) => commands::linear_eval::run(args),
+        Command::KnnEval(args) => commands::knn_eval::run(args),
+        Command::ExtractFeatures(args) => commands::extract_features::run(args),
+        Command::ExportEncoder(args) => commands::export::run(args),
+        Command::Preview(args) => commands::preview::run(args),
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

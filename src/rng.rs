@@ -19,6 +19,8 @@ pub enum Purpose {
     Synthetic = 4,
     /// Choice of a subset.
     Subset = 5,
+    /// Images that an export is verified on; `index` is their size.
+    Verify = 6,
 }
 
 /// A random stream (ChaCha with 8 rounds: creating one costs about 80 ns).

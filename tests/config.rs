@@ -149,6 +149,32 @@ fn harmless_differences_are_not_differences() {
     );
 }
 
+/// Checkpoints outlive the versions of the program that wrote them.
+#[test]
+fn keys_that_a_saved_config_lacks_had_their_default() {
+    let mut config = Config::default();
+    let mut saved = serde_json::to_value(&config).expect("JSON");
+    let remove = |saved: &mut serde_json::Value, path: &str, key: &str| {
+        saved.pointer_mut(path).and_then(|section| section.as_object_mut()).expect("a section").remove(key);
+    };
+    remove(&mut saved, "/data", "exif_orientation");
+    remove(&mut saved, "/augment/view2", "blur_prob");
+    remove(&mut saved, "", "ema");
+    assert_eq!(config.differences(&saved).expect("compared"), Vec::<String>::new());
+    config.data.exif_orientation = false;
+    config.augment.view2.blur_prob = 1.0;
+    let expected = ["augment.view2.blur_prob: 1.0, was 0.1", "data.exif_orientation: false, was true"];
+    assert_eq!(config.differences(&saved).expect("compared"), expected);
+    // What a later version saved may matter.
+    saved["optimizer"]["lookahead"] = serde_json::json!({ "steps": 5 });
+    saved["monitor"]["colour"] = serde_json::json!("red");
+    let expected = [expected[0], expected[1], "optimizer.lookahead.steps: unknown, was 5"];
+    assert_eq!(config.differences(&saved).expect("compared"), expected);
+    saved["train"]["seed"] = serde_json::json!("many");
+    let error = format!("{:#}", config.differences(&saved).unwrap_err());
+    assert!(error.starts_with("cannot read the saved config: ") && !error.contains('\n'), "{error}");
+}
+
 /// (YAML, the whole message).
 const WRONG: &[(&str, &str)] = &[
     ("train:\n  batch_size: many\n", "./c.yaml:2: train.batch_size: found string \"many\", expected usize"),

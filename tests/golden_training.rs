@@ -99,8 +99,8 @@ fn check_trajectory(variant: &str, name: Algorithm, channels_last: bool) {
     let mut target = Network::target_of(&online, &config, CPU);
     fixture.fill_params("online.", &mut target.params);
     if channels_last {
-        online.to_channels_last();
-        target.to_channels_last();
+        online.params.to_channels_last();
+        target.params.to_channels_last();
     }
     let optimizer_config = OptimizerConfig {
         name,

@@ -202,6 +202,48 @@ def resnets(seed):
     return out
 
 
+# ---- trained encoders
+
+def encoder_case(depth, seed, perturb=0.0):
+    """torchvision's own network with running statistics, as in a file that someone else made."""
+    model = getattr(torchvision.models, f"resnet{depth}")()
+    fill_module(model, seed)
+    model.fc = nn.Identity()
+    x = fill("input.view1", (4, 3, 64, 64), seed)
+    x = x * (1.0 + perturb * fill("perturb", x.shape, seed))
+    out = {}
+    with torch.no_grad():
+        put(out, "features_eval", model.eval()(x), 512)
+    return out
+
+
+def update_bn_case(seed, perturb=0.0):
+    """torch.optim.swa_utils.update_bn over batches of unequal size, which weigh alike."""
+    model = WideResNet(18, "cifar")
+    fill_module(model, seed)
+    batches = [fill(f"input.batch{i}", (size, 3, 32, 32), seed) for i, size in enumerate([4, 4, 3])]
+    batches[0] = batches[0] * (1.0 + perturb * fill("perturb", batches[0].shape, seed))
+    torch.optim.swa_utils.update_bn(batches, model.train())
+    out = {}
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            put(out, name, buffer)
+    with torch.no_grad():
+        put(out, "features_eval", model.eval()(fill("input.view1", (4, 3, 32, 32), seed)), 512)
+    return out
+
+
+def encoders(seed):
+    out = {}
+    for case, run in {
+        "resnet18": functools.partial(encoder_case, 18, seed),
+        "resnet50": functools.partial(encoder_case, 50, seed),
+        "update_bn": functools.partial(update_bn_case, seed),
+    }.items():
+        out.update({f"{case}.{k}": v for k, v in with_sensitivity(f"encoder {case}", run).items()})
+    return out
+
+
 # ---- heads and loss
 
 def mlp(inputs, hidden, outputs):
@@ -373,13 +415,13 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, default=Path("tests/golden"))
     parser.add_argument("--fp32", action="store_true", help="compute in fp32: only for tests on this very machine")
-    parser.add_argument("--only", choices=["resnet", "heads_loss", "optim", "schedules", "trajectory", "init"])
+    parser.add_argument("--only", choices=["resnet", "encoder", "heads_loss", "optim", "schedules", "trajectory", "init"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.set_default_dtype(torch.float64)
     lars_golden()
-    makers = {"resnet": resnets, "heads_loss": heads_loss, "optim": optimizers,
+    makers = {"resnet": resnets, "encoder": encoders, "heads_loss": heads_loss, "optim": optimizers,
               "schedules": lambda _: schedule_tables(), "trajectory": trajectories, "init": init}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():

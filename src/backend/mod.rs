@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use alloc::{Counted, allocated_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
-pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic};
+pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic, freeze_torchscript};
 
 /// The folder libtorch was linked from.
 pub const LIBTORCH_LIB: &str = env!("BYOL_LIBTORCH_LIB");

@@ -5,6 +5,8 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/DeviceType.h>
 #include <c10/util/Exception.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
 #include <string>
 
 namespace {
@@ -71,5 +73,14 @@ int byol_clear_grad(at::Tensor* parameter) {
 // tensor += alpha * other, in place and without a temporary (tch binds no alpha).
 int byol_add_scaled(at::Tensor* tensor, const at::Tensor* other, double alpha) {
   return guarded([&] { tensor->add_(*other, alpha); });
+}
+
+// Freezes the TorchScript module in a file (torch.jit.freeze) and writes it back.
+int byol_freeze_torchscript(const char* path) {
+  return guarded([&] {
+    torch::jit::Module module = torch::jit::load(path, at::kCPU);
+    module.eval();
+    torch::jit::freeze(module).save(path);
+  });
 }
 }

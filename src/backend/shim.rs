@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use tch::Tensor;
@@ -13,6 +14,7 @@ unsafe extern "C" {
     fn byol_deterministic(on: c_int) -> c_int;
     fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
     fn byol_add_scaled(tensor: *mut torch_sys::C_tensor, other: *const torch_sys::C_tensor, alpha: f64) -> c_int;
+    fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
 fn check(status: c_int) -> Result<()> {
@@ -54,6 +56,14 @@ pub fn clear_grad(parameter: &Tensor) -> Result<()> {
 pub fn add_scaled(tensor: &Tensor, other: &Tensor, alpha: f64) -> Result<()> {
     // SAFETY: both pointers are valid while borrowed and the shim keeps neither.
     check(unsafe { byol_add_scaled(tensor.as_ptr().cast_mut(), other.as_ptr(), alpha) })
+}
+
+/// Freezes the TorchScript module in a file, in place (`torch.jit.freeze`): nothing of it can be trained any more,
+/// and BatchNorm is folded into the convolutions.
+pub fn freeze_torchscript(path: &Path) -> Result<()> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    check(unsafe { byol_freeze_torchscript(path.as_ptr()) })
 }
 
 /// Loads a shared library for good, symbols visible to all; the error is the loader's own line.

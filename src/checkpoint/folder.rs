@@ -79,8 +79,12 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let partial = folder.join(format!("{TEMPORARY}{name}"));
-    write_synced(&partial, bytes)?;
-    fs::rename(&partial, path).with_context(|| format!("renaming to {}", path.display()))?;
+    let renamed = || fs::rename(&partial, path).with_context(|| format!("renaming to {}", path.display()));
+    if let Err(error) = write_synced(&partial, bytes).and_then(|()| renamed()) {
+        // Gives back the room that it took, if the disk is full.
+        let _ = fs::remove_file(&partial);
+        return Err(error);
+    }
     sync_folder(folder)
 }
 

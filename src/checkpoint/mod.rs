@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
 
 pub use folder::{clean, list, path_of, set_aside, sha256, write_file};
-pub use tensors::{load_into, serialize};
+pub use tensors::{load_into, load_views, serialize, views};
 
 use crate::model::{Named, Network};
 use crate::train::Byol;
@@ -80,28 +79,13 @@ impl Manifest {
     }
 }
 
-/// Parameters, buffers and `num_batches_tracked` of a network under `prefix`, as PyTorch's `state_dict` has them.
-fn network_tensors(prefix: &str, network: &Network) -> Vec<Named> {
-    let params = &network.params;
-    let mut named: Vec<Named> = params
-        .parameters
-        .iter()
-        .chain(&params.buffers)
-        .map(|n| Named { name: format!("{prefix}.{}", n.name), tensor: n.tensor.shallow_clone() })
-        .collect();
-    for buffer in &params.buffers {
-        if let Some(layer) = buffer.name.strip_suffix("running_mean") {
-            let tensor = Tensor::full([], network.batches_tracked.get(), (Kind::Int64, tch::Device::Cpu));
-            named.push(Named { name: format!("{prefix}.{layer}num_batches_tracked"), tensor });
-        }
-    }
-    named
-}
-
+/// Both networks, as PyTorch's `state_dict` has them.
 fn model_tensors(byol: &Byol) -> Vec<Named> {
-    let mut named = network_tensors("online", &byol.online);
-    named.extend(network_tensors("target", &byol.target));
-    named
+    let tensors = |(prefix, network): (&'static str, &Network)| {
+        let named = network.params.state_dict(network.batches_tracked.get()).into_iter();
+        named.map(move |n| Named { name: format!("{prefix}.{}", n.name), tensor: n.tensor })
+    };
+    [("online", &byol.online), ("target", &byol.target)].into_iter().flat_map(tensors).collect()
 }
 
 /// Writes the checkpoint of `manifest.step` below `root`, whole or not at all, then removes all but the newest `keep`.
@@ -132,6 +116,17 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
         bail!("{}: found format {found}, this byol reads format {FORMAT}; use the version that wrote it", place());
     }
     serde_json::from_slice(&bytes).with_context(place)
+}
+
+/// Loads the tensors of a checkpoint's model whose names begin with `prefix` (such as `online.encoder.`).
+/// # Errors
+/// A damaged file; tensors that differ in name, shape or type, all listed; nothing is changed then.
+pub fn load_part(folder: &Path, prefix: &str, tensors: &[Named]) -> Result<()> {
+    let model = folder::read(folder, MODEL)?;
+    let place = || folder.join(MODEL).display().to_string();
+    let mut found = views(&model).with_context(place)?;
+    found = found.into_iter().filter_map(|(n, v)| Some((n.strip_prefix(prefix)?.to_string(), v))).collect();
+    load_views(found, tensors, false).with_context(place)
 }
 
 /// Loads a checkpoint into networks and optimiser of the same shapes.

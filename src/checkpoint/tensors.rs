@@ -38,12 +38,25 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
     Ok(safetensors::serialize(views, Some(metadata))?)
 }
 
+/// A file's tensors by name.
+/// # Errors
+/// Not a safetensors file, or not all of one.
+pub fn views(bytes: &[u8]) -> Result<BTreeMap<String, TensorView<'_>>> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| anyhow!("not a whole safetensors file ({e})"))?;
+    Ok(file.tensors().into_iter().collect())
+}
+
 /// Copies a file's tensors into existing ones. Nothing is changed unless everything fits.
 /// # Errors
 /// Not a safetensors file; missing or extra names, other shapes or types, all listed.
 pub fn load_into(bytes: &[u8], tensors: &[Named]) -> Result<()> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| anyhow!("not a whole safetensors file ({e})"))?;
-    let mut found: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    load_views(views(bytes)?, tensors, false)
+}
+
+/// The same for tensors that are found already; `cast` takes other floating-point types too.
+/// # Errors
+/// Missing or extra names, other shapes or types, all listed.
+pub fn load_views(mut found: BTreeMap<String, TensorView>, tensors: &[Named], cast: bool) -> Result<()> {
     let mut differences = Vec::new();
     let mut matched = Vec::with_capacity(tensors.len());
     for Named { name, tensor } in tensors {
@@ -52,12 +65,21 @@ pub fn load_into(bytes: &[u8], tensors: &[Named]) -> Result<()> {
             continue;
         };
         let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let kind = tensor.kind();
-        if view.dtype() != dtype(kind)? || shape != tensor.size() {
-            let expected = format!("{:?} {:?}", dtype(kind)?, tensor.size());
-            differences.push(format!("{name}: found {:?} {shape:?}, expected {expected}", view.dtype()));
+        let kind = match view.dtype() {
+            Dtype::F16 if cast => Some(Kind::Half),
+            Dtype::BF16 if cast => Some(Kind::BFloat16),
+            Dtype::F64 if cast => Some(Kind::Double),
+            found => [Kind::Float, Kind::Int64].into_iter().find(|&kind| dtype(kind).is_ok_and(|d| d == found)),
+        };
+        let floats = |kind: Kind| matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double);
+        let fits = |found: Kind| found == tensor.kind() || (cast && floats(found) && floats(tensor.kind()));
+        match kind.filter(|&kind| fits(kind) && shape == tensor.size()) {
+            Some(kind) => matched.push((tensor, view, kind)),
+            None => {
+                let expected = format!("{:?} {:?}", dtype(tensor.kind())?, tensor.size());
+                differences.push(format!("{name}: found {:?} {shape:?}, expected {expected}", view.dtype()));
+            }
         }
-        matched.push((tensor, view));
     }
     differences.extend(found.keys().map(|name| format!("{name} is not part of this model")));
     if !differences.is_empty() {
@@ -66,8 +88,8 @@ pub fn load_into(bytes: &[u8], tensors: &[Named]) -> Result<()> {
         bail!("{} differences: {shown}{more}", differences.len());
     }
     let _no_grad = tch::no_grad_guard();
-    for (tensor, view) in matched {
-        let values = Tensor::f_from_data_size(view.data(), &tensor.size(), tensor.kind())?;
+    for (tensor, view, kind) in matched {
+        let values = Tensor::f_from_data_size(view.data(), &tensor.size(), kind)?;
         tensor.shallow_clone().f_copy_(&values).context("copying a tensor")?;
     }
     Ok(())

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tch::Device;
 
+use super::setup::{self, Machine};
 use crate::backend;
 use crate::checkpoint::{self, Manifest};
 use crate::cli::TrainArgs;
@@ -22,7 +23,7 @@ use crate::logging::Logger;
 use crate::logging::progress::Progress;
 use crate::model::Network;
 use crate::optim::Optimizer;
-use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Precision, Signals, Trainer};
+use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Signals, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -34,38 +35,24 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     let run_dir = &config.output.dir;
     let (checkpoints, _lock) = prepare_folder(run_dir, args.resume.as_deref())?;
 
-    let device = backend::choose_device(config.train.device)?;
-    let (torch_threads, loader_workers) = backend::default_threads(device);
-    let or = |chosen: usize, automatic: usize| if chosen == 0 { automatic } else { chosen };
-    let threads = or(config.train.threads, torch_threads);
-    let workers = or(config.data.workers, loader_workers);
-    backend::set_threads(threads);
-    backend::allow_tf32(config.train.allow_tf32)?;
-    backend::deterministic(config.train.deterministic)?;
-    let bf16 = match config.train.precision {
-        Precision::Fp32 => false,
-        Precision::Bf16 => true,
-        Precision::Auto => backend::computes_in_bf16(device),
-    };
-
+    let machine = Machine::set_up(&config)?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     check_memory(&config)?;
     let signals = Signals::listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
         .with_context(|| place("train.batch_size"))?;
-    let loader_options = LoaderOptions { workers, prefetch: config.data.prefetch_batches, ..LoaderOptions::default() };
     let bad = BadImages::new(config.data.on_bad_image);
-    let knn = knn_watch(&config, &dataset, bad.clone(), loader_options, &signals)?;
+    let knn = knn_watch(&config, &dataset, bad.clone(), machine.loader, &signals)?;
 
-    let byol = build(&config, device, bf16);
+    let byol = build(&config, machine.device, machine.bf16);
     let mut manifest = Manifest {
         total_steps: plan.total_steps,
         steps_per_epoch: plan.steps_per_epoch,
         images: dataset.len(),
         data: dataset.fingerprint(),
-        device: backend::describe_device(device),
-        threads,
-        precision: if bf16 { "bf16" } else { "fp32" }.into(),
+        device: backend::describe_device(machine.device),
+        threads: machine.threads,
+        precision: machine.precision().into(),
         ..Manifest::new(serde_json::to_value(&config)?)
     };
     if let Some(from) = &args.resume {
@@ -76,12 +63,12 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         return Ok(0);
     }
     checkpoint::write_file(&run_dir.join("config.yaml"), config.to_yaml()?.as_bytes())?;
-    announce(&config, &manifest, &byol, &plan, workers);
+    announce(&config, &manifest, &byol, &plan, machine.loader.workers);
 
     let parts = config.train.accumulation_steps;
     let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
     let first = manifest.step * parts as u64;
-    let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), loader_options)?;
+    let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), machine.loader)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
     let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
     let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?;
@@ -116,10 +103,7 @@ fn check_memory(config: &Config) -> Result<()> {
     let batch = 2 * 3 * size * size * config.train.micro_batch() as u64;
     let waiting = config.data.prefetch_batches + config.train.accumulation_steps + 1;
     let needed = batch.saturating_mul(waiting as u64);
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes =
-        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());
-    let there = kilobytes.map_or(u64::MAX, |k: u64| k * 1024);
+    let there = setup::memory();
     if needed > there {
         bail!(
             "train.batch_size: the loader's batches need {:.1} GB, the machine has {:.1} GB; lower train.batch_size or \
@@ -164,8 +148,8 @@ fn build(config: &Config, device: Device, bf16: bool) -> Byol {
     let mut online = Network::online(&config.model, device, config.train.seed);
     let mut target = Network::target_of(&online, &config.model, device);
     if config.train.channels_last {
-        online.to_channels_last();
-        target.to_channels_last();
+        online.params.to_channels_last();
+        target.params.to_channels_last();
     }
     let optimizer = Optimizer::new(&config.optimizer, &online.params);
     Byol { online, target, optimizer, bf16, device }
@@ -190,8 +174,7 @@ fn knn_watch(
         log::info!("k-NN: the {} labelled ones of {} training images vote", labelled.len(), bank.len());
     }
     let mut queries = data::open_eval(&config.data).context("data.eval_path")?;
-    let lacks_labels = |set: &Arc<dyn Dataset>| (0..set.len()).any(|index| set.label(index).is_none());
-    if queries.as_ref().is_some_and(lacks_labels) {
+    if queries.as_ref().is_some_and(|set| !setup::labelled(&**set)) {
         if config.data.eval_path.is_some() {
             bail!(
                 "data.eval_path: found images without labels, expected labels for all; leave it out, or set monitor.knn_every=0"
@@ -216,10 +199,8 @@ fn knn_watch(
             loader,
             bad,
             channels_last: config.train.channels_last,
-            interrupted: {
-                let signals = signals.clone();
-                Arc::new(move || signals.exit_code().is_some())
-            },
+            interrupted: setup::interrupted(signals),
+            progress: false,
         },
     }))
 }

@@ -4,11 +4,12 @@ mod source;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
 use crate::data::DataConfig;
+use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
@@ -35,6 +36,8 @@ pub struct Config {
     pub monitor: MonitorConfig,
     /// Run folder and checkpoints.
     pub output: OutputConfig,
+    /// `byol linear-eval`.
+    pub linear_eval: LinearEvalConfig,
 }
 
 impl Config {
@@ -43,8 +46,19 @@ impl Config {
     /// What is wrong, where (file and line, or override), what was found and what is accepted; several
     /// values out of range are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let source = source::Source::read(path)?;
-        let mut config: Config = source.parse()?;
+        Self::load_over(Self::default(), Some(path), overrides)
+    }
+
+    /// The same on top of `base`, such as a run's own config: a section that the file has replaces the base's as a
+    /// whole, one that it leaves out stays.
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let source = path.map(source::Source::read).transpose()?;
+        let mut config = match &source {
+            Some(source) => source.parse_over(base)?,
+            None => base,
+        };
         for text in overrides {
             config = source::set(&config, text)?;
         }
@@ -52,14 +66,22 @@ impl Config {
         if problems.is_empty() {
             return Ok(config);
         }
+        let place = |key: &str| source.as_ref().map_or("the checkpoint's config".to_string(), |s| s.place(key));
         let lines: Vec<String> = problems
             .into_iter()
             .map(|(key, message)| match source::overridden(overrides, &key) {
                 Some(text) => format!("--set {text}: {key}: {message}"),
-                None => format!("{}: {key}: {message}", source.place(&key)),
+                None => format!("{}: {key}: {message}", place(&key)),
             })
             .collect();
         bail!("{}", lines.join("; "))
+    }
+
+    /// The config that a checkpoint's manifest holds.
+    /// # Errors
+    /// Keys or values of another version of this program.
+    pub fn of_run(saved: &serde_json::Value) -> Result<Self> {
+        serde_json::from_value(saved.clone()).context("the checkpoint's config")
     }
 
     /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
@@ -89,6 +111,7 @@ impl Config {
             ("train", self.train.problems()),
             ("monitor", self.monitor.problems()),
             ("output", self.output.problems()),
+            ("linear_eval", self.linear_eval.problems()),
         ];
         let named = |(section, problems): (&str, Vec<(String, String)>)| {
             let section = section.to_string();
@@ -97,34 +120,61 @@ impl Config {
         sections.into_iter().flat_map(named).collect()
     }
 
-    /// Keys whose values differ and that change the result of training, as `key: ours, then theirs`.
-    /// Left out are keys that only say where things are, how fast they go and what is reported.
+    /// Keys whose values differ and that change the result of training, as `key: ours, was theirs`.
+    /// Left out are keys that only say where things are, how fast they go and what is reported. Keys
+    /// that `other` lacks, because the program did not have them yet, had their default; those that it
+    /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 11] = [
+        const HARMLESS: [&str; 13] = [
             "data.path",
             "data.eval_path",
             "data.workers",
             "data.prefetch_batches",
             "monitor.",
             "output.",
+            "linear_eval.",
             "train.device",
             "train.threads",
             "train.max_steps",
             "train.deterministic",
             "data.cache_bytes",
+            "data.spill_dir",
         ];
-        let mut ours = Vec::new();
-        let mut theirs = Vec::new();
-        flatten("", &serde_json::to_value(self)?, &mut ours);
-        flatten("", other, &mut theirs);
-        let theirs: std::collections::BTreeMap<String, String> = theirs.into_iter().collect();
-        let changed = ours.iter().filter(|(key, value)| {
-            let counts = !HARMLESS.iter().any(|h| key == h || (h.ends_with('.') && key.starts_with(h)));
-            counts && theirs.get(key) != Some(value)
+        let counts = |key: &str| !HARMLESS.iter().any(|h| key == *h || (h.ends_with('.') && key.starts_with(h)));
+        let own = serde_json::to_value(self)?;
+        let (mut known, mut unknown) = (other.clone(), Vec::new());
+        remove_unknown("", &own, &mut known, &mut unknown);
+        let theirs: Config = serde_json::from_value(known).context("cannot read the saved config")?;
+        let (mut ours, mut leaves) = (Vec::new(), Vec::new());
+        flatten("", &own, &mut ours);
+        flatten("", &serde_json::to_value(theirs)?, &mut leaves);
+        let theirs: std::collections::BTreeMap<String, String> = leaves.into_iter().collect();
+        let absent = "absent".to_string();
+        let changed = ours.into_iter().filter_map(|(key, ours)| {
+            let theirs = theirs.get(&key).unwrap_or(&absent);
+            (counts(&key) && ours != *theirs).then(|| format!("{key}: {ours}, was {theirs}"))
         });
-        let missing = "absent".to_string();
-        Ok(changed.map(|(k, v)| format!("{k}: {v}, was {}", theirs.get(k).unwrap_or(&missing))).collect())
+        let unknown = unknown.into_iter().filter(|(key, _)| counts(key));
+        Ok(changed.chain(unknown.map(|(key, value)| format!("{key}: unknown, was {value}"))).collect())
     }
+}
+
+/// Moves the leaves of `theirs` that `ours` has no key for to `unknown`.
+fn remove_unknown(
+    prefix: &str,
+    ours: &serde_json::Value,
+    theirs: &mut serde_json::Value,
+    unknown: &mut Vec<(String, String)>,
+) {
+    let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object_mut()) else { return };
+    theirs.retain(|key, value| {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match ours.get(key) {
+            Some(ours) => remove_unknown(&path, ours, value, unknown),
+            None => flatten(&path, value, unknown),
+        }
+        ours.contains_key(key)
+    });
 }
 
 /// Leaves of a JSON tree as (dotted path, value).

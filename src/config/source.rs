@@ -51,6 +51,17 @@ impl Source {
         })
     }
 
+    /// `base` with every section that the file has in place of its own.
+    pub fn parse_over(&self, base: Config) -> Result<Config> {
+        let (parsed, place) = (self.parse()?, || format!("config {}", self.name));
+        let written: Value = serde_yaml::from_str(&self.text).with_context(place)?;
+        let (mut whole, parsed) = (serde_yaml::to_value(base)?, serde_yaml::to_value(parsed)?);
+        for key in written.as_mapping().into_iter().flat_map(|sections| sections.keys()) {
+            whole[key] = parsed[key].clone();
+        }
+        serde_yaml::from_value(whole).with_context(place)
+    }
+
     /// `file:line` of a key such as `train.batch_size`: its own line, or its section's where the key is absent
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {

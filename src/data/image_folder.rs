@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::decode::{DecodeLimits, decode};
+use super::decode::{DecodeOptions, decode_file};
 use super::{DataConfig, Dataset, digest, image_list};
 use crate::pixels::Pixels;
 
@@ -26,7 +26,7 @@ pub struct ImageFolder {
     classes: Vec<String>,
     /// One per file, -1 for none, or empty.
     labels: Vec<i64>,
-    limits: DecodeLimits,
+    options: DecodeOptions,
 }
 
 impl ImageFolder {
@@ -56,11 +56,11 @@ impl ImageFolder {
 
     fn open(root: &Path, classes: Vec<String>, config: &DataConfig) -> Result<Self> {
         ensure!(root.exists(), "no such file or folder: {}", root.display());
-        let limits = config.decode_limits();
+        let options = config.decode_options();
         if !root.is_dir() {
             let (files, labels) = image_list::read(root)?;
             let root = root.parent().unwrap_or(Path::new("")).to_path_buf();
-            return Ok(Self { root, files, classes: Vec::new(), labels, limits });
+            return Ok(Self { root, files, classes: Vec::new(), labels, options });
         }
         let mut files = Vec::new();
         walk(root, Path::new(""), &mut Vec::new(), &mut files)?;
@@ -89,7 +89,7 @@ impl ImageFolder {
         };
         let classes = if labels.is_empty() { Vec::new() } else { classes };
         let root = root.to_path_buf();
-        Ok(Self { root, files, classes, labels, limits })
+        Ok(Self { root, files, classes, labels, options })
     }
 }
 
@@ -107,17 +107,7 @@ impl Dataset for ImageFolder {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        let path = self.root.join(&self.files[index]);
-        let metadata = fs::metadata(&path).context("cannot read the file")?;
-        // Reading a named pipe would wait for ever.
-        ensure!(metadata.is_file(), "not a regular file");
-        let size = metadata.len();
-        ensure!(
-            size <= self.limits.max_bytes as u64,
-            "found {size} bytes, expected at most {} (data.max_bytes)",
-            self.limits.max_bytes
-        );
-        decode(&fs::read(&path).context("cannot read the file")?, self.limits, out)
+        decode_file(&self.root.join(&self.files[index]), self.options, out)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -162,6 +162,23 @@ impl EvalLoader {
         bad: Arc<BadImages>,
         options: LoaderOptions,
     ) -> Result<Self> {
+        let size = augment.size;
+        let view = move |_: u32, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]| {
+            eval_view(&augment, image, scratch, out);
+        };
+        Self::with_view(dataset, size, view, indices, batch_size, bad, options)
+    }
+
+    /// The same with other views, of `size` pixels: `view` makes one from an image and its position in the set.
+    pub fn with_view(
+        dataset: Arc<dyn Dataset>,
+        size: usize,
+        view: impl Fn(u32, &Pixels, &mut Scratch, &mut [u8]) + Send + Sync + 'static,
+        indices: Vec<u32>,
+        batch_size: usize,
+        bad: Arc<BadImages>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
         ensure!(batch_size > 0, "found batch size 0, expected at least 1");
         let mut done = 0;
         let plan = move || {
@@ -170,13 +187,13 @@ impl EvalLoader {
             (!part.is_empty()).then_some(part)
         };
         let make = move |part: Vec<u32>, stop: &AtomicBool| {
-            let view_bytes = augment.size * augment.size * 3;
+            let view_bytes = size * size * 3;
             let mut pixels = vec![0; part.len() * view_bytes];
-            let fill = |(view, &index): (&mut [u8], &u32)| {
+            let fill = |(out, &index): (&mut [u8], &u32)| {
                 on_worker(&*dataset, index, stop, |image, scratch| {
                     let good = bad.load(&*dataset, index as usize, image)?;
                     if good {
-                        eval_view(&augment, image, scratch, view);
+                        view(index, image, scratch, out);
                     }
                     Ok(good)
                 })

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::pixels::Pixels;
-use decode::DecodeLimits;
+use decode::DecodeOptions;
 
 pub mod cifar;
 pub mod decode;
@@ -120,14 +120,18 @@ pub struct DataConfig {
     pub fraction: Option<f64>,
     /// `skip` or `fail`. Default skip.
     pub on_bad_image: OnBadImage,
+    /// Turn and mirror images as their EXIF orientation says. Default true.
+    pub exif_orientation: bool,
     /// Images of more pixels count as bad; at least 1. They cost up to 32 bytes a pixel and worker
     /// while they are decoded. Default 100 000 000.
     pub max_pixels: usize,
     /// Images of more encoded bytes count as bad; at least 1. Default 67 108 864 (64 MiB).
     pub max_bytes: usize,
     /// Parquet sets of at most this many bytes are kept in memory, still encoded; larger ones are
-    /// read from disk page by page. Default 1 073 741 824 (1 GiB).
+    /// unpacked to a temporary file. Default 1 073 741 824 (1 GiB).
     pub cache_bytes: usize,
+    /// Folder of that temporary file; it needs room for the whole set. Default TMPDIR, or /tmp.
+    pub spill_dir: Option<PathBuf>,
     /// Threads that decode and augment, 0 to 1024; 0: automatic, by device and cores. Default 0.
     pub workers: usize,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
@@ -148,9 +152,11 @@ impl Default for DataConfig {
             limit: None,
             fraction: None,
             on_bad_image: OnBadImage::default(),
+            exif_orientation: true,
             max_pixels: 100_000_000,
             max_bytes: 64 << 20,
             cache_bytes: 1 << 30,
+            spill_dir: None,
             workers: 0,
             prefetch_batches: 4,
             synthetic: synthetic::SyntheticConfig::default(),
@@ -210,8 +216,9 @@ impl DataConfig {
         problems
     }
 
-    fn decode_limits(&self) -> DecodeLimits {
-        DecodeLimits { max_pixels: self.max_pixels, max_bytes: self.max_bytes }
+    fn decode_options(&self) -> DecodeOptions {
+        let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
+        DecodeOptions { max_pixels, max_bytes, exif_orientation }
     }
 }
 

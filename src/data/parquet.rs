@@ -1,42 +1,54 @@
 //! Parquet files with encoded images, as Hugging Face datasets publish them: a column that is a
 //! group with a child `bytes` (or a plain binary column) and an integer label column.
 //!
-//! A shuffled epoch asks for rows in random order, but a file can only be unpacked page by page.
-//! Sets up to `data.cache_bytes` are therefore read once and kept encoded in one block of memory
-//! (CIFAR-10: 46 MB), where a row is a slice. A larger set keeps only labels and the positions of
-//! its row groups; each image then costs one page read, over the page headers before it. Memory
-//! stays bounded, but pages of many megabytes make that slow: small row groups or an image folder
-//! are the cure.
+//! A shuffled epoch asks for rows in random order, but a file can only be unpacked page by page, and
+//! a page may hold a whole row group: pyarrow makes pages of at least 1024 rows. A cache of unpacked
+//! row groups would miss nearly always, as the next image is in any of them. Every row is therefore
+//! unpacked once. Sets up to `data.cache_bytes` are kept encoded in one block of memory (CIFAR-10:
+//! 46 MB). Of a larger set, each row group goes to an unnamed temporary file when its first image is
+//! asked for ([`spill`]), and an image is then one positioned read. Memory holds the labels, the ends
+//! of the images (8 bytes each) and, while a row group is unpacked, its largest page.
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
-use parquet::basic::{ConvertedType, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType};
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::decode::{DecodeLimits, caught, decode};
+use super::decode::{DecodeOptions, caught, decode, decode_read, ensure_size, one_line};
 use super::{DataConfig, Dataset, digest, shards};
 use crate::pixels::Pixels;
+use columns::{class_names, image_column, label_column};
+use spill::{Spill, Unpacked};
 
-const IMAGE_COLUMNS: [&str; 2] = ["image", "img"];
-const LABEL_COLUMNS: [&str; 3] = ["label", "labels", "fine_label"];
+mod columns;
+mod spill;
+
+/// Rows that are read from a page at once.
+const ROWS_AT_ONCE: usize = 64;
 
 /// The rows of one or more parquet files, in the order of the file names.
 pub struct Parquet {
-    files: Vec<PathBuf>,
+    files: Vec<Shard>,
     row_groups: Vec<RowGroup>,
     rows: usize,
     /// -1 for none; empty without a label column.
     labels: Vec<i64>,
     classes: Vec<String>,
-    memory: Option<Memory>,
-    limits: DecodeLimits,
+    store: Store,
+    options: DecodeOptions,
+}
+
+struct Shard {
+    path: PathBuf,
+    /// Length and time of the last change when it was opened.
+    state: (u64, Option<SystemTime>),
 }
 
 struct RowGroup {
@@ -46,58 +58,71 @@ struct RowGroup {
     file_row: usize,
     rows: usize,
     image: ColumnChunkMetaData,
+    unpacked: OnceLock<Unpacked>,
 }
 
-/// All encoded images, one after the other.
-struct Memory {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
+enum Store {
+    /// All encoded images, one after the other, and where each ends.
+    Memory {
+        bytes: Vec<u8>,
+        ends: Vec<usize>,
+    },
+    Disk(Spill),
 }
 
 impl Parquet {
     /// Opens `data.path`: a file, or the shards of a folder named `train*`, or all of them.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
-        Self::open(shards::train(config, &[".parquet"])?, config)
+        // Only these are ever asked for.
+        let most = if config.fraction.is_none() { config.limit } else { None };
+        Self::open(shards::train(config, &[".parquet"])?, config, most.unwrap_or(usize::MAX))
     }
 
     /// Opens `data.eval_path` (of a folder, the held-out shards or else all), or else the held-out
     /// shards next to the training shards.
     pub fn open_eval(config: &DataConfig) -> Result<Option<Self>> {
         let files = shards::held_out(config, &[".parquet"])?;
-        if files.is_empty() { Ok(None) } else { Self::open(files, config).map(Some) }
+        if files.is_empty() { Ok(None) } else { Self::open(files, config, usize::MAX).map(Some) }
     }
 
-    fn open(files: Vec<PathBuf>, config: &DataConfig) -> Result<Self> {
+    fn open(files: Vec<PathBuf>, config: &DataConfig, most_rows: usize) -> Result<Self> {
         let mut set = Self {
-            files,
+            files: Vec::new(),
             row_groups: Vec::new(),
             rows: 0,
             labels: Vec::new(),
             classes: Vec::new(),
-            memory: None,
-            limits: config.decode_limits(),
+            store: Store::Memory { bytes: Vec::new(), ends: Vec::new() },
+            options: config.decode_options(),
         };
-        for number in 0..set.files.len() {
-            let path = set.files[number].clone();
-            caught(|| set.add_file(number, config)).with_context(|| format!("cannot use {}", path.display()))?;
+        for path in files {
+            caught(|| set.add_file(&path, config))
+                .map_err(one_line)
+                .with_context(|| format!("cannot use {}", path.display()))?;
         }
-        let names = set.files.iter().map(|path| path.display().to_string());
-        ensure!(set.rows > 0, "no rows in {}", names.collect::<Vec<_>>().join(", "));
+        let names = || set.files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(", ");
+        ensure!(set.rows > 0, "no rows in {}", names());
         ensure!(
             set.labels.is_empty() || set.labels.len() == set.rows,
             "found labels for {} of {} rows, expected all shards with a label column or none",
             set.labels.len(),
             set.rows
         );
-        let size: i64 = set.row_groups.iter().map(|group| group.image.uncompressed_size()).sum();
-        if size as u64 <= config.cache_bytes as u64 {
-            set.memory = set.read_all(config.cache_bytes)?;
+        let needed = set.row_groups.iter().filter(|group| group.first_row < most_rows);
+        let sizes = needed.map(|group| group.image.uncompressed_size().max(0) as u64);
+        let size = sizes.fold(0, u64::saturating_add);
+        if size <= config.cache_bytes as u64 && set.read_all(size as usize, config.cache_bytes)? {
+            return Ok(set);
         }
+        set.store = Store::Disk(Spill::create(config.spill_dir.as_deref(), size)?);
         Ok(set)
     }
 
-    fn add_file(&mut self, number: usize, config: &DataConfig) -> Result<()> {
-        let reader = SerializedFileReader::new(File::open(&self.files[number])?)?;
+    fn add_file(&mut self, path: &Path, config: &DataConfig) -> Result<()> {
+        let file = File::open(path)?;
+        let number = self.files.len();
+        self.files.push(Shard { path: path.to_path_buf(), state: state(&file)? });
+        let reader = SerializedFileReader::new(file)?;
         let metadata = reader.metadata();
         let columns = metadata.file_metadata().schema_descr().columns();
         let image = image_column(columns, config.image_column.as_deref())?;
@@ -108,52 +133,83 @@ impl Parquet {
         let first_row = self.rows;
         for group in 0..metadata.num_row_groups() {
             let rows = metadata.row_group(group).num_rows() as usize;
+            columns::ensure_readable(metadata.row_group(group).column(image))?;
             if let Some(label) = label {
+                columns::ensure_readable(metadata.row_group(group).column(label))?;
                 let values = match reader.get_row_group(group)?.get_column_reader(label)? {
-                    ColumnReader::Int32ColumnReader(column) => {
-                        read(column, &columns[label], rows)?.into_iter().map(|value| value.map(i64::from)).collect()
-                    }
-                    ColumnReader::Int64ColumnReader(column) => read(column, &columns[label], rows)?,
+                    ColumnReader::Int32ColumnReader(mut column) => read(&mut column, &columns[label], rows)?
+                        .into_iter()
+                        .map(|value| value.map(i64::from))
+                        .collect(),
+                    ColumnReader::Int64ColumnReader(mut column) => read(&mut column, &columns[label], rows)?,
                     _ => bail!("label column changed its type"),
                 };
                 self.labels.extend(values.into_iter().map(|value| value.unwrap_or(-1)));
             }
             let image = metadata.row_group(group).column(image).clone();
-            let (file_row, file) = (self.rows - first_row, number);
-            self.row_groups.push(RowGroup { file, first_row: self.rows, file_row, rows, image });
+            let (file_row, file, unpacked) = (self.rows - first_row, number, OnceLock::new());
+            self.row_groups.push(RowGroup { file, first_row: self.rows, file_row, rows, image, unpacked });
             self.rows += rows;
         }
         Ok(())
     }
 
-    /// `None` if the images turn out larger than `most` bytes (their pages shared a dictionary).
-    fn read_all(&self, most: usize) -> Result<Option<Memory>> {
-        let mut memory = Memory { bytes: Vec::new(), ends: Vec::new() };
+    /// Fills the memory with about `size` bytes, or gives `false` if it turns out to be more than
+    /// `most` (pages may share a dictionary).
+    fn read_all(&mut self, size: usize, most: usize) -> Result<bool> {
+        let (mut bytes, mut ends) = (Vec::with_capacity(size), Vec::with_capacity(self.rows));
         for group in &self.row_groups {
-            for image in self.read_rows(group, 0, group.rows)? {
-                memory.bytes.extend_from_slice(image.as_ref().map_or(&[], |image| image.data()));
-                memory.ends.push(memory.bytes.len());
-            }
-            if memory.bytes.len() > most {
-                return Ok(None);
+            self.unpack(group, |image| {
+                bytes.extend_from_slice(image);
+                ends.push(bytes.len());
+                Ok(bytes.len() <= most)
+            })?;
+            if bytes.len() > most {
+                return Ok(false);
             }
         }
-        memory.bytes.shrink_to_fit();
-        Ok(Some(memory))
+        bytes.shrink_to_fit();
+        self.store = Store::Memory { bytes, ends };
+        Ok(true)
     }
 
-    fn read_rows(&self, group: &RowGroup, row: usize, n: usize) -> Result<Vec<Option<ByteArray>>> {
-        let path = &self.files[group.file];
-        let read = || -> Result<_> {
-            // A handle of its own: clones of one share their position, and threads would race.
-            let file = Arc::new(File::open(path)?);
-            let pages = SerializedPageReader::new(file, &group.image, group.rows, None)?;
-            let descriptor = group.image.column_descr_ptr();
-            let mut column = ColumnReaderImpl::<ByteArrayType>::new(descriptor.clone(), Box::new(pages));
+    /// Gives the encoded images of a row group in order, empty for nulls, until told to stop.
+    fn unpack(&self, group: &RowGroup, mut each: impl FnMut(&[u8]) -> Result<bool>) -> Result<()> {
+        self.with_column(group, |column, descriptor| {
+            for done in (0..group.rows).step_by(ROWS_AT_ONCE) {
+                for image in read(column, descriptor, ROWS_AT_ONCE.min(group.rows - done))? {
+                    if !each(image.as_ref().map_or(&[], |image| image.data()))? {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// One row, found by way of the headers of the pages before it.
+    fn read_row(&self, group: &RowGroup, row: usize) -> Result<Option<ByteArray>> {
+        self.with_column(group, |column, descriptor| {
             column.skip_records(row)?;
-            self::read(column, &descriptor, n)
+            Ok(read(column, descriptor, 1)?.pop().flatten())
+        })
+    }
+
+    fn with_column<T>(
+        &self,
+        group: &RowGroup,
+        work: impl FnOnce(&mut ColumnReaderImpl<ByteArrayType>, &ColumnDescriptor) -> Result<T>,
+    ) -> Result<T> {
+        let shard = &self.files[group.file];
+        let run = || {
+            // A handle of its own: clones of one share their position, and threads would race.
+            let file = File::open(&shard.path)?;
+            ensure!(state(&file)? == shard.state, "the file has changed since it was opened");
+            let pages = SerializedPageReader::new(Arc::new(file), &group.image, group.rows, None)?;
+            let descriptor = group.image.column_descr_ptr();
+            work(&mut ColumnReaderImpl::new(descriptor.clone(), Box::new(pages)), &descriptor)
         };
-        caught(read).with_context(|| format!("cannot read {}", path.display()))
+        caught(run).map_err(one_line).with_context(|| format!("cannot read {}", shard.path.display()))
     }
 
     fn row_group(&self, index: usize) -> &RowGroup {
@@ -176,31 +232,47 @@ impl Dataset for Parquet {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        if let Some(memory) = &self.memory {
-            let start = if index == 0 { 0 } else { memory.ends[index - 1] };
-            return decode(&memory.bytes[start..memory.ends[index]], self.limits, out);
-        }
+        let spill = match &self.store {
+            Store::Memory { bytes, ends } => {
+                let start = if index == 0 { 0 } else { ends[index - 1] };
+                return decode(&bytes[start..ends[index]], self.options, out);
+            }
+            Store::Disk(spill) => spill,
+        };
         let group = self.row_group(index);
-        let images = self.read_rows(group, index - group.first_row, 1)?;
-        let image = images.into_iter().next().flatten();
-        decode(image.as_ref().map_or(&[], |image| image.data()), self.limits, out)
+        let row = index - group.first_row;
+        let unpacked = spill.unpacked(&group.unpacked, |each| self.unpack(group, each));
+        if let Some(place) = unpacked.place(row) {
+            return decode_read(self.options, out, |encoded| {
+                ensure_size(place.end - place.start, self.options)?;
+                spill.read(place, encoded)
+            });
+        }
+        // What could not be unpacked: rows behind a damaged page, or the disk is full.
+        let image = self.read_row(group, row)?;
+        decode(image.as_ref().map_or(&[], |image| image.data()), self.options, out)
     }
 
     fn describe(&self, index: usize) -> String {
         let group = self.row_group(index);
         let row = group.file_row + index - group.first_row;
-        format!("{} row {row}", self.files[group.file].display())
+        format!("{} row {row}", self.files[group.file].path.display())
     }
 
     fn fingerprint(&self) -> String {
-        let files = self.files.iter().map(|path| shards::name_and_size(path));
+        let files = self.files.iter().map(|file| shards::name_and_size(&file.path));
         digest(files.chain([self.rows.to_string()]))
     }
 }
 
+fn state(file: &File) -> Result<(u64, Option<SystemTime>)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified().ok()))
+}
+
 /// The next `rows` values of a column; `None` for nulls.
 fn read<T: DataType>(
-    mut column: ColumnReaderImpl<T>,
+    column: &mut ColumnReaderImpl<T>,
     descriptor: &ColumnDescriptor,
     rows: usize,
 ) -> Result<Vec<Option<T::T>>> {
@@ -214,68 +286,8 @@ fn read<T: DataType>(
     Ok(levels.into_iter().map(|level| if level == present { values.next() } else { None }).collect())
 }
 
-fn image_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<usize> {
-    let candidates: Vec<(usize, &str)> = (0..columns.len())
-        .filter(|&at| {
-            let column = &columns[at];
-            let binary = column.converted_type() == ConvertedType::NONE;
-            column.physical_type() == Physical::BYTE_ARRAY
-                && column.max_rep_level() == 0
-                && match column.path().parts() {
-                    [_] => binary,
-                    [_, child] => child == "bytes",
-                    _ => false,
-                }
-        })
-        .map(|at| (at, columns[at].path().parts()[0].as_str()))
-        .collect();
-    let named = |name: &str| candidates.iter().find(|candidate| candidate.1 == name);
-    let found = match (wanted, candidates.as_slice()) {
-        (Some(name), _) => named(name),
-        (None, [only]) => Some(only),
-        (None, _) => IMAGE_COLUMNS.iter().find_map(|name| named(name)),
-    };
-    let names: Vec<&str> = candidates.iter().map(|candidate| candidate.1).collect();
-    found.map(|candidate| candidate.0).with_context(|| {
-        format!(
-            "found image columns [{}], expected {} (data.image_column)",
-            names.join(", "),
-            wanted.unwrap_or("one, or one named image or img")
-        )
-    })
-}
-
-fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<Option<usize>> {
-    let named = |name: &str| {
-        columns.iter().position(|column| {
-            matches!(column.physical_type(), Physical::INT32 | Physical::INT64)
-                && column.max_rep_level() == 0
-                && *column.path().parts() == [name]
-        })
-    };
-    match wanted {
-        None => Ok(LABEL_COLUMNS.iter().find_map(|name| named(name))),
-        Some(name) => named(name).map(Some).with_context(|| {
-            let names: Vec<String> = columns.iter().map(|column| column.path().string()).collect();
-            format!("found columns [{}], expected an integer column {name} (data.label_column)", names.join(", "))
-        }),
-    }
-}
-
-/// Class names that Hugging Face datasets keep in the footer; empty where there are none.
-fn class_names(metadata: &ParquetMetaData, label: &str) -> Vec<String> {
-    let pairs = metadata.file_metadata().key_value_metadata();
-    let pair = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == "huggingface"));
-    let json = pair.and_then(|pair| pair.value.as_deref()).unwrap_or_default();
-    let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-    let names = json["info"]["features"][label]["names"].as_array().cloned().unwrap_or_default();
-    names.iter().filter_map(|name| name.as_str().map(str::to_string)).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     /// The encoded bytes themselves, against SHA-256 sums from pyarrow (scripts/reference/data.py).
@@ -288,18 +300,22 @@ mod tests {
         }
         let json = std::fs::read(root.join("tests/fixtures/data/cifar.json")).unwrap();
         let expected: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        let small = DataConfig { cache_bytes: 40_000_000, ..Default::default() };
-        assert!(Parquet::open(vec![path.clone()], &small).unwrap().memory.is_none());
-        let set = Parquet::open(vec![path], &DataConfig::default()).unwrap();
-        let memory = set.memory.as_ref().expect("CIFAR-10 fits into the default cache");
+        let open = |config: &DataConfig| Parquet::open(vec![path.clone()], config, usize::MAX).unwrap();
+        let on_disk = open(&DataConfig { cache_bytes: 40_000_000, ..Default::default() });
+        let Store::Disk(spill) = &on_disk.store else { panic!("CIFAR-10 is larger than 40 MB") };
+        let in_memory = open(&DataConfig::default());
+        let Store::Memory { bytes, ends } = &in_memory.store else { panic!("CIFAR-10 fits into the default cache") };
         let rows = expected["rows"].as_array().unwrap();
         for (row, digest) in rows.iter().zip(expected["sha256"].as_array().unwrap()) {
             let row = row.as_u64().unwrap() as usize;
-            let start = if row == 0 { 0 } else { memory.ends[row - 1] };
-            let kept = &memory.bytes[start..memory.ends[row]];
-            let group = set.row_group(row);
-            let paged = set.read_rows(group, row - group.first_row, 1).unwrap();
-            for bytes in [kept, paged[0].as_ref().unwrap().data()] {
+            let kept = &bytes[if row == 0 { 0 } else { ends[row - 1] }..ends[row]];
+            let group = on_disk.row_group(row);
+            let row = row - group.first_row;
+            let paged = on_disk.read_row(group, row).unwrap().unwrap();
+            let unpacked = spill.unpacked(&group.unpacked, |each| on_disk.unpack(group, each));
+            let mut spilled = Vec::new();
+            spill.read(unpacked.place(row).unwrap(), &mut spilled).unwrap();
+            for bytes in [kept, paged.data(), &spilled] {
                 use sha2::Digest;
                 let sum: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
                 assert_eq!(sum, digest.as_str().unwrap(), "row {row}");

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
-use super::decode::{DecodeLimits, decode};
+use super::decode::{DecodeOptions, decode};
 use super::tar_index::{Index, Member};
 use super::{DataConfig, Dataset, digest, index_cache, shards};
 use crate::pixels::Pixels;
@@ -34,7 +34,7 @@ pub struct WebDataset {
     shards: Vec<Shard>,
     /// Number of images in the shards up to and with each.
     ends: Vec<usize>,
-    limits: DecodeLimits,
+    options: DecodeOptions,
 }
 
 struct Shard {
@@ -90,7 +90,7 @@ impl WebDataset {
         };
         let ends = shards.iter().map(count).collect();
         ensure!(images > 0, "no images in {first}{}", if total > 1 { " and the other shards" } else { "" });
-        Ok(Self { shards, ends, limits: config.decode_limits() })
+        Ok(Self { shards, ends, options: config.decode_options() })
     }
 
     fn member(&self, index: usize) -> (&Shard, Member) {
@@ -125,13 +125,13 @@ impl Dataset for WebDataset {
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
         let (shard, member) = self.member(index);
         let size = member.size as usize;
-        let most = self.limits.max_bytes;
+        let most = self.options.max_bytes;
         ensure!(size <= most, "found {size} bytes, expected at most {most} (data.max_bytes)");
         BUFFER.with_borrow_mut(|bytes| {
             bytes.resize(size, 0);
             let read = |file: &File| file.read_exact_at(bytes, member.offset()).context("cannot read the shard");
             shard.with_file(read)?;
-            decode(bytes, self.limits, out)
+            decode(bytes, self.options, out)
         })
     }
 

@@ -1,15 +1,17 @@
-//! Representations of a data set by a frozen encoder.
+//! Images of a data set in batches on the device, and their representations by a frozen encoder.
 
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-use crate::augment::AugmentConfig;
-use crate::backend::{self, Autocast};
+use super::Represent;
+use crate::augment::{self, AugmentConfig, ViewConfig};
+use crate::backend;
 use crate::data::Dataset;
-use crate::data::loader::{BadImages, EvalLoader, LoaderOptions};
-use crate::train::Byol;
+use crate::data::loader::{BadImages, EvalBatch, EvalLoader, LoaderOptions};
+use crate::logging::progress::Bar;
+use crate::rng::{Purpose, Stream};
 
 /// Features and labels of some images, row by row.
 #[derive(Debug)]
@@ -33,45 +35,121 @@ pub struct ExtractOptions {
     pub channels_last: bool,
     /// Asked between batches: give up?
     pub interrupted: Arc<dyn Fn() -> bool>,
+    /// Show progress on stderr.
+    pub progress: bool,
 }
 
-/// Features of the images at `indices` by the online encoder: BatchNorm with its running statistics, no augmentation.
+impl ExtractOptions {
+    /// Gives up where a signal has come.
+    /// # Errors
+    /// It has.
+    pub fn check(&self) -> Result<()> {
+        if (self.interrupted)() {
+            bail!("interrupted by a signal");
+        }
+        Ok(())
+    }
+
+    /// Progress over `total` things, where it is wanted.
+    pub fn bar(&self, what: &str, total: usize) -> Option<Bar> {
+        self.progress.then(|| Bar::new(what, total))
+    }
+}
+
+/// What is made of an image.
+#[derive(Clone, Copy, Debug)]
+pub enum View {
+    /// The centre, as the sections `augment` says.
+    Plain,
+    /// A random-resized crop, flipped or not, drawn for this epoch: the training view of linear evaluation.
+    Crop {
+        /// Of the draws.
+        seed: u64,
+        /// From 0.
+        epoch: u64,
+    },
+}
+
+/// Normalised images `[N, 3, H, W]` on `device`, with their labels and positions, loaded ahead. Unreadable images are
+/// left out where the options allow it.
 /// # Errors
-/// Unreadable images where the options say `fail`; what libtorch says.
-pub fn extract(
-    byol: &Byol,
+/// Items fail for what the options call fatal, and after a signal.
+pub fn images<'a>(
+    dataset: &Arc<dyn Dataset>,
+    indices: Vec<u32>,
+    view: View,
+    augment: &'a AugmentConfig,
+    device: Device,
+    options: &'a ExtractOptions,
+) -> Result<impl Iterator<Item = Result<(Tensor, EvalBatch)>> + use<'a>> {
+    let (set, bad, workers) = (dataset.clone(), options.bad.clone(), options.loader);
+    let (size, batch) = (augment.size, options.batch_size);
+    let loader = match view {
+        View::Plain => EvalLoader::new(set, augment.clone(), indices, batch, bad, workers)?,
+        View::Crop { seed, epoch } => {
+            let crop = ViewConfig { jitter_prob: 0.0, grayscale_prob: 0.0, blur_prob: 0.0, ..ViewConfig::paper(1) };
+            let make = move |index: u32, image: &_, scratch: &mut _, out: &mut [u8]| {
+                let image: &crate::pixels::Pixels = image;
+                let mut rng = Stream::new(seed, Purpose::Augment, epoch, index.into(), 2);
+                let draws = crop.draw(image.width, image.height, &mut rng);
+                augment::apply(image, &draws, size, crop.interpolation, scratch, out);
+            };
+            EvalLoader::with_view(set, size, make, indices, batch, bad, workers)?
+        }
+    };
+    let on_device = move |batch: EvalBatch| {
+        options.check()?;
+        let shape = [batch.labels.len() as i64, size as i64, size as i64, 3];
+        let planar = !options.channels_last;
+        let images = backend::normalised(&batch.pixels, shape, augment.mean, augment.std, device, planar)?;
+        Ok((images, batch))
+    };
+    let some = |batch: &Result<EvalBatch>| batch.as_ref().is_ok_and(|b| !b.labels.is_empty()) || batch.is_err();
+    Ok(loader.filter(some).map(move |batch| batch.and_then(on_device)))
+}
+
+/// Features of the images at `indices` by a frozen encoder, without augmentation, batch by batch to `each`; `what`
+/// they are is shown with the progress.
+/// # Errors
+/// As [`images`]; what libtorch says; `each`'s own.
+pub fn stream(
+    encoder: &impl Represent,
     dataset: &Arc<dyn Dataset>,
     indices: Vec<u32>,
     augment: &AugmentConfig,
     options: &ExtractOptions,
-) -> Result<Features> {
+    what: &str,
+    mut each: impl FnMut(Tensor, EvalBatch) -> Result<()>,
+) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
-    let _autocast = Autocast::bf16(byol.device, byol.bf16)?;
-    let size = augment.size as i64;
-    let loader = EvalLoader::new(
-        dataset.clone(),
-        augment.clone(),
-        indices,
-        options.batch_size,
-        options.bad.clone(),
-        options.loader,
-    )?;
-    let (mut values, mut labels) = (Vec::new(), Vec::new());
-    for batch in loader {
-        let batch = batch?;
-        if (options.interrupted)() {
-            bail!("interrupted by a signal");
-        }
-        let shape = [batch.labels.len() as i64, size, size, 3];
-        let images =
-            backend::normalised(&batch.pixels, shape, augment.mean, augment.std, byol.device, !options.channels_last)?;
-        values.push(byol.online.represent(&images));
-        labels.extend(batch.labels);
+    let (bar, mut done) = (options.bar(what, indices.len()), 0);
+    for item in images(dataset, indices, View::Plain, augment, encoder.device(), options)? {
+        let (images, batch) = item?;
+        done += batch.labels.len();
+        each(encoder.represent(&images)?, batch)?;
+        bar.iter().for_each(|bar| bar.set(done));
     }
-    let values = if values.is_empty() {
-        Tensor::zeros([0, byol.online.encoder.feature_dim], (tch::Kind::Float, byol.device))
-    } else {
-        Tensor::f_cat(&values, 0)?
-    };
-    Ok(Features { values, labels })
+    Ok(())
+}
+
+/// The same, all at once.
+/// # Errors
+/// As [`stream`].
+pub fn extract(
+    encoder: &impl Represent,
+    dataset: &Arc<dyn Dataset>,
+    indices: Vec<u32>,
+    augment: &AugmentConfig,
+    options: &ExtractOptions,
+    what: &str,
+) -> Result<Features> {
+    // In place, so that they are never in memory twice.
+    let shape = [indices.len() as i64, encoder.feature_dim()];
+    let (values, mut labels) = (Tensor::f_empty(shape, (Kind::Float, encoder.device()))?, Vec::new());
+    stream(encoder, dataset, indices, augment, options, what, |features, batch| {
+        values.narrow(0, labels.len() as i64, features.size()[0]).f_copy_(&features)?;
+        labels.extend(batch.labels);
+        Ok(())
+    })?;
+    Ok(Features { values: values.narrow(0, 0, labels.len() as i64), labels })
 }

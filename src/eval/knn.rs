@@ -4,27 +4,74 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::Features;
+use crate::loss::l2_normalise;
 
-/// Rows classified at once: memory is this times the number of training images, not times the test images too.
-const BLOCK: i64 = 256;
+/// Test images classified at once.
+const QUERIES: i64 = 1024;
+/// Training images they are compared with at once: memory is the product of the two, whatever the sets' sizes.
+const BANK: i64 = 8192;
 
-/// Fraction of `queries` whose class is found by their `k` nearest of `bank`. Without `queries` every image of the
-/// bank is classified by the others (leave one out). `k` is cut to the size of the bank.
+/// Accuracy with k neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct KnnAccuracy {
+    /// Neighbours that vote.
+    pub k: usize,
+    /// Share of images whose class has most votes, 0 to 1.
+    pub top1: f64,
+    /// Share of images whose class is among the five with most votes, and has any.
+    pub top5: f64,
+}
+
+/// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbours of fp32 features can be.
+/// Without `queries` every image of the bank is classified
+/// by the others (leave one out). `tick` hears, block by block, how many images are done, and may give up.
 /// # Errors
-/// An image without a label; no images.
+/// An image without a label; no images; a k larger than the number of images to compare with; `tick`'s own.
+pub fn knn(
+    bank: &Features,
+    queries: Option<&Features>,
+    ks: &[usize],
+    temperature: f64,
+    tick: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<KnnAccuracy>> {
+    in_blocks(bank, queries, ks, temperature, Kind::Double, [QUERIES, BANK], tick)
+}
+
+/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick look.
+/// # Errors
+/// As [`knn`].
 pub fn knn_top1(bank: &Features, queries: Option<&Features>, k: usize, temperature: f64) -> Result<f64> {
+    let others = bank.labels.len().saturating_sub(usize::from(queries.is_none())).max(1);
+    let blocks = [QUERIES, BANK];
+    Ok(in_blocks(bank, queries, &[k.min(others)], temperature, Kind::Float, blocks, &mut |_| Ok(()))?[0].top1)
+}
+
+fn in_blocks(
+    bank: &Features,
+    queries: Option<&Features>,
+    ks: &[usize],
+    temperature: f64,
+    kind: Kind,
+    [query_block, bank_block]: [i64; 2],
+    tick: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<KnnAccuracy>> {
     let leave_one_out = queries.is_none();
     let queries = queries.unwrap_or(bank);
-    let others = bank.labels.len() - usize::from(leave_one_out && !bank.labels.is_empty());
+    let others = bank.labels.len().saturating_sub(usize::from(leave_one_out));
     if others == 0 || queries.labels.is_empty() {
-        bail!("k-NN: found {} training and {} test images, expected some of both", others, queries.labels.len());
+        bail!("k-NN: found {others} training and {} test images, expected some of both", queries.labels.len());
     }
     if bank.labels.iter().chain(&queries.labels).any(|&label| label < 0) {
-        bail!("k-NN: found images without a label, expected labels for all; set monitor.knn_every=0");
+        bail!("k-NN: found images without a label, expected labels for all");
     }
+    if let Some(k) = ks.iter().find(|&&k| k == 0 || k > others) {
+        bail!("k-NN: found k = {k}, expected 1 to {others}, the number of training images to compare with");
+    }
+    let most = ks.iter().copied().max().unwrap_or(1) as i64;
     let _no_grad = tch::no_grad_guard();
     let device = bank.values.device();
     // Labels may be any numbers; votes are counted by their rank.
@@ -36,28 +83,52 @@ pub fn knn_top1(bank: &Features, queries: Option<&Features>, k: usize, temperatu
     };
     let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
     let classes = ranks.len() as i64;
-    let bank_rows = crate::loss::l2_normalise(&bank.values).tr(); // [D, N]
-    let query_rows = crate::loss::l2_normalise(&queries.values);
-    let total = queries.labels.len() as i64;
-    let mut correct = 0;
-    for start in (0..total).step_by(BLOCK as usize) {
-        let rows = BLOCK.min(total - start);
-        let mut cosine = query_rows.narrow(0, start, rows).f_matmul(&bank_rows)?; // [rows, N]
-        if leave_one_out {
-            let own = Tensor::arange_start(start, start + rows, (Kind::Int64, device)).unsqueeze(1);
-            cosine = cosine.scatter_value(1, &own, f64::NEG_INFINITY);
+    let rows_of = |f: &Features, start, length| l2_normalise(&f.values.narrow(0, start, length).to_kind(kind));
+    let (total, bank_total) = (queries.labels.len() as i64, bank.labels.len() as i64);
+    let mut correct = vec![[0; 2]; ks.len()];
+    for start in (0..total).step_by(query_block as usize) {
+        let rows = query_block.min(total - start);
+        let query_rows = rows_of(queries, start, rows);
+        let mut best: Option<(Tensor, Tensor)> = None; // cosines and labels of the nearest so far, both [rows, <= most]
+        for from in (0..bank_total).step_by(bank_block as usize) {
+            let count = bank_block.min(bank_total - from);
+            let mut cosine = query_rows.f_matmul(&rows_of(bank, from, count).tr())?; // [rows, count]
+            if leave_one_out {
+                // Each image's own place, where it falls into this block.
+                let own = Tensor::arange_start(start - from, start - from + rows, (Kind::Int64, device)).unsqueeze(1);
+                let here = Tensor::arange(count, (Kind::Int64, device)).eq_tensor(&own);
+                cosine = cosine.f_masked_fill(&here, f64::NEG_INFINITY)?;
+            }
+            let (near, index) = cosine.f_topk(most.min(count), 1, true, true)?;
+            let labels = bank_labels.narrow(0, from, count).take(&index);
+            best = Some(match best {
+                None => (near, labels),
+                Some((cosines, known)) => {
+                    let (all, labels) = (Tensor::f_cat(&[cosines, near], 1)?, Tensor::f_cat(&[known, labels], 1)?);
+                    let (near, index) = all.f_topk(most.min(all.size()[1]), 1, true, true)?;
+                    let labels = labels.f_gather(1, &index, false)?;
+                    (near, labels)
+                }
+            });
         }
-        let (nearest, index) = cosine.topk(k.min(others) as i64, 1, true, true);
-        let weights = (nearest / temperature).exp();
-        let votes = Tensor::zeros([rows, classes], (Kind::Float, device)).scatter_add(
-            1,
-            &bank_labels.index_select(0, &index.flatten(0, -1)).view_as(&index),
-            &weights,
-        );
-        let hits = votes.argmax(1, false).eq_tensor(&query_labels.narrow(0, start, rows));
-        correct += hits.sum(Kind::Int64).int64_value(&[]);
+        let Some((near, labels)) = best else { continue };
+        // The nearest neighbour's weight is 1: only ratios count, and exp(1 / temperature) may be infinite.
+        let weights = ((&near - near.narrow(1, 0, 1)) / temperature).exp();
+        let own = query_labels.narrow(0, start, rows).unsqueeze(1);
+        for (&k, correct) in ks.iter().zip(&mut correct) {
+            let (weights, labels) = (weights.narrow(1, 0, k as i64), labels.narrow(1, 0, k as i64));
+            let votes = Tensor::zeros([rows, classes], (kind, device)).f_scatter_add(1, &labels, &weights)?;
+            let (counts, ranking) = votes.f_topk(classes.min(5), 1, true, true)?;
+            let hits = ranking.eq_tensor(&own).f_logical_and(&counts.gt(0.0))?;
+            correct[0] += hits.select(1, 0).sum(Kind::Int64).int64_value(&[]);
+            correct[1] += hits.sum(Kind::Int64).int64_value(&[]);
+        }
+        tick((start + rows) as usize)?;
     }
-    Ok(correct as f64 / total as f64)
+    let share = |hits: i64| hits as f64 / total as f64;
+    let result =
+        ks.iter().zip(correct).map(|(&k, [top1, top5])| KnnAccuracy { k, top1: share(top1), top5: share(top5) });
+    Ok(result.collect())
 }
 
 #[cfg(test)]
@@ -74,8 +145,8 @@ mod tests {
         Features { values: Tensor::from_slice(&values).reshape([count as i64, dim as i64]), labels }
     }
 
-    /// The definition, a query at a time, in f64.
-    fn brute_force(bank: &Features, queries: &Features, leave_out: bool, k: usize, temperature: f64) -> f64 {
+    /// The definition, a query at a time, in f64: top-1 and top-5.
+    fn brute_force(bank: &Features, queries: &Features, leave_out: bool, k: usize, temperature: f64) -> [f64; 2] {
         let rows = |f: &Features| -> Vec<Vec<f64>> {
             let dim = f.values.size()[1];
             (0..f.labels.len())
@@ -87,7 +158,7 @@ mod tests {
                 .collect()
         };
         let (bank_rows, query_rows) = (rows(bank), rows(queries));
-        let mut correct = 0;
+        let mut correct = [0; 2];
         for (q, query) in query_rows.iter().enumerate() {
             let mut near: Vec<(f64, i64)> = bank_rows
                 .iter()
@@ -100,21 +171,63 @@ mod tests {
             for (cosine, label) in near.into_iter().take(k) {
                 votes[label as usize] += (cosine / temperature).exp();
             }
-            let best = (0..10).max_by(|&a, &b| votes[a].total_cmp(&votes[b])).unwrap_or(0);
-            correct += usize::from(best as i64 == queries.labels[q]);
+            let mut order: Vec<usize> = (0..10).filter(|&class| votes[class] > 0.0).collect();
+            order.sort_by(|&a, &b| votes[b].total_cmp(&votes[a]));
+            let place = order.iter().position(|&class| class as i64 == queries.labels[q]);
+            correct[0] += usize::from(place == Some(0));
+            correct[1] += usize::from(place.is_some_and(|place| place < 5));
         }
-        correct as f64 / queries.labels.len() as f64
+        correct.map(|hits| hits as f64 / queries.labels.len() as f64)
     }
 
     #[test]
-    fn blocks_agree_with_the_definition() -> Result<()> {
-        let (bank, queries) = (random(700, 16, 10, 1), random(300, 16, 10, 2));
-        for (k, temperature) in [(1, 0.1), (20, 0.1), (200, 0.07), (10_000, 1.0)] {
-            let expected = brute_force(&bank, &queries, false, k, temperature);
-            assert_eq!(knn_top1(&bank, Some(&queries), k, temperature)?, expected, "k {k}");
-            let expected = brute_force(&bank, &bank, true, k, temperature);
-            assert_eq!(knn_top1(&bank, None, k, temperature)?, expected, "leave one out, k {k}");
+    fn blocks_of_any_size_agree_with_the_definition() -> Result<()> {
+        let (bank, queries) = (random(300, 16, 10, 1), random(120, 16, 10, 2));
+        for (ks, temperature) in [(vec![20, 1, 3, 200], 0.1), (vec![299], 0.07), (vec![5], 0.01)] {
+            for (leave_out, queries) in [(false, &queries), (true, &bank)] {
+                let expected: Vec<_> =
+                    ks.iter().map(|&k| brute_force(&bank, queries, leave_out, k, temperature)).collect();
+                for (kind, blocks) in [
+                    (Kind::Double, [QUERIES, BANK]),
+                    (Kind::Double, [64, 100]),
+                    (Kind::Double, [7, 11]),
+                    (Kind::Float, [64, 100]),
+                ] {
+                    let given = (!leave_out).then_some(queries);
+                    let mut done = 0;
+                    let mut tick = |n: usize| {
+                        done = n;
+                        Ok(())
+                    };
+                    let found = in_blocks(&bank, given, &ks, temperature, kind, blocks, &mut tick)?;
+                    assert_eq!(found.iter().map(|f| f.k).collect::<Vec<_>>(), ks);
+                    let found: Vec<_> = found.iter().map(|f| [f.top1, f.top5]).collect();
+                    assert_eq!(found, expected, "k {ks:?}, leave one out {leave_out}, blocks {blocks:?}");
+                    assert_eq!(done, queries.labels.len());
+                }
+            }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn too_large_a_k_is_cut_or_refused() -> Result<()> {
+        let (bank, queries) = (random(50, 16, 10, 1), random(30, 16, 10, 2));
+        assert_eq!(knn_top1(&bank, Some(&queries), 999, 0.1)?, brute_force(&bank, &queries, false, 50, 0.1)[0]);
+        assert_eq!(knn_top1(&bank, None, 999, 0.1)?, brute_force(&bank, &bank, true, 49, 0.1)[0]);
+        for (queries, k, most) in [(Some(&queries), 51, 50), (None, 50, 49), (None, 0, 49)] {
+            let error = knn(&bank, queries, &[1, k], 0.1, &mut |_| Ok(())).expect_err("refused");
+            assert!(error.to_string().contains(&format!("found k = {k}, expected 1 to {most}")), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_tiny_temperature_does_not_overflow() -> Result<()> {
+        let (bank, queries) = (random(300, 16, 10, 1), random(100, 16, 10, 2));
+        // The nearest neighbour decides alone.
+        let nearest = knn_top1(&bank, Some(&queries), 1, 0.1)?;
+        assert_eq!(knn_top1(&bank, Some(&queries), 100, 1e-6)?, nearest);
         Ok(())
     }
 

@@ -1,7 +1,23 @@
-//! Is the representation any good? Frozen features and weighted k-nearest-neighbour classification.
+//! Is the representation any good? Frozen features, weighted k-nearest-neighbour classification, linear classifiers.
 
+mod accuracy;
+mod config;
+mod encoder;
 mod features;
+mod finetune;
+mod foreign;
 mod knn;
+mod labels;
+mod linear;
+mod probe;
+mod store;
 
-pub use features::{ExtractOptions, Features, extract};
-pub use knn::knn_top1;
+pub use accuracy::{Accuracy, Tally};
+pub use config::{FeatureMode, LinearEvalConfig};
+pub use encoder::{Encoder, EncoderOptions, Represent, Which};
+pub use features::{ExtractOptions, Features, View, extract, images, stream};
+pub use knn::{KnnAccuracy, knn, knn_top1};
+pub use labels::{Classes, stratified};
+pub use linear::{Outcome, Split, Task, Trial};
+pub use probe::Probes;
+pub use store::FeatureWriter;

@@ -1,5 +1,6 @@
 //! Progress of a run on stderr: two bars on a terminal, otherwise one plain line per log interval.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, stderr};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -96,6 +97,46 @@ impl Drop for Progress {
         if let Shown::Bars { epoch, total } = &self.shown {
             epoch.finish_and_clear();
             total.finish_and_clear();
+        }
+    }
+}
+
+/// Progress of one piece of work of known length: a bar on a terminal, otherwise a line every ten seconds. Dropping
+/// it removes the bar.
+pub struct Bar {
+    what: String,
+    total: u64,
+    shown: Option<ProgressBar>,
+    said: Cell<Instant>,
+}
+
+impl Bar {
+    /// `what` is done with, such as "features of the test images", and how many of them there are.
+    pub fn new(what: impl Into<String>, total: usize) -> Self {
+        let (what, total) = (what.into(), total as u64);
+        let shown = (stderr().is_terminal() && log::max_level() >= log::LevelFilter::Info).then(|| {
+            let style = ProgressStyle::with_template("{prefix} [{bar:20}] {pos}/{len} {per_sec} eta {eta}");
+            let bar = ProgressBar::new(total).with_style(style.expect("a valid template").progress_chars("=> "));
+            BARS.add(bar.with_prefix(what.clone()))
+        });
+        Self { what, total, shown, said: Cell::new(Instant::now()) }
+    }
+
+    /// So many are done.
+    pub fn set(&self, done: usize) {
+        if let Some(bar) = &self.shown {
+            bar.set_position(done as u64);
+        } else if self.said.get().elapsed() >= Duration::from_secs(10) {
+            self.said.set(Instant::now());
+            log::info!("{}: {done}/{}", self.what, self.total);
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.shown {
+            bar.finish_and_clear();
         }
     }
 }

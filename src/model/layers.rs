@@ -8,9 +8,9 @@ use super::params::{Init, Scope};
 /// `torch.nn.Conv2d` without bias, square kernel.
 #[derive(Debug)]
 pub struct Conv2d {
-    weight: Tensor, // [out, in, k, k]
-    stride: i64,
-    padding: i64,
+    pub(crate) weight: Tensor, // [out, in, k, k]
+    pub(crate) stride: i64,
+    pub(crate) padding: i64,
 }
 
 impl Conv2d {
@@ -27,13 +27,19 @@ impl Conv2d {
     }
 }
 
+/// What BatchNorm adds to a variance.
+pub const BATCH_NORM_EPS: f64 = 1e-5;
+
+/// Weight of a batch in BatchNorm's running statistics.
+pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
+
 /// `torch.nn.BatchNorm1d` / `BatchNorm2d`: momentum 0.1, eps 1e-5, affine.
 #[derive(Debug)]
 pub struct BatchNorm {
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) running_mean: Tensor,
+    pub(crate) running_var: Tensor,
 }
 
 impl BatchNorm {
@@ -52,7 +58,8 @@ impl BatchNorm {
     /// would share their statistics.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        x.batch_norm(weight, bias, Some(&self.running_mean), Some(&self.running_var), train, 0.1, 1e-5, true)
+        let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
+        x.batch_norm(weight, bias, mean, var, train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS, true)
     }
 }
 

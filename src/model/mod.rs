@@ -12,10 +12,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 pub use heads::Mlp;
+pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
 pub use params::{Init, Named, Params, Scope};
 pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
-
-use crate::backend;
 
 /// Section `model` of a config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -140,17 +139,5 @@ impl Network {
     /// f(x) with the running statistics: `[N, 3, H, W]` to fp32 representations `[N, feature_dim]`.
     pub fn represent(&self, images: &Tensor) -> Tensor {
         self.encoder.forward(images, false).to_kind(Kind::Float)
-    }
-
-    /// Stores the convolution weights with their channels innermost (`module.to(memory_format=torch.channels_last)`).
-    pub fn to_channels_last(&mut self) {
-        let _no_grad = tch::no_grad_guard();
-        for parameter in &mut self.params.parameters {
-            if parameter.tensor.dim() == 4 {
-                // The layer holds the same tensor, so its data is exchanged, not the handle.
-                let data = backend::channels_last(&parameter.tensor.detach());
-                parameter.tensor.set_data(&data);
-            }
-        }
     }
 }

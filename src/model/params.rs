@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use crate::backend;
 use crate::rng::{Purpose, Stream};
 
 /// A tensor and its name, such as `encoder.layer1.0.conv1.weight`.
@@ -58,6 +59,32 @@ impl Params {
             let data = named.tensor.detach().to_kind(kind);
             named.tensor.set_data(&data);
         }
+    }
+
+    /// Stores the convolution weights with their channels innermost (`module.to(memory_format=torch.channels_last)`).
+    pub fn to_channels_last(&mut self) {
+        let _no_grad = tch::no_grad_guard();
+        for parameter in &mut self.parameters {
+            if parameter.tensor.dim() == 4 {
+                // The layer holds the same tensor, so its data is exchanged, not the handle.
+                let data = backend::channels_last(&parameter.tensor.detach());
+                parameter.tensor.set_data(&data);
+            }
+        }
+    }
+
+    /// Everything that `torch.nn.Module.state_dict` would hold, `num_batches_tracked` (the same for every
+    /// BatchNorm) too. Shallow handles, but for that count.
+    pub fn state_dict(&self, batches_tracked: i64) -> Vec<Named> {
+        let handle = |n: &Named| Named { name: n.name.clone(), tensor: n.tensor.shallow_clone() };
+        let mut named: Vec<Named> = self.parameters.iter().chain(&self.buffers).map(handle).collect();
+        for buffer in &self.buffers {
+            if let Some(layer) = buffer.name.strip_suffix("running_mean") {
+                let tensor = Tensor::full([], batches_tracked, (Kind::Int64, Device::Cpu));
+                named.push(Named { name: format!("{layer}num_batches_tracked"), tensor });
+            }
+        }
+        named
     }
 
     /// Number of trainable values.

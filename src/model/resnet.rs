@@ -27,7 +27,12 @@ pub enum Arch {
 }
 
 impl Arch {
-    fn blocks(self) -> [usize; 4] {
+    /// Every one.
+    pub const ALL: [Self; 6] =
+        [Self::Resnet18, Self::Resnet34, Self::Resnet50, Self::Resnet101, Self::Resnet152, Self::Resnet200];
+
+    /// Residual blocks of each stage.
+    pub fn blocks(self) -> [usize; 4] {
         match self {
             Self::Resnet18 => [2, 2, 2, 2],
             Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
@@ -37,9 +42,14 @@ impl Arch {
         }
     }
 
+    /// Whether its blocks are bottlenecks (1x1, 3x3, 1x1) or basic ones (3x3, 3x3).
+    pub fn bottleneck(self) -> bool {
+        !matches!(self, Self::Resnet18 | Self::Resnet34)
+    }
+
     /// Output channels of a block over its inner ones: 1 for basic blocks, 4 for bottlenecks.
     fn expansion(self) -> i64 {
-        if matches!(self, Self::Resnet18 | Self::Resnet34) { 1 } else { 4 }
+        if self.bottleneck() { 4 } else { 1 }
     }
 }
 
@@ -68,9 +78,9 @@ pub struct ResNetConfig {
 
 /// A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1.
 #[derive(Debug)]
-struct Block {
-    layers: Vec<(Conv2d, BatchNorm)>,
-    downsample: Option<(Conv2d, BatchNorm)>,
+pub(crate) struct Block {
+    pub(crate) layers: Vec<(Conv2d, BatchNorm)>,
+    pub(crate) downsample: Option<(Conv2d, BatchNorm)>,
 }
 
 impl Block {
@@ -114,10 +124,10 @@ impl Block {
 /// A ResNet without its classifier: the encoder f of BYOL.
 #[derive(Debug)]
 pub struct ResNet {
-    conv1: Conv2d,
-    bn1: BatchNorm,
-    pool: bool,
-    blocks: Vec<Block>,
+    pub(crate) conv1: Conv2d,
+    pub(crate) bn1: BatchNorm,
+    pub(crate) pool: bool,
+    pub(crate) blocks: Vec<Block>,
     /// Length of a representation: 512 (basic blocks) or 2048 (bottlenecks) times the width.
     pub feature_dim: i64,
 }

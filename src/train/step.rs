@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 
 use crate::backend::Autocast;
 use crate::ema;
+use crate::eval::Represent;
 use crate::loss::{regression_loss, z_std};
 use crate::model::Network;
 use crate::optim::Optimizer;
@@ -78,5 +79,22 @@ impl Byol {
         // The prediction from one view meets the target's projection of the other.
         let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
         Ok(StepOutput { loss, z_std: z_std(&z1) })
+    }
+}
+
+/// Representations by the online encoder.
+impl Represent for Byol {
+    fn represent(&self, images: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let _autocast = Autocast::bf16(self.device, self.bf16)?;
+        Ok(self.online.represent(images))
+    }
+
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn feature_dim(&self) -> i64 {
+        self.online.encoder.feature_dim
     }
 }

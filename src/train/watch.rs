@@ -62,7 +62,7 @@ impl KnnWatch {
             let count = if most == 0 { dataset.len() } else { most.min(dataset.len()) };
             // Spread over the whole set, which may be sorted by class.
             let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
-            eval::extract(byol, dataset, indices, &self.augment, &self.options)
+            eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images")
         };
         let bank = features(&self.bank, self.monitor.knn_train_images)?;
         let queries = self.queries.as_ref().map(|set| features(set, self.monitor.knn_eval_images)).transpose()?;

@@ -126,3 +126,71 @@ impl Fixture {
 
 /// Where every test runs.
 pub const CPU: Device = Device::Cpu;
+
+/// A run of a few steps in a folder of its own: 64 drawn images of 16 px, a ResNet-18 of a quarter of the width.
+pub struct TinyRun {
+    folder: PathBuf,
+    _removed_at_the_end: Option<tempfile::TempDir>,
+}
+
+impl TinyRun {
+    const CONFIG: &str = "
+data:
+  format: synthetic
+  workers: 1
+  synthetic: {images: 64, eval_images: 30, classes: 5, size: 16}
+augment:
+  size: 16
+  mean: [0.5, 0.4, 0.3]
+  std: [0.25, 0.3, 0.2]
+  view1: {blur_sigma: [0.1, 0.5]}
+  view2: {blur_sigma: [0.1, 0.5]}
+model: {arch: resnet18, width: 0.25, stem: cifar, projector_hidden: 32, projection_dim: 16, predictor_hidden: 32}
+optimizer: {name: sgd, base_lr: 0.5}
+schedule: {epochs: 3, warmup_epochs: 0}
+ema: {base_tau: 0.9}
+train: {batch_size: 16, precision: fp32, device: cpu, threads: 1, seed: 7}
+monitor: {knn_every: 0}
+";
+
+    /// Trains with these overrides.
+    pub fn train(overrides: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        Self { folder: folder.path().into(), _removed_at_the_end: Some(folder) }.trained(overrides)
+    }
+
+    /// The same for a static, which is never dropped: in a folder below `target` that the next one of this name replaces.
+    pub fn train_shared(name: &str, overrides: &[&str]) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = std::fs::remove_dir_all(&folder); // not there the first time
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self { folder, _removed_at_the_end: None }.trained(overrides)
+    }
+
+    fn trained(self, overrides: &[&str]) -> Self {
+        let run = self;
+        std::fs::write(run.config(), Self::CONFIG).expect("written");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_byol"));
+        command.arg("train").arg("--config").arg(run.config());
+        command.arg("--set").arg(format!("output.dir={}", run.dir().display()));
+        let output = command.args(overrides.iter().flat_map(|text| ["--set", text])).output().expect("byol runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        run
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.yaml")
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.dir().join(format!("checkpoints/step-{step:08}"))
+    }
+}

@@ -1,0 +1,181 @@
+//! What the commands on a trained encoder share: its config, its data, and an end without debris.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+use super::setup::{self, Machine};
+use crate::augment::AugmentConfig;
+use crate::cli::EncoderArgs;
+use crate::config::Config;
+use crate::data::loader::BadImages;
+use crate::data::{self, Dataset};
+use crate::eval::{Encoder, EncoderOptions, ExtractOptions};
+use crate::train::Signals;
+
+/// A trained encoder and how to use it.
+pub struct Evaluation {
+    /// The run's config under `--config` and `--set`.
+    pub config: Config,
+    /// Device, precision, threads.
+    pub machine: Machine,
+    /// The encoder, which gets its images as `config.augment` says.
+    pub encoder: Encoder,
+    /// Batches, threads, bad images, signals.
+    pub options: ExtractOptions,
+    signals: Signals,
+}
+
+impl Evaluation {
+    /// Loads the encoder and its config. Without `--config` a run's own config names the data.
+    /// # Errors
+    /// No encoder there; data that nobody names; another architecture than the config's.
+    pub fn open(args: &EncoderArgs) -> Result<Self> {
+        let manifest = Encoder::manifest(&args.checkpoint);
+        let base = match &manifest {
+            Some(manifest) => {
+                Config::of_run(&manifest.config).with_context(|| args.checkpoint.display().to_string())?
+            }
+            // What `open` says comes first: a damaged run is no file from elsewhere.
+            None if !args.checkpoint.is_file() => {
+                Encoder::open(&args.checkpoint, &EncoderOptions::default())?;
+                Config::default()
+            }
+            None => Config::default(),
+        };
+        let mut config = Config::load_over(base, args.config.as_deref(), &args.set)?;
+        let elsewhere = manifest.is_none();
+        if elsewhere && args.config.is_none() && !args.set.iter().any(|text| text.starts_with("data.")) {
+            bail!(
+                "--config: found none, but {} is no run, so nothing names the images; give a config with a section \
+                 data, or --set data.format=... --set data.path=...",
+                args.checkpoint.display()
+            );
+        }
+        let machine = Machine::set_up(&config)?;
+        let told = !elsewhere || config.augment != AugmentConfig::default();
+        let encoder = Encoder::open(
+            &args.checkpoint,
+            &EncoderOptions {
+                device: machine.device,
+                bf16: machine.bf16,
+                channels_last: config.train.channels_last,
+                augment: told.then(|| config.augment.clone()),
+                ..EncoderOptions::default()
+            },
+        )?;
+        config.augment = encoder.augment.clone();
+        let (found, wanted) = (encoder.config, config.model.encoder());
+        // A file from elsewhere says itself what it is; a section model beside it is checked all the same.
+        let asked = !elsewhere || wanted != Config::default().model.encoder();
+        if asked && (found.arch, found.width, found.stem) != (wanted.arch, wanted.width, wanted.stem) {
+            bail!(
+                "{}: found {:?} of width {} with stem {:?}, the config's model is {:?} of width {} with stem {:?}; name \
+                 the checkpoint of that run, or leave section model out",
+                encoder.source.display(),
+                found.arch,
+                found.width,
+                found.stem,
+                wanted.arch,
+                wanted.width,
+                wanted.stem
+            );
+        }
+        let signals = Signals::listen()?;
+        let options = ExtractOptions {
+            batch_size: config.train.micro_batch().clamp(64, 512),
+            loader: machine.loader,
+            bad: BadImages::new(config.data.on_bad_image),
+            channels_last: config.train.channels_last,
+            interrupted: setup::interrupted(&signals),
+            progress: true,
+        };
+        Ok(Self { config, machine, encoder, options, signals })
+    }
+
+    /// The training images.
+    /// # Errors
+    /// They cannot be opened.
+    pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
+        data::open_train(&self.config.data).context("data.path")
+    }
+
+    /// The held-out images, if there are any.
+    /// # Errors
+    /// They cannot be opened.
+    pub fn held_out(&self) -> Result<Option<Arc<dyn Dataset>>> {
+        data::open_eval(&self.config.data).context("data.eval_path")
+    }
+
+    /// The same, where there is no doing without.
+    /// # Errors
+    /// There are none.
+    pub fn test_set(&self) -> Result<Arc<dyn Dataset>> {
+        match self.held_out()? {
+            Some(set) => Ok(set),
+            None => {
+                bail!("data.eval_path: found no held-out images, expected some to test on (--set data.eval_path=...)")
+            }
+        }
+    }
+
+    /// The run's folder, where the encoder is a run's.
+    pub fn run_folder(&self) -> Option<PathBuf> {
+        let checkpoints =
+            self.encoder.source.parent().filter(|p| self.encoder.run.is_some() && p.ends_with("checkpoints"))?;
+        Some(checkpoints.parent()?.to_path_buf())
+    }
+
+    /// Bytes of the features of `images` images are there, or an error.
+    /// # Errors
+    /// The machine has less memory.
+    pub fn check_memory(&self, images: usize, advice: &str) -> Result<()> {
+        let needed = images as f64 * self.encoder.net.feature_dim as f64 * 4.0;
+        let there = setup::memory() as f64;
+        if needed > there {
+            bail!(
+                "the features of {images} images need {:.1} GB, the machine has {:.1} GB; {advice}",
+                needed / 1e9,
+                there / 1e9
+            );
+        }
+        Ok(())
+    }
+
+    /// One line on the encoder: where it is from, what it is.
+    pub fn encoder_line(&self) -> String {
+        let (encoder, config) = (&self.encoder, &self.encoder.config);
+        let step =
+            encoder.run.as_ref().map_or(String::new(), |run| format!(" (step {} of {})", run.step, run.total_steps));
+        format!(
+            "{}{step}: {:?}, width {}, {} features, on {} in {}",
+            encoder.source.display(),
+            config.arch,
+            config.width,
+            encoder.net.feature_dim,
+            crate::backend::describe_device(self.machine.device),
+            self.machine.precision()
+        )
+    }
+
+    /// The exit code of a command that came to `result`: 130 or 143 where a signal ended it.
+    /// # Errors
+    /// Its own.
+    pub fn end(&self, result: Result<()>) -> Result<u8> {
+        match (result, self.signals.exit_code()) {
+            (Ok(()), _) => Ok(0),
+            (Err(_), Some(code)) => {
+                log::warn!("stopped by a signal; nothing was written");
+                Ok(code as u8)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+/// Prints a result; whoever reads stdout may be gone, which changes nothing.
+pub fn print(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+}

@@ -1,0 +1,73 @@
+//! What every command does first: choose the device, its precision and threads, and listen for signals.
+
+use std::fs;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tch::Device;
+
+use crate::backend;
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::data::loader::LoaderOptions;
+use crate::train::{Precision, Signals};
+
+/// The machine as a config wants it used.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Where tensors live.
+    pub device: Device,
+    /// Forward passes in bf16 autocast.
+    pub bf16: bool,
+    /// Threads of libtorch's CPU operators.
+    pub threads: usize,
+    /// Workers and prefetching of the loaders.
+    pub loader: LoaderOptions,
+}
+
+impl Machine {
+    /// Sets libtorch up as the sections `train` and `data` say; call before any tensor is made.
+    /// # Errors
+    /// The device is not there, with what is missing.
+    pub fn set_up(config: &Config) -> Result<Self> {
+        let device = backend::choose_device(config.train.device)?;
+        let (torch_threads, loader_workers) = backend::default_threads(device);
+        let or = |chosen: usize, automatic: usize| if chosen == 0 { automatic } else { chosen };
+        let threads = or(config.train.threads, torch_threads);
+        let workers = or(config.data.workers, loader_workers);
+        backend::set_threads(threads);
+        backend::allow_tf32(config.train.allow_tf32)?;
+        backend::deterministic(config.train.deterministic)?;
+        let bf16 = match config.train.precision {
+            Precision::Fp32 => false,
+            Precision::Bf16 => true,
+            Precision::Auto => backend::computes_in_bf16(device),
+        };
+        let loader = LoaderOptions { workers, prefetch: config.data.prefetch_batches, ..LoaderOptions::default() };
+        Ok(Self { device, bf16, threads, loader })
+    }
+
+    /// `fp32` or `bf16`.
+    pub fn precision(&self) -> &'static str {
+        if self.bf16 { "bf16" } else { "fp32" }
+    }
+}
+
+/// Bytes of memory that the machine has, as far as it tells.
+pub fn memory() -> u64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes =
+        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());
+    kilobytes.map_or(u64::MAX, |k: u64| k * 1024)
+}
+
+/// Asked between batches: has a signal come?
+pub fn interrupted(signals: &Signals) -> Arc<dyn Fn() -> bool> {
+    let signals = signals.clone();
+    Arc::new(move || signals.exit_code().is_some())
+}
+
+/// Whether every image has a label.
+pub fn labelled(set: &dyn Dataset) -> bool {
+    (0..set.len()).all(|index| set.label(index).is_some_and(|label| label >= 0))
+}

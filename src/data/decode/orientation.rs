@@ -1,0 +1,79 @@
+//! How an image is to be turned: read from its metadata, applied to its pixels.
+
+use image::{ImageDecoder, ImageFormat, metadata};
+
+use crate::pixels::Pixels;
+
+/// The value of the EXIF tag 0x0112: 1 is upright, 2 to 8 are the other ways to turn and mirror a
+/// rectangle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Orientation(u8);
+
+impl Orientation {
+    /// Reads EXIF, with or without the prefix that JPEG asks for.
+    pub(super) fn from_exif(mut exif: &[u8]) -> Option<Self> {
+        while let Some(rest) = exif.strip_prefix(b"Exif\0\0") {
+            exif = rest;
+        }
+        metadata::Orientation::from_exif_chunk(exif).map(|found| Self(found.to_exif()))
+    }
+
+    /// Looks for `tiff:Orientation="6"` or `<tiff:Orientation>6`, as Pillow does.
+    pub(super) fn from_xmp(xmp: &[u8]) -> Option<Self> {
+        const KEY: &[u8] = b"tiff:Orientation";
+        let mut keys = xmp.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY);
+        keys.find_map(|(at, _)| {
+            let after = &xmp[at + KEY.len()..];
+            let value = after.strip_prefix(b"=\"").or_else(|| after.strip_prefix(b">"))?;
+            value.first().filter(|digit| digit.is_ascii_digit()).map(|digit| Self(digit - b'0'))
+        })
+    }
+
+    /// Turns the pixels; `spare` is memory to do it in.
+    pub(super) fn apply(self, image: &mut Pixels, spare: &mut Vec<u8>) {
+        if !(2..=8).contains(&self.0) {
+            return;
+        }
+        let (width, height) = (image.width, image.height);
+        let size = if self.0 >= 5 { (height, width) } else { (width, height) };
+        let (from_right, from_bottom) = ([2, 3, 7, 8].contains(&self.0), [3, 4, 6, 7].contains(&self.0));
+        spare.resize(image.data.len(), 0);
+        let mut targets = spare.as_chunks_mut::<3>().0.iter_mut();
+        let sources = image.data.as_chunks::<3>().0;
+        for y in 0..size.1 {
+            for (x, target) in (0..size.0).zip(&mut targets) {
+                let (x, y) = if self.0 >= 5 { (y, x) } else { (x, y) };
+                let x = if from_right { width - 1 - x } else { x };
+                let y = if from_bottom { height - 1 - y } else { y };
+                *target = sources[y * width + x];
+            }
+        }
+        std::mem::swap(&mut image.data, spare);
+        (image.width, image.height) = size;
+    }
+}
+
+/// What the metadata of an image other than JPEG says. Damaged metadata is no reason to lose the
+/// pixels, and counts as none.
+pub(super) fn find(bytes: &[u8], format: ImageFormat, decoder: &mut impl ImageDecoder) -> Option<Orientation> {
+    let exif = match format {
+        ImageFormat::Tiff => return decoder.orientation().ok().map(|found| Orientation(found.to_exif())),
+        ImageFormat::Png => png_exif(bytes).and_then(Orientation::from_exif),
+        _ => decoder.exif_metadata().ok().flatten().and_then(|exif| Orientation::from_exif(&exif)),
+    };
+    exif.or_else(|| decoder.xmp_metadata().ok().flatten().and_then(|xmp| Orientation::from_xmp(&xmp)))
+}
+
+/// The chunk `eXIf`, which may come after the pixels, where `image` would not find it in time.
+fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.get(8..)?;
+    loop {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let (kind, after) = after.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        if kind == b"eXIf" {
+            return after.get(..length);
+        }
+        rest = after.get(length + 4..)?;
+    }
+}

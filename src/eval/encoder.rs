@@ -1,0 +1,268 @@
+//! A trained encoder, loaded for evaluation or export: from a run, from one of its checkpoints, or from a
+//! safetensors file with torchvision's names, whoever trained it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Kind, Tensor};
+
+use super::foreign;
+use crate::augment::AugmentConfig;
+use crate::backend::Autocast;
+use crate::checkpoint::{self, Manifest};
+use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Params, ResNet, ResNetConfig};
+
+/// Which of a run's two encoders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// The one that was trained.
+    #[default]
+    Online,
+    /// Its moving average. The running statistics of its BatchNorms are those of training; see
+    /// [`Encoder::recompute_batchnorm`].
+    Target,
+}
+
+impl Which {
+    /// `online` or `target`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// How an encoder is to be loaded.
+#[derive(Clone, Debug)]
+pub struct EncoderOptions {
+    /// Of a run; a safetensors file holds one encoder.
+    pub which: Which,
+    /// Where it computes.
+    pub device: Device,
+    /// Forward passes in bf16 autocast.
+    pub bf16: bool,
+    /// Convolution weights with their channels innermost.
+    pub channels_last: bool,
+    /// Size, mean and std of its inputs, in place of those that the run or the file tells.
+    pub augment: Option<AugmentConfig>,
+}
+
+impl Default for EncoderOptions {
+    /// The online encoder, in fp32 on the CPU.
+    fn default() -> Self {
+        Self { which: Which::Online, device: Device::Cpu, bf16: false, channels_last: false, augment: None }
+    }
+}
+
+/// What turns images into representations, wherever it comes from.
+pub trait Represent {
+    /// Normalised images `[N, 3, H, W]` on [`Self::device`] to fp32 representations `[N, feature_dim]`; BatchNorm
+    /// with its running statistics.
+    /// # Errors
+    /// What libtorch says, such as memory running out.
+    fn represent(&self, images: &Tensor) -> Result<Tensor>;
+    /// Where it computes.
+    fn device(&self) -> Device;
+    /// Length of a representation.
+    fn feature_dim(&self) -> i64;
+}
+
+/// A ResNet that is not trained any more, with what is needed to feed it.
+#[derive(Debug)]
+pub struct Encoder {
+    /// The network.
+    pub net: ResNet,
+    /// Its tensors, under torchvision's names.
+    pub params: Params,
+    /// What it is made of.
+    pub config: ResNetConfig,
+    /// How images are brought to it: `size`, `mean`, `std` and `eval_resize` count.
+    pub augment: AugmentConfig,
+    /// The run's checkpoint manifest, with its whole config; `None` for a file from elsewhere.
+    pub run: Option<Manifest>,
+    /// Which of the run's encoders.
+    pub which: Which,
+    /// Batches that BatchNorm's running statistics come from.
+    pub batches_tracked: i64,
+    /// Where it computes.
+    pub device: Device,
+    /// Whether it computes in bf16 autocast.
+    pub bf16: bool,
+    /// Whether its convolution weights, and so its images, have their channels innermost.
+    pub channels_last: bool,
+    /// The checkpoint folder or the file.
+    pub source: PathBuf,
+}
+
+impl Encoder {
+    /// Loads the encoder at `path`: a run's folder (its newest whole checkpoint; damaged ones are passed over with
+    /// a warning), a checkpoint's folder, the `model.safetensors` in one, or a safetensors file with torchvision's
+    /// names, with or without `fc.*`, `num_batches_tracked` and a common prefix.
+    /// # Errors
+    /// Nothing there; damaged; not a ResNet of this program, with all differences.
+    pub fn open(path: &Path, options: &EncoderOptions) -> Result<Self> {
+        if path.is_dir() {
+            for root in [path.join("checkpoints"), path.to_path_buf()] {
+                if !checkpoint::list(&root).is_empty() {
+                    return Self::newest(&root, options);
+                }
+            }
+            if !path.join("manifest.json").exists() {
+                bail!("{}: found no checkpoint in this folder, expected a run's, or a step-... of one", path.display());
+            }
+            return Self::of_checkpoint(path, options);
+        }
+        match path.parent().filter(|folder| path.ends_with("model.safetensors") && folder.join("SHA256SUMS").exists()) {
+            Some(folder) => Self::of_checkpoint(folder, options),
+            None => Self::of_file(path, options),
+        }
+    }
+
+    fn newest(root: &Path, options: &EncoderOptions) -> Result<Self> {
+        let all = checkpoint::list(root);
+        for folder in &all {
+            match Self::of_checkpoint(folder, options) {
+                Ok(encoder) => return Ok(encoder),
+                Err(error) => log::warn!("passing over a checkpoint: {error:#}"),
+            }
+        }
+        bail!("{}: none of its {} checkpoints can be used", root.display(), all.len())
+    }
+
+    fn of_checkpoint(folder: &Path, options: &EncoderOptions) -> Result<Self> {
+        let manifest = checkpoint::read_manifest(folder)?;
+        let section =
+            |name: &str| (manifest.config[name].clone(), format!("{}: its config's {name}", folder.display()));
+        let (model, place) = section("model");
+        let config = serde_json::from_value::<ModelConfig>(model).context(place)?.encoder();
+        let (augment, place) = section("augment");
+        let augment = serde_json::from_value(augment).context(place)?;
+        let batches_tracked = manifest.batches_tracked[options.which as usize];
+        let encoder = Self::empty(config, augment, Some(manifest), batches_tracked, folder, options);
+        let prefix = format!("{}.encoder.", options.which.name());
+        checkpoint::load_part(folder, &prefix, &encoder.params.state_dict(0))?;
+        encoder.finished(options)
+    }
+
+    fn of_file(path: &Path, options: &EncoderOptions) -> Result<Self> {
+        let bytes = foreign::read(path)?;
+        let file = foreign::ResNetFile::parse(&bytes, options.which).with_context(|| path.display().to_string())?;
+        let augment = match (&options.augment, &file.augment) {
+            (None, None) => {
+                log::info!(
+                    "{}: says nothing of its inputs: unless --config or --set augment.* do, ImageNet's mean and std \
+                     and 224 px are assumed",
+                    path.display()
+                );
+                AugmentConfig::default()
+            }
+            (chosen, found) => chosen.as_ref().or(found.as_ref()).cloned().unwrap_or_default(),
+        };
+        let encoder = Self::empty(file.config, augment, None, file.batches_tracked, path, options);
+        file.load_into(&encoder.params).with_context(|| path.display().to_string())?;
+        encoder.finished(options)
+    }
+
+    fn empty(
+        config: ResNetConfig,
+        augment: AugmentConfig,
+        run: Option<Manifest>,
+        batches_tracked: i64,
+        source: &Path,
+        options: &EncoderOptions,
+    ) -> Self {
+        let mut params = Params::new(options.device, None);
+        let net = ResNet::new(params.root(), &config);
+        let (which, device, bf16) = (options.which, options.device, options.bf16);
+        let (augment, source) = (options.augment.clone().unwrap_or(augment), source.to_path_buf());
+        let channels_last = options.channels_last;
+        Self { net, params, config, augment, run, which, batches_tracked, device, bf16, channels_last, source }
+    }
+
+    fn finished(mut self, options: &EncoderOptions) -> Result<Self> {
+        let tensors = || self.params.parameters.iter().chain(&self.params.buffers);
+        // A sum in f64 is finite only where every part is; one look at all of them first.
+        let sums: Vec<Tensor> = tensors().map(|n| n.tensor.sum(Kind::Double)).collect();
+        if !Tensor::f_stack(&sums, 0)?.sum(Kind::Double).double_value(&[]).is_finite() {
+            let bad = tensors().zip(&sums).find(|(_, sum)| !sum.double_value(&[]).is_finite());
+            let name = bad.map_or("", |(named, _)| named.name.as_str());
+            bail!("{}: {name} holds values that are not finite", self.source.display());
+        }
+        if options.channels_last {
+            self.params.to_channels_last();
+        }
+        Ok(self)
+    }
+
+    /// The manifest of the run or checkpoint at `path`, the newest one that can be read, without its weights. `None`
+    /// for a file from elsewhere, and where [`Self::open`] will say what is wrong.
+    pub fn manifest(path: &Path) -> Option<Manifest> {
+        let mut folders = checkpoint::list(&path.join("checkpoints"));
+        folders.extend(checkpoint::list(path));
+        folders.push(path.to_path_buf());
+        folders.extend(path.parent().filter(|_| path.ends_with("model.safetensors")).map(Path::to_path_buf));
+        folders.iter().find_map(|folder| checkpoint::read_manifest(folder).ok())
+    }
+
+    /// The same architecture as it is before training: fresh weights, a function of `seed`.
+    pub fn random(&self, seed: u64) -> Self {
+        let mut params = Params::new(self.device, Some(seed));
+        let net = ResNet::new(params.root(), &self.config);
+        if self.channels_last {
+            params.to_channels_last();
+        }
+        let (config, augment, run) = (self.config, self.augment.clone(), self.run.clone());
+        Self { net, params, config, augment, run, batches_tracked: 0, source: self.source.clone(), ..*self }
+    }
+
+    /// Replaces BatchNorm's running statistics by the average over `batches` of normalised images, every batch with
+    /// the same weight: `torch.optim.swa_utils.update_bn`. Returns the number of batches.
+    /// # Errors
+    /// A batch's own; no batch with two images or more; what libtorch says.
+    pub fn recompute_batchnorm(&mut self, batches: impl Iterator<Item = Result<Tensor>>) -> Result<i64> {
+        let _no_grad = tch::no_grad_guard();
+        let buffers = &self.params.buffers;
+        let mut sums: Vec<Tensor> =
+            buffers.iter().map(|b| Tensor::zeros(b.tensor.size(), (Kind::Double, self.device))).collect();
+        let mut count = 0;
+        for images in batches {
+            let images = images?;
+            if images.size()[0] < 2 {
+                continue; // one image has no variance in the last layers
+            }
+            // From 0 a forward pass leaves exactly momentum times the batch's own statistics.
+            buffers.iter().for_each(|b| drop(b.tensor.shallow_clone().zero_()));
+            let _autocast = Autocast::bf16(self.device, self.bf16)?;
+            drop(self.net.forward(&images, true));
+            for (sum, buffer) in sums.iter_mut().zip(buffers) {
+                let _ = sum.f_add_(&(buffer.tensor.to_kind(Kind::Double) / BATCH_NORM_MOMENTUM))?;
+            }
+            count += 1;
+        }
+        if count == 0 {
+            bail!("recomputing BatchNorm's statistics: found no batch of two images or more");
+        }
+        for (sum, buffer) in sums.iter().zip(buffers) {
+            buffer.tensor.shallow_clone().f_copy_(&(sum / count as f64))?;
+        }
+        self.batches_tracked = count;
+        Ok(count)
+    }
+}
+
+impl Represent for Encoder {
+    fn represent(&self, images: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let _autocast = Autocast::bf16(self.device, self.bf16)?;
+        Ok(self.net.forward(images, false).f_to_kind(Kind::Float)?)
+    }
+
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn feature_dim(&self) -> i64 {
+        self.net.feature_dim
+    }
+}

@@ -1,0 +1,137 @@
+//! Semi-supervised evaluation (arXiv 2006.07733, appendix C.1): the whole network is trained on few labels.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use super::features::{View, images};
+use super::linear::{Outcome, Task, Trial, best};
+use super::{Accuracy, Encoder, Tally};
+use crate::backend::Autocast;
+use crate::model::{Linear, Params, ResNet};
+use crate::optim::{Algorithm, Optimizer, OptimizerConfig};
+
+/// An encoder with a linear classifier, both trained.
+struct Tuned {
+    net: ResNet,
+    head: Linear,
+    params: Params,
+    device: Device,
+    bf16: bool,
+}
+
+impl Tuned {
+    /// A copy of `encoder` under a new classifier.
+    fn new(encoder: &Encoder, classes: i64, seed: u64) -> Self {
+        let mut params = Params::new(encoder.device, Some(seed));
+        let net = ResNet::new(params.root(), &encoder.config);
+        let head = Linear::new(params.root().sub("fc"), net.feature_dim, classes, true);
+        let _no_grad = tch::no_grad_guard();
+        let own = params.parameters.iter().chain(&params.buffers).filter(|n| !n.name.starts_with("fc."));
+        for (to, from) in own.zip(encoder.params.parameters.iter().chain(&encoder.params.buffers)) {
+            debug_assert_eq!(to.name, from.name);
+            to.tensor.shallow_clone().copy_(&from.tensor);
+        }
+        if encoder.channels_last {
+            params.to_channels_last();
+        }
+        Self { net, head, params, device: encoder.device, bf16: encoder.bf16 }
+    }
+
+    /// Scores `[N, C]` in fp32.
+    fn scores(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        let features = {
+            let _autocast = Autocast::bf16(self.device, self.bf16)?;
+            self.net.forward(images, train)
+        };
+        Ok(self.head.forward(&features.f_to_kind(Kind::Float)?))
+    }
+}
+
+impl Task {
+    /// Trains encoder and classifier together for every learning rate and length, one after the other, and tests the
+    /// best on the held-out images. BatchNorm is trained too.
+    /// # Errors
+    /// Unreadable images where these are fatal; a signal; divergence; what libtorch says.
+    pub fn finetune(&self, encoder: &Encoder) -> Result<Outcome> {
+        let config = &self.config;
+        let settings: Vec<(u64, f64)> = (config.finetune_epochs.iter())
+            .flat_map(|&epochs| config.finetune_learning_rates.iter().map(move |&rate| (epochs, rate)))
+            .collect();
+        let mut training_seconds = 0.0;
+        let (mut trials, mut kept, mut batch_size) = (Vec::new(), None, 0);
+        for (at, &(epochs, rate)) in settings.iter().enumerate() {
+            let what = format!("fine-tuning {} of {}, learning rate {rate}: images", at + 1, settings.len());
+            let tuned = Tuned::new(encoder, self.classes.count(), config.seed);
+            let started = Instant::now();
+            batch_size = self.tune(&tuned, epochs, rate, &what)?;
+            training_seconds += started.elapsed().as_secs_f64();
+            let mut trial = Trial::new(rate, batch_size, epochs);
+            if !self.split.validation.is_empty() {
+                let accuracy = self.judge_tuned(&tuned, false)?;
+                trial.judged(&accuracy);
+                log::info!(
+                    "{epochs} epochs, learning rate {rate}: {:.2} % on the held-out images",
+                    100.0 * accuracy.top1
+                );
+            }
+            trials.push(trial);
+            if best(&trials).ok() == Some(at) {
+                kept = Some(tuned);
+            }
+        }
+        let chosen = best(&trials)?;
+        // `best` said so when it was trained, and later ones were not better.
+        let tuned = kept.ok_or_else(|| anyhow::anyhow!("linear_eval: nothing to test"))?;
+        let accuracy = self.judge_tuned(&tuned, true)?;
+        ensure!(accuracy.loss.is_finite(), "linear_eval: the network diverged; lower finetune_learning_rates");
+        let tested = accuracy.per_class.iter().map(|(images, _)| *images as usize).sum();
+        let images = [self.split.train.len(), self.split.validation.len(), tested];
+        Ok(Outcome { trials, chosen, accuracy, images, batch_size, refit: false, training_seconds })
+    }
+
+    fn tune(&self, tuned: &Tuned, epochs: u64, rate: f64, what: &str) -> Result<usize> {
+        let config = &self.config;
+        let sgd = OptimizerConfig {
+            name: Algorithm::Sgd,
+            momentum: config.momentum,
+            nesterov: config.nesterov,
+            weight_decay: config.weight_decay,
+            ..OptimizerConfig::default()
+        };
+        let mut optimizer = Optimizer::new(&sgd, &tuned.params);
+        self.crops(&self.split.train, epochs, tuned.device, what, |step| {
+            optimizer.zero_grad()?;
+            let classes = self.numbers(step.labels, tuned.device);
+            let mut start = 0;
+            for images in step.micro_batches {
+                let rows = images.size()[0];
+                let own = classes.narrow(0, start, rows);
+                let loss = tuned.scores(images, true)?.cross_entropy_for_logits(&own);
+                // Gradients add up to that of the mean over the step.
+                (loss * (rows as f64 / step.labels.len() as f64)).f_backward()?;
+                start += rows;
+            }
+            let peak = super::LinearEvalConfig::scaled(rate, step.batch_size);
+            optimizer.step(peak * step.factor, step.number)
+        })
+    }
+
+    fn judge_tuned(&self, tuned: &Tuned, test: bool) -> Result<Accuracy> {
+        let _no_grad = tch::no_grad_guard();
+        let (set, indices, what) = match test {
+            true => (&self.test, self.test_images(), "test images"),
+            false => (&self.train, self.split.validation.clone(), "held-out images"),
+        };
+        let (bar, mut done) = (self.options.bar(what, indices.len()), 0);
+        let mut tally = Tally::new(self.classes.count(), 1, tuned.device);
+        for item in images(set, indices, View::Plain, &self.augment, tuned.device, &self.options)? {
+            let (images, batch) = item?;
+            done += batch.labels.len();
+            tally.add(&tuned.scores(&images, false)?.unsqueeze(1), &self.numbers(&batch.labels, tuned.device))?;
+            bar.iter().for_each(|bar| bar.set(done));
+        }
+        Ok(tally.accuracies()?.swap_remove(0))
+    }
+}

@@ -1,0 +1,174 @@
+//! A safetensors file with torchvision's names: which ResNet is it? Depth, width and stem are told by names and
+//! shapes, the inputs by the metadata of this program's own exports.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use super::encoder::Which;
+use crate::augment::AugmentConfig;
+use crate::checkpoint::{load_views, views};
+use crate::model::{Arch, Params, ResNetConfig, Stem};
+
+/// The file's bytes.
+/// # Errors
+/// Not there; one of Python's pickles, with the line that converts it.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+    let name = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("reading {name}"))?;
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    // A zip archive or a bare pickle, as torch.save writes them.
+    let pickled = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02");
+    if pickled || matches!(extension.as_str(), "pth" | "pt" | "ckpt" | "bin" | "pkl" | "tar") {
+        let to = path.with_extension("safetensors");
+        bail!(
+            "{name}: found a PyTorch pickle, expected safetensors; convert it with: python -c \"import torch; from \
+             safetensors.torch import save_file; w = torch.load('{name}', map_location='cpu', weights_only=True); w = \
+             w.get('state_dict', w); save_file({{k: v.clone().contiguous() for k, v in w.items() if \
+             torch.is_tensor(v)}}, '{}')\"",
+            to.display()
+        );
+    }
+    Ok(bytes)
+}
+
+/// An encoder's tensors in a file, and what they say of it.
+pub(super) struct ResNetFile<'a> {
+    found: BTreeMap<String, TensorView<'a>>,
+    pub config: ResNetConfig,
+    /// `None` where the file is not an export of this program.
+    pub augment: Option<AugmentConfig>,
+    pub batches_tracked: i64,
+}
+
+impl<'a> ResNetFile<'a> {
+    /// Finds the encoder in a file's bytes: the common prefix of its names is stripped, the classifier left out.
+    /// # Errors
+    /// Not a safetensors file; no ResNet, or several; a relative of ResNet that this program does not have.
+    pub fn parse(bytes: &'a [u8], which: Which) -> Result<Self> {
+        let all = views(bytes)?;
+        let prefix = prefix(&all, which)?;
+        let (mut found, mut left_out) = (BTreeMap::new(), BTreeSet::new());
+        for (name, view) in all {
+            match name.strip_prefix(&prefix) {
+                Some(name) if !name.starts_with("fc.") => drop(found.insert(name.to_string(), view)),
+                _ => drop(left_out.insert(name)),
+            }
+        }
+        if !left_out.is_empty() {
+            let heads: BTreeSet<&str> = left_out.iter().map(|n| n.split('.').next().unwrap_or_default()).collect();
+            let (count, heads) = (left_out.len(), Vec::from_iter(heads).join(", "));
+            log::info!("the encoder is {prefix:?}; {count} other tensors are left out ({heads})");
+        }
+        let batches_tracked = found.get("bn1.num_batches_tracked").filter(|view| view.dtype() == Dtype::I64);
+        let batches_tracked =
+            batches_tracked.and_then(|v| Some(i64::from_le_bytes(v.data().try_into().ok()?))).unwrap_or(0);
+        found.retain(|name, _| !name.ends_with(".num_batches_tracked"));
+        let kinds: BTreeSet<String> = found.values().map(|v| format!("{:?}", v.dtype())).collect();
+        if kinds.iter().any(|kind| kind != "F32") {
+            log::info!("{} tensors are taken as F32", Vec::from_iter(kinds).join(" and "));
+        }
+        let config = layout(&found)?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| anyhow!("reading its header: {e}"))?;
+        let augment = metadata.metadata().as_ref().map(inputs).transpose()?.flatten();
+        Ok(Self { found, config, augment, batches_tracked })
+    }
+
+    /// Copies the tensors into a ResNet of this config.
+    /// # Errors
+    /// Other names or shapes, all listed.
+    pub fn load_into(self, params: &Params) -> Result<()> {
+        let mut tensors = params.state_dict(0);
+        tensors.retain(|named| !named.name.ends_with(".num_batches_tracked"));
+        let ResNetConfig { arch, width, .. } = self.config;
+        load_views(self.found, &tensors, true).with_context(|| format!("as a {arch:?} of width {width}"))
+    }
+}
+
+/// What precedes the encoder's names: `encoder.`, `backbone.`, `module.`, nothing, or in a checkpoint's model
+/// `online.encoder.`.
+fn prefix(all: &BTreeMap<String, TensorView>, which: Which) -> Result<String> {
+    let mut prefixes: Vec<&str> = all.keys().filter_map(|name| name.strip_suffix("layer1.0.conv1.weight")).collect();
+    if let [online, target] = prefixes[..]
+        && (online, target) == ("online.encoder.", "target.encoder.")
+    {
+        prefixes = vec![if which == Which::Online { online } else { target }];
+    }
+    match prefixes[..] {
+        [one] => Ok(one.to_string()),
+        [] => {
+            let some: Vec<&str> = all.keys().take(3).map(String::as_str).collect();
+            bail!(
+                "found no layer1.0.conv1.weight among its {} tensors ({}, ...), expected a ResNet with torchvision's names",
+                all.len(),
+                some.join(", ")
+            )
+        }
+        _ => bail!("found several encoders (under {prefixes:?}), expected one"),
+    }
+}
+
+/// Depth, width and stem.
+fn layout(found: &BTreeMap<String, TensorView>) -> Result<ResNetConfig> {
+    let shape = |name: &str| match found.get(name).map(|view| view.shape()) {
+        Some(&[output, input, height, width]) if height == width => Ok([output, input, height]),
+        Some(shape) => bail!("{name}: found shape {shape:?}, expected that of a square convolution"),
+        None => bail!("found no {name}, expected a ResNet with torchvision's names"),
+    };
+    let [channels, _, kernel] = shape("conv1.weight")?;
+    let stem = match kernel {
+        7 => Stem::Imagenet,
+        3 => Stem::Cifar,
+        _ => bail!("conv1.weight: found a kernel of {kernel}, expected 7 (stem imagenet) or 3 (stem cifar)"),
+    };
+    if !(16..=256).contains(&channels) {
+        bail!("conv1.weight: found {channels} output channels, expected 16 to 256 (width 0.25 to 4)");
+    }
+    let blocks = [1, 2, 3, 4].map(|stage| {
+        let stage = format!("layer{stage}.");
+        let numbers = found.keys().filter_map(|name| name.strip_prefix(&stage)?.split('.').next());
+        numbers.collect::<BTreeSet<&str>>().len()
+    });
+    let bottleneck = found.contains_key("layer1.0.conv3.weight");
+    let Some(arch) = Arch::ALL.into_iter().find(|a| a.blocks() == blocks && a.bottleneck() == bottleneck) else {
+        let kind = if bottleneck { "bottlenecks" } else { "basic blocks" };
+        bail!("found {blocks:?} {kind}, expected those of a ResNet-18, 34, 50, 101, 152 or 200");
+    };
+    let [inner, ..] = shape("layer1.0.conv1.weight")?;
+    let [_, input, _] = shape("layer1.0.conv2.weight")?;
+    if input < inner {
+        bail!("layer1.0.conv2.weight: found {} groups, expected 1; ResNeXt is not supported", inner / input.max(1));
+    }
+    if inner != channels {
+        bail!(
+            "layer1.0.conv1.weight: found {inner} channels behind a stem of {channels}, expected as many; Wide ResNets \
+             that widen only the blocks are not supported"
+        );
+    }
+    Ok(ResNetConfig { arch, width: channels as f64 / 64.0, stem, zero_init_residual: false })
+}
+
+/// Size, mean, std and resize of an export of this program.
+fn inputs(metadata: &HashMap<String, String>) -> Result<Option<AugmentConfig>> {
+    if !metadata.contains_key("byol") {
+        return Ok(None);
+    }
+    fn value<T: serde::de::DeserializeOwned>(metadata: &HashMap<String, String>, key: &str) -> Result<T> {
+        let text = metadata.get(key).with_context(|| format!("metadata: found no {key}"))?;
+        serde_json::from_str(text).with_context(|| format!("metadata {key}: found {text:?}"))
+    }
+    let augment = AugmentConfig {
+        size: value(metadata, "image_size")?,
+        mean: value(metadata, "mean")?,
+        std: value(metadata, "std")?,
+        eval_resize: value(metadata, "eval_resize")?,
+        ..AugmentConfig::default()
+    };
+    if let Some((key, problem)) = augment.problems().into_iter().find(|(key, _)| !key.starts_with("view")) {
+        bail!("metadata {key}: {problem}");
+    }
+    Ok(Some(augment))
+}

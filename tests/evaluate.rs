@@ -1,0 +1,363 @@
+//! `byol linear-eval`, `knn-eval` and `extract-features` as a user runs them, on the encoder of a run of a few steps.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// 200 drawn images of 16 px in 4 classes, 60 held out; two epochs.
+const CONFIG: &str = "
+data:
+  format: synthetic
+  workers: 1
+  synthetic: {images: 200, eval_images: 60, classes: 4, size: 16}
+augment:
+  size: 16
+  view1: {blur_prob: 0}
+  view2: {blur_prob: 0}
+model: {arch: resnet18, width: 0.25, stem: cifar, projector_hidden: 32, projection_dim: 16, predictor_hidden: 32}
+optimizer: {name: sgd, base_lr: 0.3}
+schedule: {epochs: 2, warmup_epochs: 0}
+train: {batch_size: 20, precision: fp32, device: cpu, threads: 1, seed: 7}
+monitor: {knn_every: 0, tensorboard: false}
+";
+
+fn byol(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
+    command.args(arguments);
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    byol(arguments).output().expect("byol runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = output(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&stdout(arguments)).expect("one JSON report")
+}
+
+/// One line that says `error: ` and all of `parts`; exit code 1 and nothing on stdout.
+fn failed(arguments: &[&str], parts: &[&str]) {
+    let output = output(arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+    let errors: Vec<&str> = stderr.lines().skip_while(|line| !line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    for part in parts {
+        assert!(errors[0].contains(part), "{part:?} is not in {}", errors[0]);
+    }
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+/// A copy of one trained run, made once, in a folder of its own.
+struct Run {
+    folder: tempfile::TempDir,
+}
+
+impl Run {
+    fn new() -> Self {
+        static TRAINED: OnceLock<tempfile::TempDir> = OnceLock::new();
+        let trained = TRAINED.get_or_init(|| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let config = folder.path().join("config.yaml");
+            fs::write(&config, CONFIG).expect("written");
+            let set = format!("output.dir={}", folder.path().join("run").display());
+            stdout(&["train", "--config", &config.display().to_string(), "--set", &set]);
+            folder
+        });
+        let run = Self { folder: tempfile::tempdir().expect("a folder") };
+        fs::create_dir_all(run.checkpoint()).expect("made");
+        for name in ["model.safetensors", "optimizer.safetensors", "manifest.json", "SHA256SUMS"] {
+            let from = trained.path().join("run/checkpoints/step-00000020").join(name);
+            fs::copy(from, run.checkpoint().join(name)).expect("copied");
+        }
+        run
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.dir().join("checkpoints/step-00000020")
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn arguments<'a>(&self, command: &'a str, extra: &[&'a str]) -> Vec<String> {
+        let own = [command, "--checkpoint", &self.path("run")].map(str::to_string);
+        own.into_iter().chain(extra.iter().map(|s| s.to_string())).collect()
+    }
+
+    fn stdout(&self, command: &str, extra: &[&str]) -> String {
+        let arguments = self.arguments(command, extra);
+        stdout(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn json(&self, command: &str, extra: &[&str]) -> Value {
+        serde_json::from_str(&self.stdout(command, &[extra, &["--json"]].concat())).expect("one JSON report")
+    }
+
+    fn failed(&self, command: &str, extra: &[&str], parts: &[&str]) {
+        let arguments = self.arguments(command, extra);
+        failed(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), parts);
+    }
+
+    /// The encoder alone, as anyone might hand it on.
+    fn foreign(&self) -> String {
+        let bytes = fs::read(self.checkpoint().join("model.safetensors")).expect("read");
+        let file = SafeTensors::deserialize(&bytes).expect("whole");
+        let own =
+            file.iter().filter_map(|(name, view)| Some((name.strip_prefix("online.encoder.")?.to_string(), view)));
+        let path = self.path("encoder.safetensors");
+        fs::write(&path, safetensors::serialize(own, None).expect("serialised")).expect("written");
+        path
+    }
+}
+
+/// Images in folders `a` and `b`, which differ in brightness; labels of no other kind.
+fn draw_images(folder: &Path, classes: &[&str], each: usize) {
+    for (class, name) in classes.iter().enumerate() {
+        fs::create_dir_all(folder.join(name)).expect("made");
+        for i in 0..each {
+            let value = (class * 100 + i * 3) as u8;
+            let image = image::RgbImage::from_fn(20, 20, |x, _| image::Rgb([value, x as u8, value / 2]));
+            image.save(folder.join(name).join(format!("{i}.png"))).expect("saved");
+        }
+    }
+}
+
+const QUICK: [&str; 2] = ["--set", "linear_eval.epochs=20"];
+
+#[test]
+fn a_linear_evaluation_reports_to_people_and_to_programs() {
+    let run = Run::new();
+    let table = run.stdout("linear-eval", &[&QUICK[..], &["--random-baseline"]].concat());
+    for part in ["features, computed once", "Nesterov momentum 0.9", "20 epochs", "chosen", "stripes", "random encoder"]
+    {
+        assert!(table.contains(part), "{part:?} is not in {table}");
+    }
+    let path = run.dir().join("linear_eval.json");
+    let saved: Value = serde_json::from_slice(&fs::read(&path).expect("a report")).expect("JSON");
+    let report = run.json("linear-eval", &QUICK);
+    let seen = |report: &Value| (report["top1"].clone(), report["trials"].clone(), report["per_class"].clone());
+    assert_eq!(seen(&saved), seen(&report), "the same again, without the baseline");
+    assert!(saved["random_baseline"]["top1"].is_f64() && report["random_baseline"].is_null());
+    assert_eq!((report["features"].as_str(), report["step"].as_u64()), (Some("cached"), Some(20)));
+    // A tenth is held out and, with cached features, trained on in the end.
+    let counts = ["training_images", "validation_images", "test_images", "classes"].map(|key| report[key].as_u64());
+    assert_eq!(counts, [Some(200), Some(20), Some(60), Some(4)]);
+    assert_eq!((&report["refit"], &report["top5"]), (&Value::Bool(true), &Value::Null));
+    let trials = report["trials"].as_array().expect("trials");
+    let best = trials.iter().map(|t| t["validation_top1"].as_f64().expect("a share")).fold(0.0, f64::max);
+    let chosen = trials.iter().find(|t| t["learning_rate"] == report["learning_rate"]).expect("one of them");
+    assert_eq!((trials.len(), chosen["validation_top1"].as_f64()), (5, Some(best)));
+    // The mean over the classes' images is the whole.
+    let classes = report["per_class"].as_array().expect("classes");
+    let hits: f64 = classes.iter().map(|c| c["top1"].as_f64().unwrap() * c["images"].as_f64().unwrap()).sum();
+    assert!((hits / 60.0 - report["top1"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(report["top1"].as_f64().unwrap() > 0.4, "four classes of textures: {}", report["top1"]);
+}
+
+#[test]
+fn one_learning_rate_needs_no_held_out_images_and_a_fraction_takes_few() {
+    let run = Run::new();
+    let one = ["--set", "linear_eval.learning_rates=[0.2]"];
+    let report = run.json("linear-eval", &[&QUICK[..], &one].concat());
+    assert_eq!((report["training_images"].as_u64(), report["validation_images"].as_u64()), (Some(200), Some(0)));
+    assert_eq!((&report["refit"], &report["trials"][0]["validation_top1"]), (&Value::Bool(false), &Value::Null));
+    let report = run.json("linear-eval", &[&QUICK[..], &["--fraction", "0.1"]].concat());
+    assert_eq!((report["training_images"].as_u64(), report["validation_images"].as_u64()), (Some(20), Some(20)));
+    assert_eq!((&report["refit"], report["batch_size"].as_u64()), (&Value::Bool(false), Some(20)));
+    assert!(run.dir().join("linear_eval-0.1.json").exists());
+    let output = run.path("elsewhere.json");
+    run.json("linear-eval", &[&QUICK[..], &["--output", &output]].concat());
+    run.failed("linear-eval", &["--output", &output], &["elsewhere.json exists already", "--force"]);
+    run.json("linear-eval", &[&QUICK[..], &["--output", &output, "--force"]].concat());
+    for bad in ["0", "1", "1.5", "nan"] {
+        run.failed("linear-eval", &["--fraction", bad], &["--fraction", "expected above 0 and below 1"]);
+    }
+}
+
+#[test]
+fn augmented_features_and_fine_tuning_learn_too() {
+    let run = Run::new();
+    let small = ["--set", "linear_eval.batch_size=50", "--set", "linear_eval.epochs=6"];
+    let augmented = ["--set", "linear_eval.features=augmented", "--set", "linear_eval.learning_rates=[0.4, 0.1]"];
+    let report = run.json("linear-eval", &[&small[..], &augmented].concat());
+    assert_eq!((report["features"].as_str(), &report["refit"]), (Some("augmented"), &Value::Bool(false)));
+    assert_eq!(report["training_images"].as_u64(), Some(180));
+    assert!(report["protocol"].as_str().unwrap().contains("random-resized crops and flips"), "{report}");
+    assert!(report["top1"].as_f64().unwrap() > 0.3, "{}", report["top1"]);
+    let again = run.json("linear-eval", &[&small[..], &augmented, &["--set", "data.workers=2"]].concat());
+    assert_eq!(report["trials"], again["trials"], "crops are functions of the seed");
+    // One setting, half of the labels: forward passes of 25 images, two to a step.
+    let tune = ["--finetune", "--fraction", "0.5", "--set", "linear_eval.finetune_epochs=[4]"];
+    let rate = ["--set", "linear_eval.finetune_learning_rates=[0.1, 0.02]"];
+    let report = run.json("linear-eval", &[&small[..], &tune, &rate].concat());
+    assert_eq!((report["features"].as_str(), report["training_images"].as_u64()), (Some("finetune"), Some(100)));
+    assert_eq!(report["trials"].as_array().map(Vec::len), Some(2));
+    assert!(report["top1"].as_f64().unwrap() > 0.3, "{}", report["top1"]);
+    assert!(run.dir().join("finetune-0.5.json").exists());
+}
+
+#[test]
+fn neighbours_vote_for_every_k_in_one_pass() {
+    let run = Run::new();
+    let report = run.json("knn-eval", &["--k", "5,1,200"]);
+    let results = report["results"].as_array().expect("results");
+    assert_eq!(results.iter().map(|r| r["k"].as_u64().unwrap()).collect::<Vec<_>>(), [5, 1, 200]);
+    for (k, result) in ["5", "1", "200"].iter().zip(results) {
+        assert_eq!(run.json("knn-eval", &["--k", k])["results"][0], *result);
+    }
+    let table = run.stdout("knn-eval", &["--k", "5"]);
+    assert!(table.contains("60 held-out images, 200 training images"), "{table}");
+    run.failed("knn-eval", &["--k", "5,201"], &["--k: found 201, expected 1 to 200"]);
+    run.failed("knn-eval", &["--k", "0"], &["--k: found 0, expected 1 to 200"]);
+    run.failed("knn-eval", &["--temperature", "0"], &["--temperature: found 0"]);
+}
+
+#[test]
+fn extracted_features_are_whole_and_nothing_is_overwritten() {
+    let run = Run::new();
+    let (file, folder) = (run.path("f.safetensors"), run.path("npy"));
+    let said = run.stdout("extract-features", &["--split", "eval", "--output", &file]);
+    assert!(said.contains("60 x 128 features"), "{said}");
+    run.stdout("extract-features", &["--split", "eval", "--output", &folder]);
+    let bytes = fs::read(&file).expect("read");
+    let tensors = SafeTensors::deserialize(&bytes).expect("whole");
+    let features = tensors.tensor("features").expect("features");
+    assert_eq!(features.shape(), [60, 128]);
+    let npy = |name: &str| fs::read(Path::new(&folder).join(name)).expect("read")[128..].to_vec();
+    assert!(npy("features.npy") == features.data(), "both forms hold the same");
+    assert_eq!(npy("labels.npy"), tensors.tensor("labels").expect("labels").data());
+    // Class i % 4, and every position.
+    let labels: Vec<u8> = (0..60i64).flat_map(|i| (i % 4).to_le_bytes()).collect();
+    assert_eq!(npy("labels.npy"), labels);
+    assert_eq!(npy("indices.npy"), (0..60i64).flat_map(i64::to_le_bytes).collect::<Vec<u8>>());
+    for output in [&file, &folder] {
+        run.failed("extract-features", &["--output", output], &["exists already; add --force"]);
+    }
+    assert!(fs::read(&file).expect("read") == bytes);
+    let said = run.stdout("extract-features", &["--output", &file, "--force"]);
+    assert!(said.contains("200 x 128 features"), "{said}");
+    run.failed("extract-features", &["--output", &run.path("x.npy")], &["expected a folder"]);
+}
+
+#[test]
+fn images_that_cannot_be_read_or_have_no_label_are_said() {
+    let run = Run::new();
+    let images = run.folder.path().join("images");
+    draw_images(&images.join("train"), &["a", "b"], 12);
+    draw_images(&images.join("val"), &["a", "b"], 6);
+    fs::write(images.join("train/a/3.png"), "not an image").expect("damaged");
+    let config = run.path("images.yaml");
+    fs::write(&config, format!("data: {{format: image_folder, path: {}, workers: 1}}\n", images.display()))
+        .expect("written");
+    let config = ["--config", &config];
+    let file = run.path("f.safetensors");
+    let said = run.stdout("extract-features", &[&config[..], &["--output", &file]].concat());
+    assert!(said.contains("23 x 128 features, 1 unreadable images left out"), "{said}");
+    let bytes = fs::read(&file).expect("read");
+    let indices = SafeTensors::deserialize(&bytes).expect("whole").tensor("indices").expect("indices").data().to_vec();
+    let position = |at: usize| i64::from_le_bytes(indices[at * 8..at * 8 + 8].try_into().expect("8 bytes"));
+    assert_eq!(indices.len() / 8, 23);
+    assert!((0..22).all(|at| position(at) < position(at + 1)) && position(22) == 23);
+    let report = run.json("linear-eval", &[&config[..], &QUICK].concat());
+    assert_eq!((report["training_images"].as_u64(), report["images_skipped"].as_u64()), (Some(23), Some(1)));
+    assert_eq!(report["per_class"][1]["name"], "b");
+    let strict = ["--set", "data.on_bad_image=fail", "--output", &run.path("g.safetensors")];
+    run.failed("extract-features", &[&config[..], &strict].concat(), &["3.png"]);
+    assert!(!Path::new(&run.path("g.safetensors")).exists());
+    // A class that was never seen, no held-out images, no labels.
+    draw_images(&images.join("val"), &["c"], 2);
+    run.failed("linear-eval", &config, &["data.eval_path"]);
+    let only = |folder: &str| format!("data.path={}", images.join(folder).display());
+    run.failed(
+        "linear-eval",
+        &[&config[..], &["--set", &only("train")]].concat(),
+        &["data.eval_path: found no held-out"],
+    );
+    fs::write(images.join("train/a/3.png"), fs::read(images.join("train/a/4.png")).expect("read")).expect("written");
+    fs::remove_dir_all(images.join("val/c")).expect("removed");
+    fs::rename(images.join("train/a/5.png"), images.join("train/5.png")).expect("moved");
+    run.failed("linear-eval", &config, &["data.path: found no label for", "expected one for every image"]);
+    run.failed("knn-eval", &[&config[..], &["--k", "3"]].concat(), &["data.path: found no label for"]);
+    let said = run.stdout("extract-features", &[&config[..], &["--output", &run.path("unlabelled")]].concat());
+    assert!(said.contains("24 x 128 features, 24 without a label (-1)"), "{said}");
+}
+
+#[test]
+fn encoders_from_elsewhere_are_evaluated_with_the_same_command() {
+    let run = Run::new();
+    let file = run.foreign();
+    let own = run.json("knn-eval", &["--k", "5"]);
+    let config = run.path("config.yaml");
+    fs::write(&config, CONFIG).expect("written");
+    let theirs = json(&["knn-eval", "--checkpoint", &file, "--config", &config, "--k", "5", "--json"]);
+    assert_eq!(own["results"], theirs["results"]);
+    failed(&["knn-eval", "--checkpoint", &file], &["--config: found none", "names the images"]);
+    let quick = [&["linear-eval", "--checkpoint", &file, "--config", &config, "--json"], &QUICK[..]].concat();
+    let report = json(&quick);
+    assert!(report["step"].is_null() && report["top1"].is_f64());
+    assert!(!run.folder.path().join("linear_eval.json").exists(), "no run folder, no report unless asked for");
+}
+
+#[test]
+fn what_is_no_such_encoder_is_refused() {
+    let run = Run::new();
+    let wider = ["--set", "model.width=0.5"];
+    run.failed("linear-eval", &wider, &["found Resnet18 of width 0.25", "config's model is Resnet18 of width 0.5"]);
+    failed(&["knn-eval", "--checkpoint", &run.path("nowhere")], &["nowhere"]);
+    failed(&["knn-eval", "--checkpoint", &run.path("")], &["found no checkpoint in this folder"]);
+    let file = run.foreign();
+    let config = run.path("config.yaml");
+    fs::write(&config, CONFIG).expect("written");
+    let bytes = fs::read(&file).expect("read");
+    fs::write(&file, &bytes[..bytes.len() / 2]).expect("cut");
+    let knn = ["knn-eval", "--checkpoint", &file, "--config", &config];
+    failed(&knn, &["encoder.safetensors"]);
+    fs::write(&file, "no tensors").expect("written");
+    failed(&knn, &["encoder.safetensors"]);
+    let model = run.checkpoint().join("model.safetensors");
+    let bytes = fs::read(&model).expect("read");
+    fs::write(&model, &bytes[..bytes.len() / 2]).expect("cut");
+    run.failed("linear-eval", &[], &["none of its 1 checkpoints can be used"]);
+    assert!(!run.dir().join("linear_eval.json").exists());
+}
+
+#[test]
+fn a_signal_ends_an_evaluation_cleanly() {
+    let run = Run::new();
+    let many = ["--set", "data.synthetic.images=2000000", "--output", &run.path("f.safetensors")];
+    let arguments = run.arguments("extract-features", &many);
+    let mut command = byol(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("byol runs");
+    let partial = run.folder.path().join(".partial-f.safetensors");
+    while !partial.exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill").success());
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("stopped by a signal; nothing was written"), "{}", text(&output.stderr));
+    assert!(!partial.exists() && output.stdout.is_empty());
+}
