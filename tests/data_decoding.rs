@@ -178,6 +178,28 @@ fn bombs_are_refused_before_decoding() {
     assert!(text.contains("found 65535 x 65535 pixels"), "{text}");
 }
 
+/// Frames that are larger than the file around them says.
+#[test]
+fn bombs_inside_small_images_are_refused() {
+    let bomb = |name: &str, inner: &[u8], at: usize, size: &[u8]| {
+        let mut bytes = image_bytes(name);
+        let start = bytes.windows(inner.len()).position(|window| window == inner).unwrap() + at;
+        bytes[start..start + size.len()].copy_from_slice(size);
+        message(&bytes)
+    };
+    let text = bomb("lossy_alpha.webp", b"VP8 ", 14, &[0xff, 0x3f, 0xff, 0x3f]);
+    assert!(text.starts_with("found 16383 x 16383 pixels"), "{text}");
+    let text = bomb("animated.webp", b"VP8L", 9, &[0xfe, 0xbf, 0xff, 0x0f]);
+    assert!(text.starts_with("found 16383 x 16383 pixels"), "{text}");
+    let text = bomb("jpeg.tiff", &[0xff, 0xc0], 5, &[0x3f, 0xff, 0x3f, 0xff]);
+    assert!(text.starts_with("found 16383 x 16383 pixels"), "{text}");
+    // Metadata of 4 GiB is none.
+    let mut webp = image_bytes("exif6.webp");
+    let exif = webp.windows(4).position(|window| window == b"EXIF").unwrap();
+    webp[exif + 4..exif + 8].fill(0xff);
+    decoded(&webp).unwrap();
+}
+
 #[test]
 fn what_is_no_image_is_named() {
     assert_eq!(message(b""), "found no bytes, expected an image");

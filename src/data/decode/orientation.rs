@@ -2,6 +2,7 @@
 
 use image::{ImageDecoder, ImageFormat, metadata};
 
+use super::frames;
 use crate::pixels::Pixels;
 
 /// The value of the EXIF tag 0x0112: 1 is upright, 2 to 8 are the other ways to turn and mirror a
@@ -56,10 +57,16 @@ impl Orientation {
 /// What the metadata of an image other than JPEG says. Damaged metadata is no reason to lose the
 /// pixels, and counts as none.
 pub(super) fn find(bytes: &[u8], format: ImageFormat, decoder: &mut impl ImageDecoder) -> Option<Orientation> {
+    let webp = |wanted: &[u8; 4]| frames::webp_chunks(bytes).find(|(kind, _)| kind == wanted).map(|(_, data)| data);
     let exif = match format {
         ImageFormat::Tiff => return decoder.orientation().ok().map(|found| Orientation(found.to_exif())),
+        ImageFormat::WebP => {
+            // `image` would take the memory that a chunk claims to need.
+            let exif = webp(b"EXIF").and_then(Orientation::from_exif);
+            return exif.or_else(|| webp(b"XMP ").and_then(Orientation::from_xmp));
+        }
         ImageFormat::Png => png_exif(bytes).and_then(Orientation::from_exif),
-        _ => decoder.exif_metadata().ok().flatten().and_then(|exif| Orientation::from_exif(&exif)),
+        _ => None,
     };
     exif.or_else(|| decoder.xmp_metadata().ok().flatten().and_then(|xmp| Orientation::from_xmp(&xmp)))
 }
