@@ -2,7 +2,7 @@
 """byol's loader against lightly, albumentations and NVIDIA DALI: images/s on one core, an image being its JPEG decoded
 and two BYOL views made of it.
 
-    cargo build --release
+    scripts/byol --version    # builds it
     scripts/compare/loader.py --cifar data/cifar10 --photos data/photos --byol target/release/byol
 
 --cifar names a folder of parquet shards (32 px, no blur), --photos a folder of JPEGs (224 px); one may be left out.
@@ -160,7 +160,7 @@ def arguments() -> argparse.Namespace:
         if (folder := getattr(args, name)) and not folder.is_dir():
             fail(f"--{name}: no such folder: {folder}")
     if not os.access(args.byol, os.X_OK):
-        fail(f"--byol: found no program {args.byol}; build it with cargo build --release")
+        fail(f"--byol: found no program {args.byol}; scripts/byol builds it")
     args.byol = args.byol.resolve()
     if args.json and not args.json.resolve().parent.is_dir():
         fail(f"--json: no such folder: {args.json.resolve().parent}")
