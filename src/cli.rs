@@ -42,6 +42,17 @@ pub enum Command {
     Preview(PreviewArgs),
 }
 
+/// A config file and what overrides it.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Config file, such as configs/quickstart.yaml.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Override a key of the config; may be given again. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
 /// What `byol bench` can measure.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
@@ -52,12 +63,9 @@ pub enum BenchCommand {
 /// Arguments of `byol bench loader`.
 #[derive(Debug, Args)]
 pub struct BenchLoaderArgs {
-    /// Config file, such as configs/cifar10_resnet18.yaml.
-    #[arg(long)]
-    pub config: PathBuf,
-    /// Override a key of the config; may be given again. The value is YAML.
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
-    pub set: Vec<String>,
+    /// Which config.
+    #[command(flatten)]
+    pub source: ConfigArgs,
     /// About how long to measure.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     pub seconds: f64,
@@ -124,12 +132,9 @@ fn image_size(text: &str) -> Result<ImageSize, String> {
 /// Arguments of `byol train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Config file, such as configs/quickstart.yaml.
-    #[arg(long)]
-    pub config: PathBuf,
-    /// Override a key of the config; may be given again. The value is YAML.
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
-    pub set: Vec<String>,
+    /// Which config.
+    #[command(flatten)]
+    pub source: ConfigArgs,
     /// `auto` goes on from the newest good checkpoint of the run folder (and starts where there is none);
     /// a folder names the checkpoint.
     #[arg(long, value_name = "auto|FOLDER")]
@@ -142,12 +147,9 @@ pub struct TrainArgs {
 /// Arguments of `byol preview`.
 #[derive(Debug, Args)]
 pub struct PreviewArgs {
-    /// Config file, such as configs/cifar10_cpu.yaml.
-    #[arg(long)]
-    pub config: PathBuf,
-    /// Override a key of the config; may be given again. The value is YAML.
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
-    pub set: Vec<String>,
+    /// Which config.
+    #[command(flatten)]
+    pub source: ConfigArgs,
     /// PNG file to write.
     #[arg(long, value_name = "FILE.png")]
     pub output: PathBuf,

@@ -58,8 +58,8 @@ struct StageTimes {
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn loader(args: &BenchLoaderArgs) -> Result<u8> {
-    let config = Config::load(&args.config, &args.set)?;
-    let place = |key: &str| Config::place(&args.config, &args.set, key);
+    let config = Config::load(&args.source.config, &args.source.set)?;
+    let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chosen = args.workers.unwrap_or(config.data.workers);

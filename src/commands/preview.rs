@@ -20,9 +20,9 @@ use crate::rng::{Purpose, Stream};
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
-    let config = Config::load(&args.config, &args.set)?;
+    let config = Config::load(&args.source.config, &args.source.set)?;
     check_output(&args.output, args.force)?;
-    let place = || format!("{}: data.path", Config::place(&args.config, &args.set, "data.path"));
+    let place = || format!("{}: data.path", Config::place(&args.source.config, &args.source.set, "data.path"));
     let dataset = data::open_train(&config.data).with_context(place)?;
     let bad = BadImages::new(config.data.on_bad_image);
 

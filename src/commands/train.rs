@@ -29,9 +29,9 @@ use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Signals, Trainer};
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &TrainArgs) -> Result<u8> {
-    let config = Config::load(&args.config, &args.set)?;
+    let config = Config::load(&args.source.config, &args.source.set)?;
     let started = Instant::now();
-    let place = |key: &str| Config::place(&args.config, &args.set, key);
+    let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let run_dir = &config.output.dir;
     let (checkpoints, _lock) = prepare_folder(run_dir, args.resume.as_deref())?;
 
