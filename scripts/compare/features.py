@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""`byol extract-features` against PyTorch doing the same: images/s from the first image read to the last feature written.
+"""`byol extract-features` against PyTorch doing the same: images/s, from reading the first to the last feature written.
 
     cargo build --release
     PYTHON scripts/compare/features.py --cifar data/cifar10 --photos data/photos --byol target/release/byol
 
-PYTHON has torch, torchvision, safetensors and pyarrow (requirements.txt, without the loader's peers). --cifar names a
-folder with train*.parquet (32 px; ResNet-18 with a 3x3 stem), --photos one of JPEGs (224 px; ResNet-50); one may be left
-out. Both sides get the same weights file with torchvision's names, images, batch, cores, bf16 autocast and channels
-last; PyTorch normalises in the batch, not image by image, and runs with each number of DataLoader workers of --workers,
-of which the best counts. All run in turn, in the reverse order every other round; the table, on stdout, has medians.
-The features are compared, too.
+PYTHON has scripts/reference/requirements.txt installed. --cifar names a folder with train*.parquet (32 px; ResNet-18
+with a 3x3 stem), --photos one of JPEGs (224 px; ResNet-50); one may be left out. Both sides get the same weights file
+with torchvision's names, images, batch, cores, bf16 autocast and channels last; PyTorch normalises in the batch, not
+image by image, and runs with each number of DataLoader workers of --workers, of which the fastest is what byol is to be
+compared with. All run in turn, in the reverse order every other round; the table, on stdout, has medians. The features
+are compared, too.
 """
 
 import argparse
@@ -104,7 +104,9 @@ def torch_side(args: argparse.Namespace) -> None:
     print(json.dumps({"images_per_second": args.images / seconds, "device": str(device)}))
 
 
-def byol_side(args: argparse.Namespace, case: str, data: pathlib.Path, weights: pathlib.Path, out: pathlib.Path) -> dict:
+def byol_side(
+    args: argparse.Namespace, case: str, data: pathlib.Path, weights: pathlib.Path, out: pathlib.Path
+) -> dict:
     size, mean, std, *_, images = CASES[case]
     settings = {
         "data.format": "parquet" if case == "cifar" else "image_folder",
