@@ -1,8 +1,8 @@
 //! The README's walk, read out of the README and run as written: train the quick start, evaluate, extract features,
 //! export, load in Python. What the README shows is what the commands say, but for the numbers.
 //!
-//! The Python of BYOL_PYTHON (else `python3`) needs scripts/exports/requirements.txt installed; that part is skipped where
-//! `python3` lacks them, and fails where a named one does.
+//! The Python of BYOL_PYTHON (else `python3`) needs scripts/exports/requirements.txt installed; that part is skipped
+//! where `python3` lacks them, and fails where a named one does.
 
 use std::ffi::OsString;
 use std::fs;
