@@ -1,5 +1,5 @@
 //! `byol export-encoder` as a user runs it: each format read back, by others' eyes where Rust has them, and what is
-//! refused. Python's side of it is scripts/check_exports.py.
+//! refused. Python's side of it is scripts/exports/check.py.
 
 mod support;
 

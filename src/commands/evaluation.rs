@@ -83,9 +83,16 @@ impl Evaluation {
             );
         }
         let signals = Signals::listen()?;
+        let mut loader = machine.loader;
+        if config.data.workers == 0 {
+            // A forward pass costs a fraction of a training step, for which the default is made. Workers wait while
+            // enough batches do, so more of them than needed take nothing from libtorch.
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            loader.workers = loader.workers.max(cores.div_ceil(2));
+        }
         let options = ExtractOptions {
             batch_size: config.train.micro_batch().clamp(64, 512),
-            loader: machine.loader,
+            loader,
             bad: BadImages::new(config.data.on_bad_image),
             channels_last: config.train.channels_last,
             interrupted: setup::interrupted(&signals),

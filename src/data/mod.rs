@@ -132,7 +132,7 @@ pub struct DataConfig {
     pub cache_bytes: usize,
     /// Folder of that temporary file; it needs room for the whole set. Default TMPDIR, or /tmp.
     pub spill_dir: Option<PathBuf>,
-    /// Threads that decode and augment, 0 to 1024; 0: automatic, by device and cores. Default 0.
+    /// Threads that decode and augment, 0 to 1024; 0: automatic, by command, device and cores. Default 0.
     pub workers: usize,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,

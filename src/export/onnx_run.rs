@@ -1,6 +1,6 @@
 //! Runs an ONNX file of [`super::onnx`], from its bytes, with libtorch's operators: whether the weights, the wiring
 //! and the attributes in the file are those of the encoder. That runtimes take the file as well, which no user's
-//! weights change, is what `scripts/check_exports.py` shows with onnx.checker and onnxruntime.
+//! weights change, is what `scripts/exports/check.py` shows with onnx.checker and onnxruntime.
 
 use std::collections::HashMap;
 
