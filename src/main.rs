@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use byol::backend::first_line;
 use byol::cli::{BenchCommand, Cli, Command};
@@ -19,6 +20,8 @@ fn main() -> ExitCode {
         (_, true) => log::LevelFilter::Warn,
         _ => log::LevelFilter::Info,
     });
+    // Beyond a limit on file sizes this signal would end the process; caught, the write fails and says so.
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
     // tch panics where an operator fails; the message below says it in one line instead.
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = std::panic::catch_unwind(|| match &cli.command {

@@ -260,6 +260,35 @@ fn extracted_features_are_whole_and_nothing_is_overwritten() {
     run.failed("extract-features", &["--output", &run.path("x.npy")], &["expected a folder"]);
 }
 
+fn only_path(images: &Path, key: &str, name: &str) -> String {
+    format!("data.{key}={}", images.join(name).display())
+}
+
+#[test]
+fn features_of_nothing_are_not_written() {
+    let run = Run::new();
+    let images = run.folder.path().join("rubbish");
+    fs::create_dir(&images).expect("made");
+    (0..3).for_each(|i| fs::write(images.join(format!("{i}.png")), "not an image").expect("written"));
+    let config = run.path("rubbish.yaml");
+    fs::write(&config, format!("data: {{format: image_folder, path: {}}}\n", images.display())).expect("written");
+    let output = run.path("f.safetensors");
+    run.failed("extract-features", &["--config", &config, "--output", &output], &["none of the images could be read"]);
+    assert!(!Path::new(&output).exists());
+}
+
+/// What a result is for is to be read: only a reader that has gone away is passed over.
+#[test]
+fn a_result_that_cannot_be_printed_is_an_error() {
+    let run = Run::new();
+    let arguments = run.arguments("knn-eval", &["--k", "1"]);
+    let mut command = byol(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let full = fs::File::options().write(true).open("/dev/full").expect("a full device");
+    let output = command.stdout(full).output().expect("byol runs");
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && message.contains("cannot write the result to stdout"), "{message}");
+}
+
 #[test]
 fn images_that_cannot_be_read_or_have_no_label_are_said() {
     let run = Run::new();
@@ -288,6 +317,14 @@ fn images_that_cannot_be_read_or_have_no_label_are_said() {
     // A class that was never seen, no held-out images, no labels.
     draw_images(&images.join("val"), &["c"], 2);
     run.failed("linear-eval", &config, &["data.eval_path"]);
+    // The same for k-NN, whose classes are numbers.
+    for (list, labels) in [("train.txt", [0, 1]), ("val.txt", [0, 7])] {
+        let line = |(i, label): (usize, i32)| format!("train/a/{i}.png\t{label}\n");
+        fs::write(images.join(list), [0, 1].into_iter().zip(labels).map(line).collect::<String>()).expect("written");
+    }
+    let lists = [only_path(&images, "path", "train.txt"), only_path(&images, "eval_path", "val.txt")];
+    let lists = ["--set", &lists[0], "--set", &lists[1], "--k", "1"];
+    run.failed("knn-eval", &[&config[..], &lists].concat(), &["data.eval_path", "none of them is of class 7"]);
     let only = |folder: &str| format!("data.path={}", images.join(folder).display());
     run.failed(
         "linear-eval",
@@ -297,8 +334,8 @@ fn images_that_cannot_be_read_or_have_no_label_are_said() {
     fs::write(images.join("train/a/3.png"), fs::read(images.join("train/a/4.png")).expect("read")).expect("written");
     fs::remove_dir_all(images.join("val/c")).expect("removed");
     fs::rename(images.join("train/a/5.png"), images.join("train/5.png")).expect("moved");
-    run.failed("linear-eval", &config, &["data.path: found no label for", "expected one for every image"]);
-    run.failed("knn-eval", &[&config[..], &["--k", "3"]].concat(), &["data.path: found no label for"]);
+    run.failed("linear-eval", &config, &["data.path: found no label for any image"]);
+    run.failed("knn-eval", &[&config[..], &["--k", "3"]].concat(), &["data.path: found no label for any image"]);
     let said = run.stdout("extract-features", &[&config[..], &["--output", &run.path("unlabelled")]].concat());
     assert!(said.contains("24 x 128 features, 24 without a label (-1)"), "{said}");
 }
@@ -335,6 +372,14 @@ fn what_is_no_such_encoder_is_refused() {
     failed(&knn, &["encoder.safetensors"]);
     fs::write(&file, "no tensors").expect("written");
     failed(&knn, &["encoder.safetensors"]);
+    // A variance below 0 gives features that are no numbers.
+    let mut bytes = bytes;
+    let tensors = SafeTensors::deserialize(&bytes).expect("whole");
+    let data = tensors.tensor("layer4.1.bn2.running_var").expect("a variance").data();
+    let at = data.as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[at..at + 4].copy_from_slice(&(-1f32).to_le_bytes());
+    fs::write(&file, bytes).expect("written");
+    failed(&knn, &["layer4.1.bn2.running_var holds negative values"]);
     let model = run.checkpoint().join("model.safetensors");
     let bytes = fs::read(&model).expect("read");
     fs::write(&model, &bytes[..bytes.len() / 2]).expect("cut");

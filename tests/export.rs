@@ -244,13 +244,19 @@ fn what_cannot_be_written_is_refused_before_any_work() {
         |args: Vec<String>, parts: &[&str]| refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), parts);
     let there = path("there.onnx");
     fs::write(&there, b"precious").expect("written");
-    check(export(&there, &[]), &["is there already; add --force"]);
+    check(export(&there, &[]), &["there.onnx exists already; add --force"]);
     assert_eq!(fs::read(&there).expect("bytes"), b"precious");
     exported("onnx", Path::new(&there), &["--force"]);
     assert!(fs::read(&there).expect("bytes").len() > 1000);
-    check(export(&path("no/such/x.onnx"), &[]), &["its folder cannot be written", "No such file"]);
-    check(export(&format!("{there}/x.onnx"), &[]), &["its folder cannot be written"]);
-    check(export(&path(""), &["--force"]), &["found a folder"]);
+    check(export(&path("no/such/x.onnx"), &[]), &["--output: found no folder", "no/such"]);
+    check(export(&format!("{there}/x.onnx"), &[]), &["--output: found no folder"]);
+    check(export(&path(""), &["--force"]), &["found the folder"]);
+    // A rename would replace a device or a pipe, and a link that leads nowhere yet.
+    let pipe = path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    check(export(&pipe, &["--force"]), &["is no regular file, and is not replaced"]);
+    std::os::unix::fs::symlink("nowhere", path("link")).expect("linked");
+    check(export(&path("link"), &[]), &["exists already; add --force"]);
     let model = RUN.checkpoint(4).join("model.safetensors").display().to_string();
     check(export(&model, &["--force"]), &["is what is exported"]);
     Encoder::open(&RUN.checkpoint(4), &EncoderOptions::default()).expect("still whole");
@@ -273,10 +279,30 @@ fn what_cannot_be_written_is_refused_before_any_work() {
     fs::write(&foreign, b"PK\x03\x04").expect("written");
     check(other("onnx", &foreign, &[]), &["found a PyTorch pickle", "convert it with: python -c"]);
     check(other("onnx", &there, &[]), &["not a whole safetensors file"]);
+    check(other("onnx", &pipe, &[]), &["found no regular file, expected safetensors"]);
     check(other("onnx", &there, &["--network", "target", "--config", "x"]), &["found a file, expected a run's"]);
     assert!(!Path::new(&new).exists());
     let usage = byol(&["--checkpoint", &run, "--format", "onnx", "--output", &new, "--image-size", "7"]);
     assert_eq!(usage.status.code(), Some(2));
+}
+
+/// A file that cannot grow, as on a full disk: one line, and nothing is left.
+#[test]
+fn an_export_that_does_not_fit_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for format in ["onnx", "safetensors"] {
+        let command = format!(
+            "ulimit -f 100; exec '{}' -q export-encoder --checkpoint '{}' --format {format} --output '{}/x'",
+            env!("CARGO_BIN_EXE_byol"),
+            RUN.dir().display(),
+            folder.path().display()
+        );
+        let output = Command::new("bash").args(["-c", &command]).output().expect("bash runs");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
+        assert!(message.contains("File too large"), "{message}");
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 0, "{format}");
+    }
 }
 
 #[test]

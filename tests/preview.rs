@@ -167,7 +167,7 @@ fn an_output_that_exists_is_replaced_only_by_force() {
     assert_eq!(fs::read(folder.path("views.png")).expect("still there"), b"mine");
     folder.picture(&["--force", "--images", "1", "--draws", "1"]);
     fs::create_dir(folder.path("folder.png")).expect("a folder");
-    refused(&folder.preview("folder.png", &["--force"]), &["--output", "found a folder", "folder.png"]);
+    refused(&folder.preview("folder.png", &["--force"]), &["--output", "found the folder", "folder.png"]);
 }
 
 #[test]

@@ -72,6 +72,30 @@ pub fn set_aside(root: &Path, from: u64) -> Result<()> {
     Ok(())
 }
 
+/// Finds out before any work whether `output` can become a file.
+/// # Errors
+/// It is there (a dangling link, too) and `force` is not given; it is no regular file, such as a folder or a device,
+/// which a rename would replace; its folder is not there or cannot be written.
+pub fn check_output(output: &Path, force: bool) -> Result<()> {
+    let name = output.display();
+    if output.is_dir() {
+        bail!("--output: found the folder {name}, expected the name of a file");
+    }
+    let there = fs::symlink_metadata(output).is_ok();
+    if there && output.exists() && !output.is_file() {
+        bail!("--output: {name} is no regular file, and is not replaced; choose another name");
+    }
+    if there && !force {
+        bail!("--output: {name} exists already; add --force to replace it, or choose another name");
+    }
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        bail!("--output: found no folder {}, expected one that exists; make it, or choose another", folder.display());
+    }
+    let trial = tempfile::NamedTempFile::new_in(folder);
+    trial.map(drop).with_context(|| format!("--output: folder {} cannot be written", folder.display()))
+}
+
 /// Writes a file under another name, syncs it, and renames it into place.
 /// # Errors
 /// What the system says, with the path.

@@ -1,5 +1,6 @@
 //! What the commands on a trained encoder share: its config, its data, and an end without debris.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -108,6 +109,19 @@ impl Evaluation {
         data::open_train(&self.config.data).context("data.path")
     }
 
+    /// Those of the training images that have a label.
+    /// # Errors
+    /// They cannot be opened; none has.
+    pub fn labelled_train_set(&self) -> Result<Arc<dyn Dataset>> {
+        let all = self.train_set()?;
+        let labelled = data::subset::labelled(all.clone());
+        let labelled = labelled.context("data.path: found no label for any image, expected images with classes")?;
+        if labelled.len() < all.len() {
+            log::info!("{} of {} training images have a label and are used", labelled.len(), all.len());
+        }
+        Ok(labelled)
+    }
+
     /// The held-out images, if there are any.
     /// # Errors
     /// They cannot be opened.
@@ -182,7 +196,12 @@ impl Evaluation {
 }
 
 /// Prints a result; whoever reads stdout may be gone, which changes nothing.
-pub fn print(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+/// # Errors
+/// It cannot be written for another reason, such as a full disk.
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the result to stdout"),
+        _ => Ok(()),
+    }
 }

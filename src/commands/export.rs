@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::setup::Machine;
 use crate::backend;
+use crate::checkpoint;
 use crate::cli::ExportArgs;
 use crate::config::Config;
 use crate::data;
@@ -23,7 +24,7 @@ const BATCH: usize = 256;
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExportArgs) -> Result<u8> {
     check_options(args)?;
-    export::check_output(&args.output, args.force)?;
+    checkpoint::check_output(&args.output, args.force)?;
     // The export is made and verified on the CPU in fp32, whatever the run was trained on.
     backend::set_threads(backend::default_threads(tch::Device::Cpu).0);
     let options = EncoderOptions { which: args.network, ..EncoderOptions::default() };

@@ -52,6 +52,5 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         "{}: {rows} x {dim} features{skipped}{unlabelled}; {seconds:.1} s, {:.0} images/s",
         args.output.display(),
         rows as f64 / seconds
-    ));
-    Ok(())
+    ))
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::evaluation::{Evaluation, print};
 use crate::cli::KnnEvalArgs;
-use crate::eval::{extract, knn};
+use crate::eval::{Classes, extract, knn};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -24,7 +24,7 @@ pub fn run(args: &KnnEvalArgs) -> Result<u8> {
 
 fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     let Evaluation { encoder, options, config, .. } = evaluation;
-    let (train, test) = (evaluation.train_set()?, evaluation.held_out()?);
+    let (train, test) = (evaluation.labelled_train_set()?, evaluation.held_out()?);
     // Before minutes of work: can it be done?
     let others = train.len() - usize::from(test.is_none());
     for &k in &args.k {
@@ -33,13 +33,7 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
             "--k: found {k}, expected 1 to {others}, the number of training images to compare with"
         );
     }
-    for (key, set) in [("data.path", Some(&train)), ("data.eval_path", test.as_ref())] {
-        let missing =
-            set.and_then(|set| (0..set.len()).find(|&i| set.label(i).is_none_or(|label| label < 0)).map(|i| (set, i)));
-        if let Some((set, index)) = missing {
-            anyhow::bail!("{key}: found no label for {}, expected one for every image", set.describe(index));
-        }
-    }
+    Classes::of(&*train, &**test.as_ref().unwrap_or(&train))?;
     evaluation.check_memory(train.len(), "lower data.limit")?;
     log::info!("{}", evaluation.encoder_line());
     let started = Instant::now();
@@ -73,8 +67,7 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
             "images_skipped": options.bad.count(),
             "seconds": seconds,
         });
-        print(&serde_json::to_string_pretty(&report)?);
-        return Ok(());
+        return print(&serde_json::to_string_pretty(&report)?);
     }
     let mut text = format!(
         "{}\nweighted k-NN, cosine, temperature {}: {against}; {seconds:.1} s\n\n{:>6}  {:>8}  {:>8}\n",
@@ -87,6 +80,5 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     for result in results {
         text += &format!("{:>6}  {:>6.2} %  {:>6.2} %\n", result.k, 100.0 * result.top1, 100.0 * result.top5);
     }
-    print(&text);
-    Ok(())
+    print(&text)
 }

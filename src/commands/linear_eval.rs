@@ -4,12 +4,12 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::evaluation::{Evaluation, print};
 use crate::backend;
-use crate::checkpoint::write_file;
+use crate::checkpoint::{check_output, write_file};
 use crate::cli::LinearEvalArgs;
 use crate::eval::{Classes, Encoder, Outcome, Split, Task, Trial};
 
@@ -24,8 +24,8 @@ pub fn run(args: &LinearEvalArgs) -> Result<u8> {
         let right = fraction > 0.0 && fraction < 1.0;
         ensure!(right, "--fraction: found {fraction}, expected above 0 and below 1; leave it out to use all labels");
     }
-    if let Some(path) = args.output.as_ref().filter(|path| path.exists() && !args.force) {
-        bail!("--output: {} exists already; add --force to replace it, or choose another name", path.display());
+    if let Some(path) = &args.output {
+        check_output(path, args.force)?;
     }
     let evaluation = Evaluation::open(&args.encoder)?;
     evaluation.end(evaluate(&evaluation, args))
@@ -86,7 +86,7 @@ struct Report {
 fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
     let (config, encoder) = (&evaluation.config, &evaluation.encoder);
     let own = &config.linear_eval;
-    let (train, test) = (evaluation.train_set()?, evaluation.test_set()?);
+    let (train, test) = (evaluation.labelled_train_set()?, evaluation.test_set()?);
     let trials = match args.finetune {
         true => own.finetune_epochs.len() * own.finetune_learning_rates.len(),
         false => own.learning_rates.len(),
@@ -155,10 +155,10 @@ fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
         (name, None) => format!("{name}.json"),
     };
     let path = args.output.clone().or_else(|| Some(evaluation.run_folder()?.join(name)));
-    if let Some(path) = &path {
-        write_file(path, json.as_bytes())?;
-    }
-    print(&if args.json { json } else { table(&report, &evaluation.encoder_line()) });
+    let written = path.as_ref().map(|path| write_file(path, json.as_bytes()));
+    // First what the work was for: the report may have met a full disk.
+    print(&if args.json { json } else { table(&report, &evaluation.encoder_line()) })?;
+    written.transpose().context("the report could not be written")?;
     if let Some(path) = &path {
         log::info!("report: {}", path.display());
     }

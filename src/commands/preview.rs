@@ -1,7 +1,6 @@
 //! `byol preview`: what the augmentations of a config make of its images, as a picture to look at before training.
 
 use std::io::{Cursor, Write};
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use image::ImageFormat;
@@ -21,7 +20,10 @@ use crate::rng::{Purpose, Stream};
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
-    check_output(&args.output, args.force)?;
+    if !args.output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        bail!("--output: found {}, expected a name ending in .png", args.output.display());
+    }
+    checkpoint::check_output(&args.output, args.force)?;
     let place = || format!("{}: data.path", Config::place(&args.source.config, &args.source.set, "data.path"));
     let dataset = data::open_train(&config.data).with_context(place)?;
     let bad = BadImages::new(config.data.on_bad_image);
@@ -73,25 +75,6 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.height(),
     );
     Ok(0)
-}
-
-/// Finds out, before any work, whether the picture can be written.
-fn check_output(path: &Path, force: bool) -> Result<()> {
-    let shown = path.display();
-    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-        bail!("--output: found {shown}, expected a name ending in .png");
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        bail!("--output: found no folder {}, expected one to write {shown} in; make it first", folder.display());
-    }
-    if path.is_dir() {
-        bail!("--output: found a folder, expected a file name: {shown}");
-    }
-    if path.symlink_metadata().is_ok() && !force {
-        bail!("--output: {shown} exists already; add --force to replace it, or choose another name");
-    }
-    Ok(())
 }
 
 /// Positions of `wanted` images of `len`, in order: one at random from each of as many equal parts, so that sets

@@ -10,7 +10,7 @@ use super::foreign;
 use crate::augment::AugmentConfig;
 use crate::backend::Autocast;
 use crate::checkpoint::{self, Manifest};
-use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Params, ResNet, ResNetConfig};
+use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Named, Params, ResNet, ResNetConfig};
 
 /// Which of a run's two encoders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -188,6 +188,12 @@ impl Encoder {
             let bad = tensors().zip(&sums).find(|(_, sum)| !sum.double_value(&[]).is_finite());
             let name = bad.map_or("", |(named, _)| named.name.as_str());
             bail!("{}: {name} holds values that are not finite", self.source.display());
+        }
+        let variances = self.params.buffers.iter().filter(|n| n.name.ends_with("running_var"));
+        for Named { name, tensor } in variances {
+            if tensor.min().double_value(&[]) < 0.0 {
+                bail!("{}: {name} holds negative values, expected variances", self.source.display());
+            }
         }
         if options.channels_last {
             self.params.to_channels_last();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -18,6 +18,9 @@ use crate::model::{Arch, Params, ResNetConfig, Stem};
 /// Not there; one of Python's pickles, with the line that converts it.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
+    // Opening a named pipe would wait for its writer.
+    let regular = std::fs::metadata(path).map_or(true, |metadata| metadata.is_file());
+    ensure!(regular, "{name}: found no regular file, expected safetensors");
     let bytes = std::fs::read(path).with_context(|| format!("reading {name}"))?;
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     // A zip archive or a bare pickle, as torch.save writes them.

@@ -5,9 +5,11 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tch::{Device, Tensor};
+
+use crate::checkpoint::check_output;
 
 /// Bytes of an `.npy` header: a multiple of 64, with room for any shape.
 const NPY_HEADER: usize = 128;
@@ -88,13 +90,11 @@ impl FeatureWriter {
             );
         }
         let targets = if single { vec![output.to_path_buf()] } else { NPY_FILES.map(|n| output.join(n)).to_vec() };
-        if let Some(there) = targets.iter().find(|path| path.exists()).filter(|_| !force) {
-            bail!("--output: {} exists already; add --force to replace it, or choose another name", there.display());
-        }
         let parent = if single { output.parent().unwrap_or(Path::new("")) } else { output };
         if !parent.as_os_str().is_empty() {
             fs::create_dir_all(parent).with_context(|| format!("--output: cannot make {}", parent.display()))?;
         }
+        targets.iter().try_for_each(|path| check_output(path, force))?;
         let header = match single {
             true => (8 + SAFETENSORS_HEADER + metadata.to_string().len()).next_multiple_of(8),
             false => NPY_HEADER,
@@ -122,6 +122,7 @@ impl FeatureWriter {
     /// What the system says.
     pub fn finish(mut self) -> Result<usize> {
         let (rows, dim) = (self.labels.len(), self.dim);
+        ensure!(rows > 0, "none of the images could be read, see the warnings; nothing was written");
         let [labels, indices] =
             [&self.labels, &self.indices].map(|v| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>());
         if let Some(folder) = &self.folder {

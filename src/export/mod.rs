@@ -112,28 +112,6 @@ impl Difference {
     }
 }
 
-/// Finds out before any work whether `output` can be written.
-/// # Errors
-/// It is there already and `force` is not given; it is a folder, or its folder cannot be written.
-pub fn check_output(output: &Path, force: bool) -> Result<()> {
-    let name = output.display();
-    if output.is_dir() {
-        bail!("--output {name}: found a folder, expected the name of a file");
-    }
-    if output.exists() && !force {
-        bail!("--output {name}: is there already; add --force to replace it, or choose another name");
-    }
-    let trial = partial(output);
-    fs::File::create(&trial).with_context(|| format!("--output {name}: its folder cannot be written"))?;
-    fs::remove_file(&trial).with_context(|| format!("--output {name}: its folder cannot be written"))
-}
-
-/// A name beside `output` for what is not finished.
-fn partial(output: &Path) -> std::path::PathBuf {
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
-    output.with_file_name(format!(".partial-{name}"))
-}
-
 /// Writes the encoder to `output`, whole or not at all. It has to be on the CPU, in fp32 and planar.
 /// # Errors
 /// It does not fit into the format; the disk is full; what libtorch says.
@@ -141,13 +119,7 @@ pub fn write(encoder: &Encoder, format: Format, options: &GraphOptions, output: 
     let bytes = match format {
         Format::Safetensors => safetensors::serialize(encoder, metadata(encoder, options, false))?,
         Format::Onnx => onnx::serialize(encoder, options, metadata(encoder, options, options.normalize))?,
-        Format::Torchscript => {
-            let traced = partial(&output.with_extension("traced"));
-            let bytes = torchscript::write(encoder, options, &traced)
-                .and_then(|()| fs::read(&traced).with_context(|| format!("reading {}", traced.display())));
-            let _ = fs::remove_file(&traced); // not there where tracing failed
-            bytes?
-        }
+        Format::Torchscript => torchscript::serialize(encoder, options)?,
     };
     write_file(output, &bytes)
 }

@@ -1,18 +1,24 @@
 //! An encoder as a TorchScript module: traced, so that its weights are constants of the graph, then frozen.
 
-use std::path::Path;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use rustix::fs::{MemfdFlags, memfd_create};
 use tch::{CModule, Kind, Tensor};
 
 use super::GraphOptions;
 use crate::backend;
 use crate::eval::Encoder;
 
-/// Writes the module to `path`. Batch and image size are free: the trace holds no shape.
+/// The module's file. Batch and image size are free: the trace holds no shape.
 /// # Errors
-/// What libtorch says, such as a full disk.
-pub(super) fn write(encoder: &Encoder, options: &GraphOptions, path: &Path) -> Result<()> {
+/// What libtorch says.
+pub(super) fn serialize(encoder: &Encoder, options: &GraphOptions) -> Result<Vec<u8>> {
+    // libtorch writes to paths only, and ends the process where one is full: it gets a file in memory.
+    let memory = memfd_create("byol-torchscript", MemfdFlags::CLOEXEC).context("cannot make a file in memory")?;
+    let path = &PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
     let _no_grad = tch::no_grad_guard();
     let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
     let [mean, std] = [mean, std].map(|v| Tensor::from_slice(v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
@@ -22,5 +28,6 @@ pub(super) fn write(encoder: &Encoder, options: &GraphOptions, path: &Path) -> R
         vec![encoder.net.forward(&x, false)]
     };
     CModule::create_by_tracing("Encoder", "forward", &[example], &mut forward)?.save(path)?;
-    backend::freeze_torchscript(path)
+    backend::freeze_torchscript(path)?;
+    fs::read(path).context("reading the module back")
 }
