@@ -237,7 +237,12 @@ mod tests {
             assert_eq!(fs::read(&target)?, before);
             let left: Vec<_> = fs::read_dir(target.parent().expect("a folder"))?.flatten().collect();
             assert!(left.iter().all(|e| !e.file_name().to_string_lossy().starts_with(".partial")), "{left:?}");
-            FeatureWriter::create(&output, 8, json!({}), true)?.finish()?;
+            assert!(FeatureWriter::create(&output, 8, json!({}), true)?.finish().is_err(), "no rows");
+            assert_eq!(fs::read(&target)?, before);
+            let mut twice = FeatureWriter::create(&output, 8, json!({}), true)?;
+            rows(&mut twice)?;
+            rows(&mut twice)?;
+            twice.finish()?;
             assert_ne!(fs::read(&target)?, before);
         }
         fs::write(folder.path().join("file"), "")?;
