@@ -2,7 +2,8 @@
 //!
 //! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each;
 //! [`train`] moves the online and the target [`model`] with [`optim`] and [`ema`]; [`checkpoint`] keeps what
-//! a run needs to go on. Read `src/train/step.rs` first: it is the paper's algorithm.
+//! a run needs to go on. [`eval`] tells what an encoder is worth, [`export`] writes it for other software,
+//! [`preview`] draws the views. Read `src/train/step.rs` first: it is the paper's algorithm.
 
 pub mod augment;
 pub mod backend;
