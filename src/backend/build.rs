@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/backend/shim.cpp");
-    println!("cargo:rerun-if-changed=src/backend/build.rs");
+    for source in ["build.rs", "shim.cpp", "foreach.cpp", "guarded.h"] {
+        println!("cargo:rerun-if-changed=src/backend/{source}");
+    }
     // Published by torch-sys to its direct dependents.
     let lib = PathBuf::from(
         std::env::var("DEP_TCH_LIBTORCH_LIB")
@@ -18,6 +19,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file("src/backend/shim.cpp")
+        .file("src/backend/foreach.cpp")
         .compile("byol_shim");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=BYOL_LIBTORCH_LIB={}", lib.display());

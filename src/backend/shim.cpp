@@ -4,29 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/DeviceType.h>
-#include <c10/util/Exception.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
-#include <string>
-
-namespace {
-thread_local std::string last_error;
-
-template <typename F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
-} // namespace
+#include "guarded.h"
 
 extern "C" {
 
@@ -68,11 +48,6 @@ int byol_deterministic(int on) {
 // Makes a parameter's gradient undefined: the next backward pass then stores instead of adding.
 int byol_clear_grad(at::Tensor* parameter) {
   return guarded([&] { parameter->mutable_grad().reset(); });
-}
-
-// tensor += alpha * other, in place and without a temporary (tch binds no alpha).
-int byol_add_scaled(at::Tensor* tensor, const at::Tensor* other, double alpha) {
-  return guarded([&] { tensor->add_(*other, alpha); });
 }
 
 // Freezes the TorchScript module in a file (torch.jit.freeze) and writes it back.

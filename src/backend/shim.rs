@@ -1,4 +1,4 @@
-//! The Rust side of `shim.cpp` and of `dlopen`: the only `unsafe` of the crate, each call wrapped in a safe function.
+//! The Rust side of `shim.cpp` and of `dlopen`, each call wrapped in a safe function.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -13,11 +13,11 @@ unsafe extern "C" {
     fn byol_allow_tf32(allow: c_int) -> c_int;
     fn byol_deterministic(on: c_int) -> c_int;
     fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
-    fn byol_add_scaled(tensor: *mut torch_sys::C_tensor, other: *const torch_sys::C_tensor, alpha: f64) -> c_int;
     fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
-fn check(status: c_int) -> Result<()> {
+/// A shim function's status as a result; the error is the first line of what it left.
+pub(super) fn check(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
@@ -50,12 +50,6 @@ pub fn deterministic(on: bool) -> Result<()> {
 pub fn clear_grad(parameter: &Tensor) -> Result<()> {
     // SAFETY: the pointer is valid while `parameter` is borrowed and the shim does not keep it.
     check(unsafe { byol_clear_grad(parameter.as_ptr().cast_mut()) })
-}
-
-/// `tensor.add_(other, alpha=alpha)`: one pass and one rounding, as PyTorch's optimisers do it.
-pub fn add_scaled(tensor: &Tensor, other: &Tensor, alpha: f64) -> Result<()> {
-    // SAFETY: both pointers are valid while borrowed and the shim keeps neither.
-    check(unsafe { byol_add_scaled(tensor.as_ptr().cast_mut(), other.as_ptr(), alpha) })
 }
 
 /// Freezes the TorchScript module in a file, in place (`torch.jit.freeze`): nothing of it can be trained any more,

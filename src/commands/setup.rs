@@ -10,7 +10,10 @@ use crate::backend;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::LoaderOptions;
-use crate::train::{Precision, Signals};
+use crate::ema::Ema;
+use crate::model::Network;
+use crate::optim::Optimizer;
+use crate::train::{Byol, Precision, Signals};
 
 /// The machine as a config wants it used.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +39,9 @@ impl Machine {
         let threads = or(config.train.threads, torch_threads);
         let workers = or(config.data.workers, loader_workers);
         backend::set_threads(threads);
+        if device == Device::Cpu {
+            backend::keep_freed_memory();
+        }
         backend::allow_tf32(config.train.allow_tf32)?;
         backend::deterministic(config.train.deterministic)?;
         let bf16 = match config.train.precision {
@@ -51,6 +57,19 @@ impl Machine {
     pub fn precision(&self) -> &'static str {
         if self.bf16 { "bf16" } else { "fp32" }
     }
+}
+
+/// Both networks as they start, and the optimiser.
+pub fn networks(config: &Config, machine: &Machine) -> Byol {
+    let (device, bf16) = (machine.device, machine.bf16);
+    let mut online = Network::online(&config.model, device, config.train.seed);
+    let mut target = Network::target_of(&online, &config.model, device);
+    if config.train.channels_last {
+        online.params.to_channels_last();
+        target.params.to_channels_last();
+    }
+    let optimizer = Optimizer::new(&config.optimizer, &online.params);
+    Byol { online, target, optimizer, ema: Ema::new(device), bf16, device }
 }
 
 /// Bytes of memory that the machine has, as far as it tells.

@@ -21,9 +21,7 @@ use crate::data::{self, Dataset};
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
-use crate::model::Network;
-use crate::optim::Optimizer;
-use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Signals, Trainer};
+use crate::train::{Byol, Ending, Feed, KnnWatch, Outcome, Plan, Signals, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -44,7 +42,7 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     let bad = BadImages::new(config.data.on_bad_image);
     let knn = knn_watch(&config, &dataset, bad.clone(), machine.loader, &signals)?;
 
-    let byol = build(&config, machine.device, machine.bf16);
+    let byol = setup::networks(&config, &machine);
     let mut manifest = Manifest {
         total_steps: plan.total_steps,
         steps_per_epoch: plan.steps_per_epoch,
@@ -69,6 +67,7 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
     let first = manifest.step * parts as u64;
     let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), machine.loader)?;
+    let feed = Feed::new(&config.augment, machine.device, config.train.channels_last, machine.bf16)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
     let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
     let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?;
@@ -76,12 +75,12 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         byol,
         plan,
         loader,
+        feed,
         knn,
         logger,
         manifest,
         checkpoints,
         train: config.train.clone(),
-        augment: config.augment.clone(),
         monitor: config.monitor.clone(),
         output: config.output.clone(),
     };
@@ -142,17 +141,6 @@ fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<(PathBuf, File
     }
     checkpoint::clean(&checkpoints, usize::MAX);
     Ok((checkpoints, lock))
-}
-
-fn build(config: &Config, device: Device, bf16: bool) -> Byol {
-    let mut online = Network::online(&config.model, device, config.train.seed);
-    let mut target = Network::target_of(&online, &config.model, device);
-    if config.train.channels_last {
-        online.params.to_channels_last();
-        target.params.to_channels_last();
-    }
-    let optimizer = Optimizer::new(&config.optimizer, &online.params);
-    Byol { online, target, optimizer, bf16, device }
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.

@@ -8,9 +8,9 @@ mod sgd;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use crate::backend;
+use crate::backend::{self, foreach};
 use crate::model::{Named, Params};
 
 pub use schedule::{EmaConfig, ScheduleConfig, TauSchedule, learning_rate, tau};
@@ -106,13 +106,6 @@ impl OptimizerConfig {
     }
 }
 
-/// g + wd w: the gradient of the loss with its L2 penalty.
-fn decayed(gradient: &Tensor, weight: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
-    let sum = gradient.copy();
-    backend::add_scaled(&sum, weight, config.weight_decay)?;
-    Ok(sum)
-}
-
 /// One parameter and what the optimiser keeps for it.
 struct Slot {
     name: String,
@@ -127,6 +120,18 @@ struct Slot {
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: Vec<Slot>,
+    /// Learning rate of the update, and updates with this one, on the device.
+    lr: Tensor,
+    count: Tensor,
+}
+
+/// Parameters that are updated alike, with their gradients and state, in the same order.
+struct Group {
+    adapted: bool,
+    weights: Vec<Tensor>,
+    gradients: Vec<Tensor>,
+    /// Momentum, or Adam's first moment; its second.
+    state: [Vec<Tensor>; 2],
 }
 
 impl Optimizer {
@@ -140,7 +145,9 @@ impl Optimizer {
             // Zeros in the weight's own memory layout.
             state: (0..states).map(|_| parameter.tensor.detach().zeros_like()).collect(),
         });
-        Self { config: config.clone(), slots: slots.collect() }
+        let device = params.parameters.first().map_or(Device::Cpu, |parameter| parameter.tensor.device());
+        let (lr, count) = (foreach::rate(device), foreach::rate(device));
+        Self { config: config.clone(), slots: slots.collect(), lr, count }
     }
 
     /// Drops all gradients.
@@ -155,28 +162,52 @@ impl Optimizer {
     /// # Errors
     /// What libtorch says.
     pub fn step(&mut self, lr: f64, step: u64) -> Result<()> {
+        self.set(lr, step)?;
+        self.apply()
+    }
+
+    /// The learning rate of the update to come, and its number from 0.
+    /// # Errors
+    /// What libtorch says.
+    pub fn set(&self, lr: f64, step: u64) -> Result<()> {
+        foreach::set_rate(&self.lr, lr)?;
+        foreach::set_rate(&self.count, (step + 1) as f64)
+    }
+
+    /// The update itself, all of it on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn apply(&mut self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for slot in &mut self.slots {
-            let gradient = slot.weight.grad();
-            if !gradient.defined() {
-                continue;
-            }
-            let (weight, state, config) = (&mut slot.weight, &mut slot.state, &self.config);
-            match config.name {
-                Algorithm::Lars => lars::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
-                Algorithm::Sgd => sgd::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
-                Algorithm::Adamw => adamw::update(weight, &gradient, state, slot.adapted, lr, step, config),
+        for group in [self.group(true), self.group(false)].iter().filter(|group| !group.weights.is_empty()) {
+            match self.config.name {
+                Algorithm::Lars => lars::update(group, &self.lr, &self.config),
+                Algorithm::Sgd => sgd::update(group, &self.lr, &self.config),
+                Algorithm::Adamw => adamw::update(group, &self.lr, &self.count, &self.config),
             }?;
         }
         Ok(())
     }
 
+    /// The parameters that have a gradient and are subject to decay and adaptation, or are not.
+    fn group(&self, adapted: bool) -> Group {
+        let slots = || self.slots.iter().filter(|slot| slot.adapted == adapted && slot.weight.grad().defined());
+        let state = |at: usize| slots().filter_map(|slot| slot.state.get(at).map(Tensor::shallow_clone)).collect();
+        Group {
+            adapted,
+            weights: slots().map(|slot| slot.weight.shallow_clone()).collect(),
+            gradients: slots().map(|slot| slot.weight.grad()).collect(),
+            state: [state(0), state(1)],
+        }
+    }
+
     /// L2 norm over all gradients, on the device.
-    pub fn gradient_norm(&self) -> Tensor {
+    /// # Errors
+    /// No gradients; what libtorch says.
+    pub fn gradient_norm(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let gradients = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined);
-        let norms: Vec<Tensor> = gradients.map(|g| g.norm()).collect();
-        Tensor::stack(&norms, 0).norm()
+        let gradients: Vec<_> = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();
+        Ok(foreach::norms(&gradients)?.f_norm()?)
     }
 
     /// The state, named `momentum.<parameter>` or `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.

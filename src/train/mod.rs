@@ -2,6 +2,8 @@
 //! signal, or numbers that are no longer numbers.
 
 mod config;
+mod feed;
+pub mod laps;
 mod plan;
 mod signals;
 mod step;
@@ -14,13 +16,12 @@ use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 pub use config::{MonitorConfig, OutputConfig, Precision, TrainConfig};
+pub use feed::Feed;
 pub use plan::Plan;
 pub use signals::Signals;
 pub use step::{Byol, StepOutput, Views};
 pub use watch::{CollapseWatch, KnnWatch};
 
-use crate::augment::AugmentConfig;
-use crate::backend;
 use crate::checkpoint::{self, Manifest};
 use crate::data::loader::{Batch, Loader};
 use crate::logging::{Logger, StepMetrics};
@@ -34,6 +35,8 @@ pub struct Trainer {
     pub plan: Plan,
     /// Micro-batches, from the first one not yet trained on.
     pub loader: Loader,
+    /// Brings them to the device.
+    pub feed: Feed,
     /// k-NN accuracy, where there are labels and the config asks for it.
     pub knn: Option<KnnWatch>,
     /// Bars, metrics.jsonl, TensorBoard.
@@ -44,8 +47,6 @@ pub struct Trainer {
     pub checkpoints: PathBuf,
     /// Section `train`.
     pub train: TrainConfig,
-    /// Section `augment`: size and normalisation.
-    pub augment: AugmentConfig,
     /// Section `monitor`.
     pub monitor: MonitorConfig,
     /// Section `output`.
@@ -131,8 +132,7 @@ impl Trainer {
             interval.waited += asked.elapsed().as_secs_f64();
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
-            let (device, planar) = (self.byol.device, !self.train.channels_last);
-            let views = micro_batches.iter().map(|batch| to_device(batch, &self.augment, device, planar));
+            let views = micro_batches.iter().map(|batch| self.feed.views(batch));
             let output = self.byol.step(views, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
             micro_batches.into_iter().for_each(|batch| self.loader.recycle(batch));
             interval.steps += 1;
@@ -163,7 +163,7 @@ impl Trainer {
                         z_std,
                         images_per_second: interval.images_per_second(self.train.batch_size),
                         data_wait_seconds: interval.waited,
-                        grad_norm: self.byol.optimizer.gradient_norm().double_value(&[]),
+                        grad_norm: self.byol.optimizer.gradient_norm()?.double_value(&[]),
                     };
                     self.logger.log(&metrics)?;
                     training_seconds += interval.restart();
@@ -247,14 +247,6 @@ impl Trainer {
              use train.precision=fp32"
         )
     }
-}
-
-/// Both views of a micro-batch, normalised, on the device.
-fn to_device(batch: &Batch, augment: &AugmentConfig, device: Device, planar: bool) -> Result<Views> {
-    let size = augment.size as i64;
-    let shape = [batch.indices.len() as i64, size, size, 3];
-    let view = |bytes: &[u8]| backend::normalised(bytes, shape, augment.mean, augment.std, device, planar);
-    Ok([view(&batch.views[0])?, view(&batch.views[1])?])
 }
 
 /// Name of the first parameter or buffer of either network with a value that is not finite.

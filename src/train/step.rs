@@ -3,8 +3,9 @@
 use anyhow::Result;
 use tch::{Device, Tensor};
 
+use super::laps::{Part, lap};
 use crate::backend::Autocast;
-use crate::ema;
+use crate::ema::Ema;
 use crate::eval::Represent;
 use crate::loss::{regression_loss, z_std};
 use crate::model::Network;
@@ -21,6 +22,8 @@ pub struct Byol {
     pub target: Network,
     /// Moves theta.
     pub optimizer: Optimizer,
+    /// Moves xi.
+    pub ema: Ema,
     /// Forward passes in bf16 autocast; weights, loss, optimiser and EMA stay in fp32.
     pub bf16: bool,
     /// Where it all lives.
@@ -47,6 +50,8 @@ impl Byol {
         tau: f64,
         step: u64,
     ) -> Result<StepOutput> {
+        self.optimizer.set(lr, step)?;
+        self.ema.set(tau)?;
         self.optimizer.zero_grad()?;
         let parts = micro_batches.len();
         let mut outputs = Vec::with_capacity(parts);
@@ -54,11 +59,14 @@ impl Byol {
             let output = self.forward(&views?)?;
             // Gradients add up in theta's `.grad`.
             (&output.loss / parts as f64).f_backward()?;
+            lap(Part::Backward);
             outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
         }
         // The seam for several processes: here they would average the gradients, and below the loss and z_std.
-        self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
-        ema::update(&self.target, &self.online, tau)?; // xi <- tau xi + (1 - tau) theta, the new theta
+        self.optimizer.apply()?; // theta <- optimizer(theta, gradient, lr)
+        lap(Part::Optimizer);
+        self.ema.update(&self.target, &self.online)?; // xi <- tau xi + (1 - tau) theta, the new theta
+        lap(Part::Ema);
         let losses: Vec<&Tensor> = outputs.iter().map(|o| &o.loss).collect();
         Ok(StepOutput { loss: Tensor::f_stack(&losses, 0)?.mean(None), z_std: outputs.swap_remove(0).z_std })
     }
@@ -71,14 +79,18 @@ impl Byol {
         let z2 = self.online.project(v2);
         let p1 = self.online.predict(&z1); // q(z)                       [N, D]
         let p2 = self.online.predict(&z2);
+        lap(Part::OnlineForward);
         let (t1, t2) = {
             let _no_grad = tch::no_grad_guard(); // the gradient stops at the target
             (self.target.project(v1), self.target.project(v2)) // z'     [N, D]
         };
+        lap(Part::TargetForward);
         drop(autocast); // the loss is taken in fp32
         // The prediction from one view meets the target's projection of the other.
         let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
-        Ok(StepOutput { loss, z_std: z_std(&z1) })
+        let z_std = z_std(&z1);
+        lap(Part::Loss);
+        Ok(StepOutput { loss, z_std })
     }
 }
 

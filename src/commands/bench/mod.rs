@@ -1,0 +1,4 @@
+//! `byol bench`: how fast the parts of training are on this machine, each as one line of JSON.
+
+pub mod loader;
+pub mod step;
