@@ -4,9 +4,11 @@
 mod alloc;
 mod cuda;
 pub mod foreach;
+pub mod graph;
 mod normalise;
 mod shim;
 pub mod simd;
+pub mod stream;
 
 use std::collections::BTreeSet;
 
@@ -16,7 +18,7 @@ use tch::{Device, Tensor};
 pub use alloc::{Counted, allocated_bytes, keep_freed_memory};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use normalise::Normaliser;
-pub use shim::{allow_tf32, clear_grad, deterministic, freeze_torchscript};
+pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, set_grad};
 
 /// The folder libtorch was linked from.
 pub const LIBTORCH_LIB: &str = env!("BYOL_LIBTORCH_LIB");
@@ -167,6 +169,10 @@ mod tests {
         assert!(!w.grad().defined());
         (&w * 5.0).sum(Kind::Float).backward();
         assert_eq!(Vec::<f32>::try_from(w.grad())?, [5.0, 5.0]);
+        let other = Tensor::from_slice(&[1.0f32, 2.0]);
+        set_grad(&w, &other)?;
+        let _ = other.shallow_clone().fill_(7.0);
+        assert_eq!(Vec::<f32>::try_from(w.grad())?, [7.0, 7.0]);
         Ok(())
     }
 }

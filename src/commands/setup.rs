@@ -13,7 +13,7 @@ use crate::data::loader::LoaderOptions;
 use crate::ema::Ema;
 use crate::model::Network;
 use crate::optim::Optimizer;
-use crate::train::{Byol, Precision, Signals};
+use crate::train::{Byol, Executor, Precision, Signals};
 
 /// The machine as a config wants it used.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,13 @@ pub fn networks(config: &Config, machine: &Machine) -> Byol {
     }
     let optimizer = Optimizer::new(&config.optimizer, &online.params);
     Byol { online, target, optimizer, ema: Ema::new(device), bf16, device }
+}
+
+/// What runs the steps.
+/// # Errors
+/// A CUDA graph that is demanded and cannot be had.
+pub fn executor(config: &Config, machine: &Machine) -> Result<Executor> {
+    Executor::new(config.train.cuda_graph, machine.device, None)
 }
 
 /// Bytes of memory that the machine has, as far as it tells.

@@ -157,6 +157,22 @@ impl Optimizer {
         self.slots.iter().try_for_each(|slot| backend::clear_grad(&slot.weight))
     }
 
+    /// The gradients, which the parameters no longer have then.
+    /// # Errors
+    /// What libtorch says.
+    pub fn take_gradients(&self) -> Result<Vec<Tensor>> {
+        let gradients = self.slots.iter().map(|slot| slot.weight.grad()).collect();
+        self.zero_grad()?;
+        Ok(gradients)
+    }
+
+    /// Gives them back what [`Self::take_gradients`] took.
+    /// # Errors
+    /// What libtorch says.
+    pub fn restore_gradients(&self, gradients: &[Tensor]) -> Result<()> {
+        self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| backend::set_grad(&slot.weight, gradient))
+    }
+
     /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).
     /// A parameter without gradient stays as it is.
     /// # Errors

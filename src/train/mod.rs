@@ -2,6 +2,7 @@
 //! signal, or numbers that are no longer numbers.
 
 mod config;
+mod executor;
 mod feed;
 pub mod laps;
 mod plan;
@@ -15,7 +16,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
-pub use config::{MonitorConfig, OutputConfig, Precision, TrainConfig};
+pub use config::{CudaGraph, MonitorConfig, OutputConfig, Precision, TrainConfig};
+pub use executor::Executor;
 pub use feed::Feed;
 pub use plan::Plan;
 pub use signals::Signals;

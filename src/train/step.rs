@@ -38,9 +38,15 @@ pub struct StepOutput {
     pub z_std: Tensor,
 }
 
+impl StepOutput {
+    /// The same tensors again.
+    pub fn handles(&self) -> Self {
+        Self { loss: self.loss.shallow_clone(), z_std: self.z_std.shallow_clone() }
+    }
+}
+
 impl Byol {
-    /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
-    /// They are taken one at a time, so that only one is on the device. `step` counts updates from 0.
+    /// One step of training: [`Self::set_rates`], then [`Self::update`].
     /// # Errors
     /// What libtorch says, such as memory running out.
     pub fn step(
@@ -50,8 +56,23 @@ impl Byol {
         tau: f64,
         step: u64,
     ) -> Result<StepOutput> {
+        self.set_rates(lr, tau, step)?;
+        self.update(micro_batches)
+    }
+
+    /// Learning rate and tau of the update to come, and its number from 0.
+    /// # Errors
+    /// What libtorch says.
+    pub fn set_rates(&self, lr: f64, tau: f64, step: u64) -> Result<()> {
         self.optimizer.set(lr, step)?;
-        self.ema.set(tau)?;
+        self.ema.set(tau)
+    }
+
+    /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
+    /// They are taken one at a time, so that only one is on the device.
+    /// # Errors
+    /// What libtorch says, such as memory running out.
+    pub fn update(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
         self.optimizer.zero_grad()?;
         let parts = micro_batches.len();
         let mut outputs = Vec::with_capacity(parts);

@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::super::setup::{self, Machine};
+use super::peaks;
 use crate::backend;
+use crate::backend::stream::{self, Later};
 use crate::cli::BenchStepArgs;
 use crate::config::Config;
 use crate::data;
@@ -15,10 +17,11 @@ use crate::data::loader::{BadImages, Batch, Loader};
 use crate::data::sampler::Sampler;
 use crate::rng::{Purpose, Stream};
 use crate::train::laps::{self, Part, Times};
-use crate::train::{Byol, Feed, Plan};
+use crate::train::{Byol, Executor, Feed, Plan};
+use tch::Device;
 
-/// Steps before the measured ones: buffers are made, kernels chosen.
-const WARM_UP: u64 = 3;
+/// Steps before the measured ones: buffers are made, kernels chosen, on a GPU a graph is recorded and compared.
+const WARM_UP: u64 = 8;
 
 /// Steps whose parts are timed, at most.
 const TIMED_BY_PART: u64 = 10;
@@ -47,8 +50,15 @@ struct Report {
     threads: [usize; 2],
     /// Most memory in use at a time, megabytes.
     peak_resident_mb: f64,
+    /// The same of tensors on the GPU.
+    peak_device_mb: Option<f64>,
+    /// Steps were replayed.
+    cuda_graph: bool,
     /// Arithmetic of convolutions and linear layers, 10^12 a second.
     tflops: f64,
+    /// What the GPU's data sheet says for dense products in this precision, where it is known.
+    peak_tflops: Option<f64>,
+    share_of_peak: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -98,8 +108,11 @@ struct Bench {
     source: Source,
     feed: Feed,
     byol: Byol,
+    executor: Executor,
     plan: Plan,
     micro_batches: usize,
+    /// Of the step before.
+    pending: Option<Later>,
 }
 
 impl Bench {
@@ -121,7 +134,8 @@ impl Bench {
             .with_context(|| place("train.batch_size"))?;
         let byol = setup::networks(config, machine);
         let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
-        Ok(Self { source, feed, byol, plan, micro_batches: train.accumulation_steps })
+        let executor = setup::executor(config, machine)?;
+        Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
     }
 
     /// One step; the seconds that it waited for data.
@@ -136,13 +150,24 @@ impl Bench {
             Source::Loader(_) => fresh.iter().collect(),
             Source::Noise(batch) => vec![batch; self.micro_batches],
         };
-        let views = batches.into_iter().map(|batch| self.feed.views(batch));
-        let output = self.byol.step(views, self.plan.lr(step), self.plan.tau(step), step)?;
-        output.loss.double_value(&[]); // waits for the step to end
+        let rates = (self.plan.lr(step), self.plan.tau(step), step);
+        let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, rates)?;
+        // As in training, the host looks at the numbers of the step before.
+        let numbers = Later::new(output.loss.view([1]))?;
+        if let Some(before) = self.pending.replace(numbers) {
+            before.get()?;
+        }
         if let Source::Loader(loader) = &self.source {
             fresh.into_iter().for_each(|batch| loader.recycle(batch));
         }
         Ok(waited)
+    }
+}
+
+impl Bench {
+    /// Until the device has done everything.
+    fn wait(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), |numbers| numbers.get().map(|_| ()))
     }
 }
 
@@ -159,22 +184,30 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
         bench.step(done)?;
         done += 1;
     }
+    bench.wait()?;
+    let cuda_graph = bench.executor.replays();
     let (mut seconds, mut waited) = (Vec::with_capacity(args.steps as usize), 0.0);
+    let (whole, mut started) = (Instant::now(), Instant::now());
     for _ in 0..args.steps {
-        let started = Instant::now();
         waited += bench.step(done)?;
         seconds.push(started.elapsed().as_secs_f64());
+        started = Instant::now();
         done += 1;
     }
+    bench.wait()?;
+    let total = whole.elapsed().as_secs_f64();
+    bench.executor.stop_replaying();
     let by_part = TIMED_BY_PART.min(args.steps.into());
     let (result, times) =
         laps::measure(machine.device, || (done..done + by_part).try_for_each(|step| bench.step(step).map(|_| ())));
     result?;
 
-    let (steps, total) = (seconds.len(), seconds.iter().sum::<f64>());
+    let steps = seconds.len();
     seconds.sort_by(f64::total_cmp);
     let quantile = |q: f64| seconds[(q * (steps - 1) as f64).round() as usize] * 1e3;
     let images_per_second = (steps * config.train.batch_size) as f64 / total;
+    let tflops = bench.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
+    let peak_tflops = peaks::tflops(machine.device, machine.bf16, config.train.allow_tf32);
     let report = Report {
         bench: "step",
         images_per_second,
@@ -190,7 +223,11 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
         precision: machine.precision(),
         threads: [machine.threads, if args.synthetic { 0 } else { machine.loader.workers }],
         peak_resident_mb: backend::peak_resident_bytes() as f64 / 1e6,
-        tflops: bench.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12,
+        peak_device_mb: peak_device_mb(machine.device)?,
+        cuda_graph,
+        peak_tflops,
+        share_of_peak: peak_tflops.map(|peak| tflops / peak),
+        tflops,
     };
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
     Ok(0)
@@ -201,4 +238,9 @@ fn noise(images: usize, size: usize) -> Batch {
     let mut random = Stream::new(0, Purpose::Verify, 0, 0, 0);
     let mut view = || (0..images * size * size * 3).map(|_| random.below(256) as u8).collect();
     Batch { views: [view(), view()], labels: vec![-1; images], indices: vec![0; images], ..Batch::default() }
+}
+
+fn peak_device_mb(device: Device) -> Result<Option<f64>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    Ok(Some(stream::peak_device_bytes(index)? as f64 / 1e6))
 }
