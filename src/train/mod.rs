@@ -102,7 +102,7 @@ impl Trainer {
     pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
         let mut sound = Some(self.manifest.step);
         let outcome = self.steps(signals, &mut sound);
-        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| done > self.saver.saved())) {
+        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| !self.saver.tried(done))) {
             match self.save(done) {
                 Ok(()) if self.saver.failing() => {} // which was said
                 Ok(()) => log::warn!("saved step {done} before ending"),
