@@ -5,6 +5,7 @@ mod alloc;
 mod cuda;
 pub mod foreach;
 pub mod graph;
+mod memory;
 mod normalise;
 mod shim;
 pub mod simd;
@@ -17,8 +18,12 @@ use tch::{Device, Tensor};
 
 pub use alloc::{Counted, allocated_bytes, keep_freed_memory};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
+pub use memory::{Memory, out_of_memory};
 pub use normalise::Normaliser;
-pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, set_grad};
+pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, libtorch_version, set_grad};
+
+/// The commit this program was built from, `-changed` after it if the sources were; `unknown` without git.
+pub const COMMIT: &str = env!("BYOL_COMMIT");
 
 /// The folder libtorch was linked from.
 pub const LIBTORCH_LIB: &str = env!("BYOL_LIBTORCH_LIB");
@@ -109,11 +114,12 @@ pub fn channels_last(tensor: &Tensor) -> Tensor {
 }
 
 /// One line from whatever libtorch raised: its message without the C++ backtrace, also when tch has
-/// panicked with it.
+/// panicked with it. Memory running out is said with what there is.
 pub fn first_line(message: &str) -> String {
     let message = message.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"").unwrap_or(message);
     let end = [message.find('\n'), message.find("\\n")].into_iter().flatten().min().unwrap_or(message.len());
-    message[..end].trim_end_matches("\")").to_string()
+    let line = message[..end].trim_end_matches("\")");
+    out_of_memory(line).unwrap_or_else(|| line.to_string())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use std::ptr;
 
 use anyhow::{Result, ensure};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::shim::check;
@@ -118,13 +118,12 @@ impl Later {
     /// # Errors
     /// What that work met on the device.
     pub fn get(&self) -> Result<Vec<f64>> {
-        let mut out = vec![0.0; self.values.numel()];
         if self.there.is_null() {
-            self.values.to_kind(tch::Kind::Float).f_copy_data(&mut out, self.values.numel())?;
-        } else {
-            // SAFETY: `out` has the length given; `there` is alive.
-            check(unsafe { byol_later_get(self.there, out.as_mut_ptr(), out.len() as i64) })?;
+            return Ok(Vec::try_from(&self.values.f_to_kind(Kind::Double)?)?);
         }
+        let mut out = vec![0.0; self.values.numel()];
+        // SAFETY: `out` has the length given; `there` is alive.
+        check(unsafe { byol_later_get(self.there, out.as_mut_ptr(), out.len() as i64) })?;
         Ok(out.into_iter().map(f64::from).collect())
     }
 }

@@ -3,15 +3,17 @@
 //! and renamed, so a folder of that name is whole; what later damages it is found by the sums.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 const SUMS: &str = "SHA256SUMS";
-/// Folders being written or thrown away; a killed run may leave one.
+/// Files and folders being written; a killed run may leave one.
 const TEMPORARY: &str = ".partial-";
+/// Checkpoints of a branch that the run has left, see [`set_aside`].
+const ABANDONED: &str = "abandoned-";
 
 /// SHA-256 of `bytes` in hex.
 pub fn sha256(bytes: &[u8]) -> String {
@@ -53,18 +55,29 @@ pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBu
         // Gives back the room that it took, if the disk is full.
         let _ = fs::remove_dir_all(&partial);
     }
-    written.with_context(|| format!("writing checkpoint {} (needs {:.1} MB)", target.display(), bytes as f64 / 1e6))?;
+    written.with_context(|| {
+        let free = free_bytes(root).map_or("unknown".to_string(), |free| format!("{:.1} MB", free as f64 / 1e6));
+        format!("writing checkpoint {} (needs {:.1} MB, free: {free})", target.display(), bytes as f64 / 1e6)
+    })?;
     Ok(target)
 }
 
+/// Bytes that the file system of `path`, or of the nearest folder above it that is there, has left for this user.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|folder| folder.is_dir())?;
+    let found = rustix::fs::statvfs(there).ok()?;
+    Some(found.f_bavail * found.f_frsize)
+}
+
 /// Renames the checkpoints of step `from` and later to `abandoned-...`: a run that goes on from before them is
-/// another branch, which must neither count them among its newest nor lose them unasked.
+/// another branch, which must neither count them among its newest nor lose them unasked. [`clean`] keeps as many of
+/// them as of the others.
 /// # Errors
 /// What the system says, with the path.
 pub fn set_aside(root: &Path, from: u64) -> Result<()> {
     for path in list(root).into_iter().take_while(|path| *path >= path_of(root, from)) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let aside = root.join(format!("abandoned-{name}"));
+        let aside = root.join(format!("{ABANDONED}{name}"));
         remove_if_there(&aside)?;
         fs::rename(&path, &aside).with_context(|| format!("renaming {}", path.display()))?;
         log::warn!("set aside as {}: the run goes on from before it", aside.display());
@@ -128,18 +141,18 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// One file of a checkpoint folder, its sum checked.
+/// One file of a checkpoint folder, of `most` bytes at most, its sum checked.
 /// # Errors
-/// Missing, unreadable, or not what was written: says which file and what to do.
-pub fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
-    let sums =
-        fs::read_to_string(folder.join(SUMS)).with_context(|| format!("{}: reading {SUMS}", folder.display()))?;
+/// Missing, unreadable, larger, or not what was written: says which file.
+pub fn read(folder: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
+    let sums = String::from_utf8(read_at_most(&folder.join(SUMS), 1 << 16)?)
+        .with_context(|| format!("{}: damaged", folder.join(SUMS).display()))?;
     let expected = sums
         .lines()
         .find_map(|line| line.split_once("  ").filter(|(_, file)| *file == name).map(|(sum, _)| sum.to_string()))
         .ok_or_else(|| anyhow!("{}: {SUMS} does not name {name}", folder.display()))?;
     let path = folder.join(name);
-    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let bytes = read_at_most(&path, most)?;
     let found = sha256(&bytes);
     if found != expected {
         bail!(
@@ -153,12 +166,30 @@ pub fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A file's bytes, but for one that is larger than it can be: no memory is taken for that.
+fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let reading = || format!("reading {}", path.display());
+    let file = File::open(path).with_context(reading)?;
+    let length = file.metadata().with_context(reading)?.len();
+    if length > most {
+        bail!("{}: damaged: it holds {length} bytes, expected at most {most}", path.display());
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(most).read_to_end(&mut bytes).with_context(reading)?;
+    Ok(bytes)
+}
+
 /// The checkpoints of a run, newest first.
 pub fn list(root: &Path) -> Vec<PathBuf> {
+    numbered(root, "step-")
+}
+
+/// What is called `prefix` and a step, latest step first.
+fn numbered(root: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut steps: Vec<(u64, PathBuf)> = entries(root)
         .into_iter()
         .filter_map(|path| {
-            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+            let step = path.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()?;
             Some((step, path))
         })
         .collect();
@@ -166,13 +197,16 @@ pub fn list(root: &Path) -> Vec<PathBuf> {
     steps.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// Removes what a killed run left half-written, and all but the newest `keep` checkpoints.
+/// Removes what a killed run left half-written, all but the newest `keep` checkpoints, and all but the newest `keep`
+/// of those that were set aside.
 pub fn clean(root: &Path, keep: usize) {
     let leftovers = entries(root)
         .into_iter()
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY)));
-    for path in leftovers.chain(list(root).into_iter().skip(keep)) {
-        if let Err(error) = fs::remove_dir_all(&path) {
+    let surplus = [list(root), numbered(root, &format!("{ABANDONED}step-"))].into_iter();
+    for path in leftovers.chain(surplus.flat_map(|paths| paths.into_iter().skip(keep))) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
             log::warn!("could not remove {}: {error}", path.display());
         }
     }
@@ -191,11 +225,14 @@ mod tests {
         let root = tempfile::tempdir()?;
         for step in [5, 20, 100] {
             write(root.path(), step, &[("a", vec![step as u8])])?;
+            fs::create_dir(root.path().join(format!("abandoned-step-{step:08}")))?;
         }
         fs::create_dir(root.path().join(".partial-00000200"))?;
+        fs::write(root.path().join(".partial-summary.json"), "{")?;
         clean(root.path(), 2);
         assert_eq!(list(root.path()), [path_of(root.path(), 100), path_of(root.path(), 20)]);
-        assert_eq!(fs::read_dir(root.path())?.count(), 2);
+        assert!(!root.path().join("abandoned-step-00000005").exists());
+        assert_eq!(fs::read_dir(root.path())?.count(), 4);
         Ok(())
     }
 
@@ -204,7 +241,8 @@ mod tests {
         let root = tempfile::tempdir()?;
         let files = [("model.safetensors", b"0123456789".to_vec()), ("manifest.json", b"{}".to_vec())];
         let folder = write(root.path(), 1, &files)?;
-        let readable = || files.iter().all(|(name, bytes)| read(&folder, name).is_ok_and(|found| found == *bytes));
+        let readable =
+            || files.iter().all(|(name, bytes)| read(&folder, name, 1 << 16).is_ok_and(|found| found == *bytes));
         assert!(readable());
         for name in ["model.safetensors", "manifest.json", SUMS] {
             let path = folder.join(name);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use folder::{check_output, clean, list, path_of, set_aside, sha256, write_file};
 pub use tensors::{load_into, load_views, serialize, views};
 
+use crate::backend;
 use crate::model::{Named, Network};
 use crate::train::Byol;
 
@@ -43,8 +44,20 @@ pub struct Manifest {
     pub batches_tracked: [i64; 2],
     /// Version of this program.
     pub byol: String,
+    /// The commit it was built from, see [`crate::backend::COMMIT`].
+    #[serde(default)]
+    pub commit: String,
     /// Version of libtorch.
     pub libtorch: String,
+    /// SHA-256 over the keys of the config that change the result.
+    #[serde(default)]
+    pub config_sha256: String,
+    /// Seed of weights, order and views.
+    #[serde(default)]
+    pub seed: u64,
+    /// Only algorithms that repeat bit for bit were allowed (`train.deterministic`); those of the CPU always do.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Device and CPU threads, on which bit-identical repetition depends.
     pub device: String,
     /// Threads of libtorch's CPU operators.
@@ -69,13 +82,34 @@ impl Manifest {
             data: String::new(),
             batches_tracked: [0; 2],
             byol: env!("CARGO_PKG_VERSION").into(),
-            libtorch: "2.11.0".into(),
+            commit: backend::COMMIT.into(),
+            libtorch: backend::libtorch_version(),
+            config_sha256: String::new(),
+            seed: 0,
+            deterministic: false,
             device: String::new(),
             threads: 0,
             precision: String::new(),
             knn_random: None,
             config,
         }
+    }
+
+    /// What a run depends on, in a line.
+    pub fn line(&self) -> String {
+        let Self { byol, commit, libtorch, device, threads, precision, seed, .. } = self;
+        let deterministic = match (self.deterministic, device.as_str()) {
+            (true, _) => ", deterministic",
+            (false, "cpu") => "",
+            (false, _) => ", not deterministic",
+        };
+        let short = |sum: &str| sum.chars().take(12).collect::<String>();
+        format!(
+            "byol {byol} ({commit}), libtorch {libtorch}, {device}, {threads} threads, {precision}{deterministic}, seed \
+             {seed}, config {}, data {}",
+            short(&self.config_sha256),
+            short(&self.data)
+        )
     }
 }
 
@@ -108,7 +142,7 @@ pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Re
 /// # Errors
 /// Damaged, or of a newer layout.
 pub fn read_manifest(folder: &Path) -> Result<Manifest> {
-    let bytes = folder::read(folder, MANIFEST)?;
+    let bytes = folder::read(folder, MANIFEST, 1 << 24)?;
     let place = || format!("{}/{MANIFEST}", folder.display());
     let format = serde_json::from_slice::<serde_json::Value>(&bytes).with_context(place)?["format"].as_u64();
     if format != Some(FORMAT.into()) {
@@ -118,11 +152,16 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     serde_json::from_slice(&bytes).with_context(place)
 }
 
+/// A file of tensors, of which no more is read than its header tells of.
+fn read_tensors(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    folder::read(folder, name, tensors::length_by_header(&folder.join(name))?)
+}
+
 /// Loads the tensors of a checkpoint's model whose names begin with `prefix` (such as `online.encoder.`).
 /// # Errors
 /// A damaged file; tensors that differ in name, shape or type, all listed; nothing is changed then.
 pub fn load_part(folder: &Path, prefix: &str, tensors: &[Named]) -> Result<()> {
-    let model = folder::read(folder, MODEL)?;
+    let model = read_tensors(folder, MODEL)?;
     let place = || folder.join(MODEL).display().to_string();
     let mut found = views(&model).with_context(place)?;
     found = found.into_iter().filter_map(|(n, v)| Some((n.strip_prefix(prefix)?.to_string(), v))).collect();
@@ -134,8 +173,8 @@ pub fn load_part(folder: &Path, prefix: &str, tensors: &[Named]) -> Result<()> {
 /// Damaged files (nothing is changed then); tensors that differ in name, shape or type, all listed.
 pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
     let manifest = read_manifest(folder)?;
-    let model = folder::read(folder, MODEL)?;
-    let optimizer = folder::read(folder, OPTIMIZER)?;
+    let model = read_tensors(folder, MODEL)?;
+    let optimizer = read_tensors(folder, OPTIMIZER)?;
     load_into(&model, &model_tensors(byol)).with_context(|| folder.join(MODEL).display().to_string())?;
     load_into(&optimizer, &byol.optimizer.state()).with_context(|| folder.join(OPTIMIZER).display().to_string())?;
     byol.online.batches_tracked.set(manifest.batches_tracked[0]);

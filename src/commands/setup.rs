@@ -1,6 +1,5 @@
 //! What every command does first: choose the device, its precision and threads, and listen for signals.
 
-use std::fs;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -13,7 +12,7 @@ use crate::data::loader::LoaderOptions;
 use crate::ema::Ema;
 use crate::model::Network;
 use crate::optim::Optimizer;
-use crate::train::{Byol, Executor, Precision, Signals};
+use crate::train::{Byol, Executor, OnNonFinite, Precision, Signals};
 
 /// The machine as a config wants it used.
 #[derive(Clone, Copy, Debug)]
@@ -76,15 +75,9 @@ pub fn networks(config: &Config, machine: &Machine) -> Byol {
 /// # Errors
 /// A CUDA graph that is demanded and cannot be had.
 pub fn executor(config: &Config, machine: &Machine) -> Result<Executor> {
-    Executor::new(config.train.cuda_graph, machine.device, None)
-}
-
-/// Bytes of memory that the machine has, as far as it tells.
-pub fn memory() -> u64 {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes =
-        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());
-    kilobytes.map_or(u64::MAX, |k: u64| k * 1024)
+    let skips = config.train.on_non_finite == OnNonFinite::SkipStep;
+    let obstacle = skips.then_some("train.on_non_finite: skip_step has the host look at every step before its update");
+    Executor::new(config.train.cuda_graph, machine.device, obstacle)
 }
 
 /// Asked between batches: has a signal come?

@@ -1,13 +1,13 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+mod memory;
+mod resume;
+mod summary;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
 use tch::Device;
 
 use super::setup::{self, Machine};
@@ -21,7 +21,7 @@ use crate::data::{self, Dataset};
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
-use crate::train::{Byol, Ending, Feed, KnnWatch, Outcome, Plan, Signals, Trainer};
+use crate::train::{Byol, Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Signals, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -31,12 +31,21 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     let started = Instant::now();
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let run_dir = &config.output.dir;
-    let (checkpoints, _lock) = prepare_folder(run_dir, args.resume.as_deref())?;
+    let signals = Signals::default();
+    signals.survive()?;
+    let mut folder = RunFolder::take(run_dir)?;
+    if args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
+        bail!(
+            "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
+            run_dir.display()
+        );
+    }
 
     let machine = Machine::set_up(&config)?;
+    let executor = setup::executor(&config, &machine)?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
-    check_memory(&config)?;
-    let signals = Signals::listen()?; // until here the signals' own effect, the end, loses nothing
+    memory::check(&config, &machine)?;
+    signals.listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
         .with_context(|| place("train.batch_size"))?;
     let bad = BadImages::new(config.data.on_bad_image);
@@ -51,16 +60,20 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         device: backend::describe_device(machine.device),
         threads: machine.threads,
         precision: machine.precision().into(),
+        config_sha256: config.fingerprint()?,
+        seed: config.train.seed,
+        deterministic: config.train.deterministic,
         ..Manifest::new(serde_json::to_value(&config)?)
     };
     if let Some(from) = &args.resume {
-        resume(from, &checkpoints, &byol, &config, args.allow_config_change, &mut manifest)?;
+        resume::resume(from, &folder.checkpoints(), &byol, &config, args.allow_config_change, &mut manifest)?;
     }
-    if manifest.step == plan.total_steps && finished(run_dir, manifest.step) {
+    if manifest.step == plan.total_steps && summary::finished(run_dir, manifest.step) {
         log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
         return Ok(0);
     }
-    checkpoint::write_file(&run_dir.join("config.yaml"), config.to_yaml()?.as_bytes())?;
+    folder.put("config.yaml", config.to_yaml()?.into_bytes())?;
+    folder.put("manifest.json", serde_json::to_vec_pretty(&manifest)?)?;
     announce(&config, &manifest, &byol, &plan, machine.loader.workers);
 
     let parts = config.train.accumulation_steps;
@@ -70,77 +83,23 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     let feed = Feed::new(&config.augment, machine.device, config.train.channels_last, machine.bf16)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
     let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
-    let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?;
+    let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?
+        .retrying(config.output.on_write_error == OnWriteError::Retry);
     let mut trainer = Trainer {
         byol,
         plan,
         loader,
         feed,
+        executor,
         knn,
         logger,
+        saver: Saver::new(folder, config.output.clone(), manifest.step),
         manifest,
-        checkpoints,
         train: config.train.clone(),
         monitor: config.monitor.clone(),
-        output: config.output.clone(),
     };
     let outcome = trainer.run(&signals)?;
-    summarise(run_dir, &trainer, &outcome, bad.count(), started)
-}
-
-/// Whether `summary.json` says that the run ended by itself after `step` steps.
-fn finished(run_dir: &Path, step: u64) -> bool {
-    let summary = fs::read(run_dir.join("summary.json")).ok();
-    let summary: Option<serde_json::Value> = summary.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    summary.is_some_and(|s| s["ending"] == "finished" && s["step"] == step)
-}
-
-/// Refuses, before any work, batches that the machine's memory cannot hold: the loader keeps
-/// `data.prefetch_batches` finished ones, one is being made, and those of a step are being trained on.
-fn check_memory(config: &Config) -> Result<()> {
-    let size = config.augment.size as u64;
-    let batch = 2 * 3 * size * size * config.train.micro_batch() as u64;
-    let waiting = config.data.prefetch_batches + config.train.accumulation_steps + 1;
-    let needed = batch.saturating_mul(waiting as u64);
-    let there = setup::memory();
-    if needed > there {
-        bail!(
-            "train.batch_size: the loader's batches need {:.1} GB, the machine has {:.1} GB; lower train.batch_size or \
-             data.prefetch_batches, or raise train.accumulation_steps",
-            needed as f64 / 1e9,
-            there as f64 / 1e9
-        );
-    }
-    Ok(())
-}
-
-/// Makes the run's folder and finds out, before any work, whether it can be written and whether it is free. The
-/// file that comes back is the folder's lock, held while it is open, by whatever end of the process.
-fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<(PathBuf, File)> {
-    let checkpoints = run_dir.join("checkpoints");
-    fs::create_dir_all(&checkpoints).with_context(|| format!("output.dir: cannot make {}", checkpoints.display()))?;
-    let path = run_dir.join("lock");
-    let writing = || format!("output.dir: cannot write {}", path.display());
-    let mut lock =
-        File::options().create(true).truncate(false).read(true).write(true).open(&path).with_context(writing)?;
-    if lock.try_lock().is_err() {
-        let mut owner = String::new();
-        let _ = lock.read_to_string(&mut owner);
-        bail!(
-            "output.dir: {} is in use by process {}; wait for it, or choose another folder",
-            run_dir.display(),
-            owner.trim()
-        );
-    }
-    lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).with_context(writing)?;
-    if resume.is_none() && !checkpoint::list(&checkpoints).is_empty() {
-        bail!(
-            "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
-            run_dir.display()
-        );
-    }
-    checkpoint::clean(&checkpoints, usize::MAX);
-    Ok((checkpoints, lock))
+    summary::summarise(&mut trainer, &outcome, bad.count(), started)
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.
@@ -193,67 +152,7 @@ fn knn_watch(
     }))
 }
 
-/// Loads the checkpoint that `from` names and moves `manifest` to its step.
-fn resume(
-    from: &str,
-    checkpoints: &Path,
-    byol: &Byol,
-    config: &Config,
-    allow_change: bool,
-    manifest: &mut Manifest,
-) -> Result<()> {
-    let accept = |saved: &Manifest| {
-        let differences = config.differences(&saved.config)?;
-        match (differences.is_empty(), allow_change) {
-            (true, _) => {}
-            (false, true) => log::warn!("resuming with a changed config: {}", differences.join("; ")),
-            (false, false) => bail!(
-                "--resume: the config differs from the checkpoint's ({}); restore it, or add --allow-config-change",
-                differences.join("; ")
-            ),
-        }
-        if saved.data != manifest.data {
-            log::warn!(
-                "the training images changed since the checkpoint: {} then, {} now; the run goes on with those of now",
-                saved.images,
-                manifest.images
-            );
-        }
-        if saved.step > manifest.total_steps {
-            bail!(
-                "--resume: the checkpoint is at step {}, but the run now ends at step {}",
-                saved.step,
-                manifest.total_steps
-            );
-        }
-        let machine = |m: &Manifest| format!("{}, {} threads, {}", m.device, m.threads, m.precision);
-        if machine(saved) != machine(manifest) {
-            log::warn!("the checkpoint was made on {}, the run goes on on {}", machine(saved), machine(manifest));
-        }
-        Ok(())
-    };
-    let found = if from == "auto" {
-        checkpoint::load_newest(checkpoints, byol, accept)?
-    } else {
-        let folder = PathBuf::from(from);
-        if !folder.join("manifest.json").is_file() {
-            bail!("--resume: found {from:?}, expected auto or a checkpoint's folder, .../checkpoints/step-...");
-        }
-        accept(&checkpoint::read_manifest(&folder)?)?;
-        Some((folder.clone(), checkpoint::load(&folder, byol)?))
-    };
-    match found {
-        Some((folder, saved)) => {
-            log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
-            checkpoint::set_aside(checkpoints, saved.step + 1)?;
-            manifest.step = saved.step;
-            manifest.knn_random = saved.knn_random;
-        }
-        None => log::info!("no checkpoint in {} yet: starting", checkpoints.display()),
-    }
-    Ok(())
-}
-
+/// What the run is made of, and from what it can be repeated.
 fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize) {
     let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
     log::info!(
@@ -268,79 +167,5 @@ fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, work
         manifest.precision,
         plan.peak_lr,
     );
-}
-
-/// `summary.json` and the last line on stdout.
-#[derive(Serialize)]
-struct Summary<'a> {
-    ending: &'static str,
-    step: u64,
-    total_steps: u64,
-    epochs: f64,
-    loss: f64,
-    z_std: f64,
-    collapsed: bool,
-    knn_top1_random: Option<f64>,
-    knn_top1: Option<f64>,
-    images_per_second: f64,
-    seconds: f64,
-    images_skipped: usize,
-    device: &'a str,
-    precision: &'a str,
-    checkpoint: &'a Path,
-}
-
-fn summarise(run_dir: &Path, trainer: &Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
-    let manifest = &trainer.manifest;
-    let (ending, code) = match outcome.ending {
-        Ending::Finished => ("finished", 0),
-        Ending::MaxSteps => ("max_steps", 0),
-        Ending::Signal(code) => ("signal", code as u8),
-    };
-    let summary = Summary {
-        ending,
-        step: manifest.step,
-        total_steps: manifest.total_steps,
-        epochs: trainer.plan.epochs(manifest.step),
-        loss: outcome.loss,
-        z_std: outcome.z_std,
-        collapsed: outcome.collapsed,
-        knn_top1_random: manifest.knn_random,
-        knn_top1: outcome.knn_top1,
-        images_per_second: outcome.images_per_second,
-        seconds: started.elapsed().as_secs_f64(),
-        images_skipped: skipped,
-        device: &manifest.device,
-        precision: &manifest.precision,
-        checkpoint: &outcome.checkpoint,
-    };
-    checkpoint::write_file(&run_dir.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
-    let verb = match outcome.ending {
-        Ending::Finished => "finished",
-        Ending::MaxSteps => "stopped at train.max_steps",
-        Ending::Signal(_) => "stopped by a signal (go on with --resume auto)",
-    };
-    let knn = match (summary.knn_top1_random, summary.knn_top1) {
-        (Some(random), Some(trained)) => {
-            format!(", k-NN top-1 {:.1} % (random encoder {:.1} %)", 100.0 * trained, 100.0 * random)
-        }
-        (None, Some(trained)) => format!(", k-NN top-1 {:.1} %", 100.0 * trained),
-        _ => String::new(),
-    };
-    let skipped = match summary.images_skipped {
-        0 => String::new(),
-        count => format!(", {count} unreadable images passed over"),
-    };
-    let loss = if summary.loss.is_finite() { format!(", loss {:.4}", summary.loss) } else { String::new() };
-    let line = format!(
-        "{verb}: step {} of {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
-        summary.step,
-        summary.total_steps,
-        summary.images_per_second,
-        summary.seconds,
-        summary.checkpoint.display()
-    );
-    // Whoever reads stdout may be gone; the run is complete all the same.
-    let _ = writeln!(std::io::stdout(), "{line}");
-    Ok(code)
+    log::info!("{}", manifest.line());
 }

@@ -49,6 +49,9 @@ pub struct OptimizerConfig {
     pub eta: f64,
     /// LARS with the rate of a layer capped at the learning rate, as solo-learn's `clip_lr`. Default false.
     pub clip: bool,
+    /// Scale the whole gradient down to this L2 norm where it is longer, as `torch.nn.utils.clip_grad_norm_`. Default
+    /// null: never.
+    pub clip_grad_norm: Option<f64>,
     /// AdamW's decay rates of the two moments. Default [0.9, 0.999].
     pub betas: [f64; 2],
     /// AdamW's epsilon. Default 1e-8.
@@ -67,6 +70,7 @@ impl Default for OptimizerConfig {
             nesterov: false,
             eta: 1e-3,
             clip: false,
+            clip_grad_norm: None,
             betas: [0.9, 0.999],
             eps: 1e-8,
         }
@@ -92,6 +96,8 @@ impl OptimizerConfig {
         require("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "0 to below 1");
         require("eta", self.eta, self.eta > 0.0 && self.eta <= 1.0, "above 0, at most 1");
         require("eps", self.eps, self.eps > 0.0 && self.eps <= 1.0, "above 0, at most 1");
+        let clip = self.clip_grad_norm.unwrap_or(1.0);
+        require("clip_grad_norm", clip, clip > 0.0, "null or a number above 0");
         if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
             problems.push(("betas".into(), format!("found {:?}, expected two numbers from 0 to below 1", self.betas)));
         }
@@ -217,13 +223,19 @@ impl Optimizer {
         }
     }
 
-    /// L2 norm over all gradients, on the device.
+    /// L2 norm over all gradients, on the device. Where the config says so they are then scaled down as by
+    /// `torch.nn.utils.clip_grad_norm_`: g <- g min(1, max_norm / (|g| + 1e-6)).
     /// # Errors
     /// No gradients; what libtorch says.
-    pub fn gradient_norm(&self) -> Result<Tensor> {
+    pub fn clip_grad_norm(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let gradients: Vec<_> = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();
-        Ok(foreach::norms(&gradients)?.f_norm()?)
+        let norm = foreach::norms(&gradients)?.f_norm()?;
+        if let Some(max_norm) = self.config.clip_grad_norm {
+            let factor = ((&norm + 1e-6).f_reciprocal()? * max_norm).f_clamp_max(1.0)?;
+            foreach::scale(&gradients, &factor)?;
+        }
+        Ok(norm)
     }
 
     /// The state, named `momentum.<parameter>` or `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.

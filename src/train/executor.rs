@@ -139,7 +139,7 @@ impl Recorded {
             Cuda::synchronize(index as i64);
         }
         let before = tracked(byol);
-        let result = Graph::record(|| byol.update(places.iter().map(|place| feed.normalised(place))));
+        let result = Graph::record(|| byol.run(places.iter().map(|place| feed.normalised(place))));
         let after = tracked(byol);
         track(byol, before); // recording was no forward pass
         let (graph, output) = result?;

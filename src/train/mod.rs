@@ -5,7 +5,10 @@ mod config;
 mod executor;
 mod feed;
 pub mod laps;
+mod numbers;
 mod plan;
+mod run_folder;
+mod saving;
 mod signals;
 mod step;
 mod watch;
@@ -14,20 +17,23 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
-pub use config::{CudaGraph, MonitorConfig, OutputConfig, Precision, TrainConfig};
+pub use config::{CudaGraph, MonitorConfig, OnWriteError, OutputConfig, Precision, TrainConfig};
 pub use executor::Executor;
 pub use feed::Feed;
+pub use numbers::{Guard, OnNonFinite, Stepped};
 pub use plan::Plan;
+pub use run_folder::RunFolder;
+pub use saving::Saver;
 pub use signals::Signals;
-pub use step::{Byol, StepOutput, Views};
+pub use step::{Byol, Numbers, StepOutput, Views};
 pub use watch::{CollapseWatch, KnnWatch};
 
-use crate::checkpoint::{self, Manifest};
+use crate::backend::stream::Later;
+use crate::checkpoint::Manifest;
 use crate::data::loader::{Batch, Loader};
 use crate::logging::{Logger, StepMetrics};
-use crate::model::Network;
 
 /// Everything a run consists of; `commands::train` puts it together.
 pub struct Trainer {
@@ -39,20 +45,20 @@ pub struct Trainer {
     pub loader: Loader,
     /// Brings them to the device.
     pub feed: Feed,
+    /// Runs the steps.
+    pub executor: Executor,
     /// k-NN accuracy, where there are labels and the config asks for it.
     pub knn: Option<KnnWatch>,
     /// Bars, metrics.jsonl, TensorBoard.
     pub logger: Logger,
     /// What checkpoints say of the run; its `step` is where the run is.
     pub manifest: Manifest,
-    /// Folder of the checkpoints.
-    pub checkpoints: PathBuf,
+    /// The run's folder and its checkpoints.
+    pub saver: Saver,
     /// Section `train`.
     pub train: TrainConfig,
     /// Section `monitor`.
     pub monitor: MonitorConfig,
-    /// Section `output`.
-    pub output: OutputConfig,
 }
 
 /// How a run ended.
@@ -79,29 +85,32 @@ pub struct Outcome {
     pub collapsed: bool,
     /// k-NN top-1 of the encoder at the end.
     pub knn_top1: Option<f64>,
+    /// Steps left out because their numbers were not finite.
+    pub steps_skipped: u64,
     /// Images per second over all steps of this invocation, waiting for data included.
     pub images_per_second: f64,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
 }
 
-/// What the last step left on the device, not yet looked at.
+/// What the last step told, not yet looked at.
 struct Pending {
     step: u64,
-    output: StepOutput,
+    numbers: Later,
 }
 
 impl Trainer {
     /// Trains from `manifest.step` to the end.
     /// # Errors
-    /// A non-finite loss (the step is named, no checkpoint of it is written); a bad image where the config
-    /// says `fail`; a checkpoint that cannot be written; what libtorch says. Where the weights are not at fault,
-    /// they are saved first.
+    /// Numbers that are not finite (the step and the tensor are named, no checkpoint of it is written) where the
+    /// config does not have such steps skipped; a bad image where it says `fail`; a last checkpoint that cannot be
+    /// written; what libtorch says. Where the weights are not at fault, they are saved first.
     pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
         let mut sound = Some(self.manifest.step);
         let outcome = self.steps(signals, &mut sound);
-        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| done > self.manifest.step)) {
+        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| !self.saver.tried(done))) {
             match self.save(done) {
+                Ok(()) if self.saver.failing() => {} // which was said
                 Ok(()) => log::warn!("saved step {done} before ending"),
                 Err(error) => log::warn!("could not save step {done}: {error:#}"),
             }
@@ -127,45 +136,64 @@ impl Trainer {
         let (mut loss, mut z_std) = (f64::NAN, f64::NAN);
         let mut ending = if end == self.plan.total_steps { Ending::Finished } else { Ending::MaxSteps };
         let mut pending: Option<Pending> = None;
-        let mut saved = first;
+        let mut guard = Guard::new(self.train.on_non_finite, self.train.max_skipped_steps);
         for step in first..end {
             let asked = Instant::now();
             let micro_batches = self.next_micro_batches()?;
             interval.waited += asked.elapsed().as_secs_f64();
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
-            let views = micro_batches.iter().map(|batch| self.feed.views(batch));
-            let output = self.byol.step(views, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
+            let done = step + 1;
+            let stepped = if guard.looks_first(self.byol.device) {
+                guard.step(&mut self.byol, micro_batches.iter().map(|batch| self.feed.views(batch)), lr, tau, step)
+            } else {
+                let batches: Vec<&Batch> = micro_batches.iter().collect();
+                let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, (lr, tau, step));
+                output.map(Stepped::Taken)
+            };
+            let stepped = stepped.with_context(|| format!("step {done}"))?;
             micro_batches.into_iter().for_each(|batch| self.loader.recycle(batch));
             interval.steps += 1;
-            let done = step + 1;
+            let (output, skipped) = match stepped {
+                Stepped::Taken(output) => (output, false),
+                Stepped::Skipped(output, why) => {
+                    log::warn!("step {done} is skipped: {why}");
+                    (output, true)
+                }
+                Stepped::NotFinite(what) => bail!("{}", self.not_finite(done, &what)),
+            };
             let logging = done.is_multiple_of(self.monitor.log_every) || done == 1 || done == end;
             let epoch_end = done.is_multiple_of(self.plan.steps_per_epoch);
-            let saving = self.checkpoint_due(done, epoch_end) || done == end;
-            // Reading a value waits for the device. On the CPU it is there; on a GPU the step before has long
-            // ended when this one is queued, so that is the one to look at, except where this one is logged or saved.
-            let previous = pending.replace(Pending { step: done, output });
-            let current = logging || saving || self.byol.device == Device::Cpu;
+            let asked = signals.checkpoint_asked();
+            let saving = asked || done == end || self.saver.due(done, self.plan.steps_per_epoch);
+            // On the CPU the numbers are there. On a GPU the step before has long ended when this one is queued, so
+            // that is the one to look at, except where this one is logged or saved: that waits for it.
+            let previous = pending.replace(Pending { step: done, numbers: output.fetch()? });
+            let current = logging || saving || skipped || self.byol.device == Device::Cpu;
             let seen = if current { pending.take() } else { previous };
-            if let Some(Pending { step, output }) = seen {
-                loss = output.loss.double_value(&[]);
-                if !loss.is_finite() {
-                    bail!("{}", self.not_finite(step, &format!("the loss is {loss}")));
+            if let Some(Pending { step, numbers }) = seen {
+                let numbers = Numbers::of(&numbers)?;
+                if let Some(what) = numbers.not_finite().filter(|_| !skipped) {
+                    let culprit = numbers::bad_parameter(&self.byol).map(|name| format!(" ({name} is not finite)"));
+                    bail!("{}", self.not_finite(step, &(what + &culprit.unwrap_or_default())));
                 }
                 *sound = Some(done);
+                if !skipped {
+                    loss = numbers.loss;
+                }
                 if logging {
-                    z_std = output.z_std.double_value(&[]);
+                    z_std = numbers.z_std;
                     collapse.look(done, z_std);
                     let metrics = StepMetrics {
                         step: done,
                         epoch: self.plan.epochs(done),
-                        loss,
+                        loss: numbers.loss,
                         lr,
                         tau,
                         z_std,
                         images_per_second: interval.images_per_second(self.train.batch_size),
                         data_wait_seconds: interval.waited,
-                        grad_norm: self.byol.optimizer.gradient_norm()?.double_value(&[]),
+                        grad_norm: numbers.grad_norm,
                     };
                     self.logger.log(&metrics)?;
                     training_seconds += interval.restart();
@@ -176,7 +204,9 @@ impl Trainer {
             if saving || code.is_some() {
                 interval.pause();
                 self.save(done)?;
-                saved = done;
+                if asked && !self.saver.failing() {
+                    log::info!("SIGUSR1: wrote {}", self.saver.last().display());
+                }
                 interval.resume();
             }
             if let Some(code) = code {
@@ -190,6 +220,10 @@ impl Trainer {
             }
         }
         training_seconds += interval.restart();
+        if self.saver.failing() {
+            self.save(self.manifest.step)?; // once more: room may have been made in the meantime
+        }
+        self.saver.finish(self.manifest.step)?;
         let images = (self.manifest.step - first) as f64 * self.train.batch_size as f64;
         Ok(Outcome {
             ending,
@@ -197,20 +231,15 @@ impl Trainer {
             z_std,
             collapsed: collapse.collapsed,
             knn_top1,
+            steps_skipped: guard.skipped,
             images_per_second: if training_seconds > 0.0 { images / training_seconds } else { 0.0 },
-            checkpoint: checkpoint::path_of(&self.checkpoints, saved),
+            checkpoint: self.saver.last(),
         })
     }
 
     /// The next step's micro-batches, still bytes: an error in the data then comes before the step, not in it.
     fn next_micro_batches(&mut self) -> Result<Vec<Batch>> {
         (0..self.train.accumulation_steps).map(|_| self.loader.next_batch()).collect()
-    }
-
-    fn checkpoint_due(&self, done: u64, epoch_end: bool) -> bool {
-        let (epochs, steps) = (self.output.checkpoint_every_epochs, self.output.checkpoint_every_steps);
-        let by_epoch = epoch_end && epochs > 0 && (done / self.plan.steps_per_epoch).is_multiple_of(epochs);
-        by_epoch || (steps > 0 && done.is_multiple_of(steps))
     }
 
     fn knn_due(&self, done: u64) -> bool {
@@ -231,41 +260,20 @@ impl Trainer {
 
     /// A checkpoint of the state after `done` steps.
     fn save(&mut self, done: u64) -> Result<()> {
-        if let Some(name) = not_finite_tensor(&self.byol) {
+        if let Some(name) = numbers::bad_tensor(&self.byol) {
             bail!("{}", self.not_finite(done, &format!("{name} is not finite")));
         }
         self.manifest.step = done;
-        checkpoint::save(&self.checkpoints, &self.byol, self.manifest.clone(), self.output.keep_checkpoints)?;
-        Ok(())
+        self.saver.save(&self.byol, &self.manifest)
     }
 
     fn not_finite(&self, step: u64, what: &str) -> String {
-        let kept = match checkpoint::list(&self.checkpoints).first() {
-            Some(path) => format!("the last good checkpoint is {}", path.display()),
-            None => "there is no checkpoint yet".into(),
-        };
         format!(
-            "step {step}: {what}; {kept}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs or \
-             use train.precision=fp32"
+            "step {step}: {what}; {}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, set \
+             optimizer.clip_grad_norm or use train.precision=fp32",
+            self.saver.kept()
         )
     }
-}
-
-/// Name of the first parameter or buffer of either network with a value that is not finite.
-fn not_finite_tensor(byol: &Byol) -> Option<String> {
-    let _no_grad = tch::no_grad_guard();
-    let tensors = |(prefix, network): (&'static str, &'_ Network)| {
-        let named = network.params.parameters.iter().chain(&network.params.buffers);
-        named.map(|n| (format!("{prefix}.{}", n.name), n.tensor.sum(Kind::Double))).collect::<Vec<_>>()
-    };
-    let mut sums = tensors(("online", &byol.online));
-    sums.extend(tensors(("target", &byol.target)));
-    // One look at all of them first. A sum in f64 is finite only where every part is.
-    let all = Tensor::stack(&sums.iter().map(|(_, sum)| sum).collect::<Vec<_>>(), 0).sum(Kind::Double);
-    if all.double_value(&[]).is_finite() {
-        return None;
-    }
-    sums.into_iter().find(|(_, sum)| !sum.double_value(&[]).is_finite()).map(|(name, _)| name)
 }
 
 /// Time spent on steps since the last log record; pauses leave out checkpoints and evaluations.

@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 
 use super::laps::{Part, lap};
 use crate::backend::Autocast;
+use crate::backend::stream::Later;
 use crate::ema::Ema;
 use crate::eval::Represent;
 use crate::loss::{regression_loss, z_std};
@@ -36,17 +37,49 @@ pub struct StepOutput {
     pub loss: Tensor,
     /// See [`z_std`]; of the first micro-batch's first view; a scalar.
     pub z_std: Tensor,
+    /// L2 norm of the whole gradient, before clipping; a scalar.
+    pub grad_norm: Tensor,
+}
+
+/// The numbers of a [`StepOutput`].
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    /// The loss.
+    pub loss: f64,
+    /// The deviation of the projections.
+    pub z_std: f64,
+    /// The norm of the gradient.
+    pub grad_norm: f64,
 }
 
 impl StepOutput {
     /// The same tensors again.
     pub fn handles(&self) -> Self {
-        Self { loss: self.loss.shallow_clone(), z_std: self.z_std.shallow_clone() }
+        let [loss, z_std, grad_norm] = [&self.loss, &self.z_std, &self.grad_norm].map(Tensor::shallow_clone);
+        Self { loss, z_std, grad_norm }
+    }
+
+    /// Begins to fetch the numbers; [`Numbers::of`] waits for them.
+    /// # Errors
+    /// What libtorch says.
+    pub fn fetch(&self) -> Result<Later> {
+        Later::new(Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?)
+    }
+}
+
+impl Numbers {
+    /// What [`StepOutput::fetch`] fetched.
+    /// # Errors
+    /// What the step met on the device.
+    pub fn of(fetched: &Later) -> Result<Self> {
+        let values = fetched.get()?;
+        Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2] })
     }
 }
 
 impl Byol {
-    /// One step of training: [`Self::set_rates`], then [`Self::update`].
+    /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
+    /// `step` counts updates from 0.
     /// # Errors
     /// What libtorch says, such as memory running out.
     pub fn step(
@@ -57,7 +90,7 @@ impl Byol {
         step: u64,
     ) -> Result<StepOutput> {
         self.set_rates(lr, tau, step)?;
-        self.update(micro_batches)
+        self.run(micro_batches)
     }
 
     /// Learning rate and tau of the update to come, and its number from 0.
@@ -68,33 +101,51 @@ impl Byol {
         self.ema.set(tau)
     }
 
-    /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
-    /// They are taken one at a time, so that only one is on the device.
+    /// A step with the rates set, all of it on the device.
     /// # Errors
-    /// What libtorch says, such as memory running out.
-    pub fn update(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
+    /// What libtorch says.
+    pub fn run(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
+        let output = self.gradients(micro_batches)?;
+        self.update()?;
+        Ok(output)
+    }
+
+    /// The first half of a step: theta's gradients, averaged over the micro-batches, which are taken one at a time,
+    /// so that only one is on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn gradients(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
         self.optimizer.zero_grad()?;
         let parts = micro_batches.len();
-        let mut outputs = Vec::with_capacity(parts);
+        let (mut losses, mut z_stds) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
         for views in micro_batches {
-            let output = self.forward(&views?)?;
+            let (loss, z_std) = self.forward(&views?)?;
             // Gradients add up in theta's `.grad`.
-            (&output.loss / parts as f64).f_backward()?;
+            (&loss / parts as f64).f_backward()?;
             lap(Part::Backward);
-            outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
+            losses.push(loss.detach());
+            z_stds.push(z_std);
         }
         // The seam for several processes: here they would average the gradients, and below the loss and z_std.
+        let grad_norm = self.optimizer.clip_grad_norm()?;
+        let loss = Tensor::f_stack(&losses, 0)?.mean(None);
+        Ok(StepOutput { loss, z_std: z_stds.swap_remove(0), grad_norm })
+    }
+
+    /// The second half: both networks move.
+    /// # Errors
+    /// What libtorch says.
+    pub fn update(&mut self) -> Result<()> {
         self.optimizer.apply()?; // theta <- optimizer(theta, gradient, lr)
         lap(Part::Optimizer);
         self.ema.update(&self.target, &self.online)?; // xi <- tau xi + (1 - tau) theta, the new theta
         lap(Part::Ema);
-        let losses: Vec<&Tensor> = outputs.iter().map(|o| &o.loss).collect();
-        Ok(StepOutput { loss: Tensor::f_stack(&losses, 0)?.mean(None), z_std: outputs.swap_remove(0).z_std })
+        Ok(())
     }
 
-    /// The loss of one micro-batch. Each view goes through each network by itself, so that BatchNorm sees
-    /// one view at a time.
-    fn forward(&self, [v1, v2]: &Views) -> Result<StepOutput> {
+    /// The loss of one micro-batch, and its z_std. Each view goes through each network by itself, so that BatchNorm
+    /// sees one view at a time.
+    fn forward(&self, [v1, v2]: &Views) -> Result<(Tensor, Tensor)> {
         let autocast = Autocast::bf16(self.device, self.bf16)?;
         let z1 = self.online.project(v1); // z = g(f(v))                 [N, D]
         let z2 = self.online.project(v2);
@@ -111,7 +162,7 @@ impl Byol {
         let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
         let z_std = z_std(&z1);
         lap(Part::Loss);
-        Ok(StepOutput { loss, z_std })
+        Ok((loss, z_std))
     }
 }
 
