@@ -151,8 +151,8 @@ fn bombs_are_refused_before_decoding() {
     };
     let jpeg = image_bytes("plain.jpg");
     let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
-    let text = bomb("plain.jpg", frame + 5, &[0xff; 4]);
-    assert!(text.contains("found 65535 x 65535 pixels, expected between 1 and 1000000"), "{text}");
+    let text = bomb("plain.jpg", frame + 5, &[0xff, 0xdc, 0xff, 0xdc]);
+    assert!(text.contains("found 65500 x 65500 pixels, expected between 1 and 1000000"), "{text}");
     // Within the limit, but more than the bytes can hold.
     let text = bomb("plain.jpg", frame + 5, &[3, 0xe0, 3, 0xe0]);
     assert!(text.contains("992 x 992 pixels: the jpeg is damaged"), "{text}");
@@ -161,7 +161,7 @@ fn bombs_are_refused_before_decoding() {
     let scan = jpeg.windows(2).rposition(|pair| pair == [0xff, 0xda]).unwrap();
     let last = jpeg[scan..jpeg.len() - 2].to_vec();
     (0..60).for_each(|_| drop(jpeg.splice(scan..scan, last.iter().copied())));
-    assert_eq!(message(&jpeg), "cannot decode the jpeg: Too many scans, exceeded limit of 50");
+    assert_eq!(message(&jpeg), "cannot decode the jpeg: found more than 50 scans");
     let text = bomb("rgb.bmp", 18, &[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0]);
     assert!(text.contains("found 65535 x 65535 pixels"), "{text}");
     let text = bomb("animated.gif", 6, &[0xff; 4]);

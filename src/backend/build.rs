@@ -1,9 +1,10 @@
-//! Build script: compiles the C++ shim against libtorch and bakes libtorch's folder into the binary.
+//! Build script: compiles the shims against libtorch and libjpeg-turbo, and bakes libtorch's folder into the binary.
 
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/backend/shim.cpp");
+    println!("cargo:rerun-if-changed=src/backend/jpeg.c");
     println!("cargo:rerun-if-changed=src/backend/build.rs");
     // Published by torch-sys to its direct dependents.
     let lib = PathBuf::from(
@@ -19,6 +20,8 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .file("src/backend/shim.cpp")
         .compile("byol_shim");
+    let jpeg = std::env::var("DEP_TURBOJPEG_INCLUDE").expect("turbojpeg-sys must publish where its headers are");
+    cc::Build::new().include(jpeg).file("src/backend/jpeg.c").compile("byol_jpeg");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=BYOL_LIBTORCH_LIB={}", lib.display());
 }

@@ -3,6 +3,7 @@
 
 mod alloc;
 mod cuda;
+pub mod jpeg;
 mod shim;
 pub mod simd;
 
