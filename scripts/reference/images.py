@@ -80,6 +80,22 @@ def jpegs(rgb, grey, cmyk):
     for width, height in [(1, 1), (7, 3), (17, 9), (33, 31)]:
         data = jpeg(picture(np.random.default_rng(width), width, height))
         yield f"size{width}x{height}.jpg", data, 0
+    # Of many blocks, so that parts can be cut out: for every way to store chroma.
+    noise = np.random.default_rng(3)
+    large = np.asarray(picture(noise, 83, 70)) // 2 + noise.integers(0, 128, (70, 83, 3), dtype=np.uint8)
+    large = Image.fromarray(large)
+    for name, options in [
+        ("444", dict(subsampling="4:4:4")),
+        ("422", dict(subsampling="4:2:2")),
+        ("420", dict(subsampling="4:2:0")),
+        ("411", dict(subsampling="4:1:1")),
+        ("420_restarts", dict(subsampling="4:2:0", restart_marker_blocks=4)),
+        ("420_progressive", dict(subsampling="4:2:0", progressive=True)),
+    ]:
+        yield f"large_{name}.jpg", encode(large, "JPEG", quality=50, **options), 0
+    yield "large_grey.jpg", encode(large.convert("L"), "JPEG", quality=50), 0
+    yield "large_cmyk.jpg", encode(large.convert("CMYK"), "JPEG", quality=50), 0
+    yield "large_exif7.jpg", encode(large, "JPEG", quality=50, exif=turned(7)), 0
     for orientation in range(1, 9):
         yield f"exif{orientation}.jpg", jpeg(rgb, exif=turned(orientation)), 0
     yield "exif0.jpg", jpeg(rgb, exif=turned(0)), 0
