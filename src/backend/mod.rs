@@ -1,5 +1,5 @@
 //! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
-//! Everything unsafe lives here, in [`shim`], [`simd`] and [`alloc`].
+//! Everything unsafe lives here, in [`shim`], [`jpeg`], [`simd`] and [`alloc`].
 
 mod alloc;
 mod cuda;
