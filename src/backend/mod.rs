@@ -5,6 +5,7 @@ mod alloc;
 mod cuda;
 pub mod foreach;
 pub mod graph;
+pub mod jpeg;
 mod memory;
 mod normalise;
 mod shim;

@@ -15,7 +15,7 @@ use super::Dataset;
 pub use super::producer::BadImages;
 use super::producer::{Producer, guarded};
 use super::sampler::Sampler;
-use crate::augment::{AugmentConfig, Scratch, eval_view, two_views};
+use crate::augment::{AugmentConfig, Draws, Scratch, eval_view};
 use crate::pixels::Pixels;
 
 thread_local! {
@@ -110,11 +110,9 @@ impl Loader {
             let images = views.zip(about).zip(&share);
             images.try_for_each(|(((first, second), (index, label)), &wanted)| {
                 on_worker(&*dataset, wanted, stop, |pixels, scratch| {
-                    let found = bad.load_next(&*dataset, wanted as usize, pixels)?;
+                    let (found, draws) = load_for_views(&*dataset, wanted, &bad, &augment, seed, epoch, pixels)?;
                     (*index, *label) = (found as u32, dataset.label(found).unwrap_or(-1));
-                    // The draws are those of the wanted image: should its replacement be in the
-                    // batch too, their views still differ.
-                    two_views(&augment, pixels, seed, epoch, wanted as u64, scratch, [first, second]);
+                    augment.apply(pixels, &draws, scratch, [first, second]);
                     Ok(())
                 })
             })?;
@@ -133,6 +131,31 @@ impl Loader {
     pub fn recycle(&self, batch: Batch) {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
     }
+}
+
+/// Loads what both views of image `wanted` need of it, or of the next readable one: returns which image it is, and
+/// the choices for the views of `out`.
+pub fn load_for_views(
+    dataset: &dyn Dataset,
+    wanted: u32,
+    bad: &BadImages,
+    augment: &AugmentConfig,
+    seed: u64,
+    epoch: u64,
+    out: &mut Pixels,
+) -> Result<(usize, [Draws; 2])> {
+    let mut draws = None;
+    let mut want = |width, height| {
+        // Those of the wanted image: should its replacement be in the batch too, their views still differ.
+        let [first, second] = draws.insert(augment.draw(width, height, seed, epoch, wanted.into()));
+        first.crop.around(second.crop)
+    };
+    let (found, part) = bad.load_next(dataset, wanted as usize, &mut want, out)?;
+    let mut draws = draws.context("a data set did not ask which part of an image is needed")?;
+    for Draws { crop, .. } in &mut draws {
+        (crop.left, crop.top) = (crop.left - part.left, crop.top - part.top);
+    }
+    Ok((found, draws))
 }
 
 /// Evaluation views of B images of S x S pixels.

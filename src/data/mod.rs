@@ -11,6 +11,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 use decode::DecodeOptions;
 
@@ -31,6 +32,9 @@ mod tar_index;
 pub mod textures;
 pub mod webdataset;
 
+/// Told width and height of an image, says which part of it is needed.
+pub type Want<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
+
 /// A set of images that any thread can read in any order.
 pub trait Dataset: Send + Sync {
     /// Number of images.
@@ -41,6 +45,14 @@ pub trait Dataset: Send + Sync {
     fn class_names(&self) -> Vec<String>;
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
+    /// The same for a part at least, which may cost less: the part of the image that `out` then is. It holds the
+    /// wanted one, whose pixels are those of the whole image; others may differ. `want` is asked once or, for an
+    /// unreadable image, at most once; which images are unreadable does not depend on it.
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+        self.load(index, out)?;
+        want(out.width, out.height);
+        Ok(Crop::whole(out.width, out.height))
+    }
     /// Where an image comes from, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of what it reads, but not its contents:

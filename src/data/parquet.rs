@@ -21,8 +21,9 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::decode::{DecodeOptions, caught, decode, decode_read, ensure_size, one_line};
-use super::{DataConfig, Dataset, digest, shards};
+use super::decode::{DecodeOptions, caught, decode_part, decode_read, ensure_size, one_line};
+use super::{DataConfig, Dataset, Want, digest, shards};
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
 use spill::{Spill, Unpacked};
@@ -232,10 +233,14 @@ impl Dataset for Parquet {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
+        self.load_part(index, &mut Crop::whole, out).map(drop)
+    }
+
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
         let spill = match &self.store {
             Store::Memory { bytes, ends } => {
                 let start = if index == 0 { 0 } else { ends[index - 1] };
-                return decode(&bytes[start..ends[index]], self.options, out);
+                return decode_part(&bytes[start..ends[index]], self.options, want, out);
             }
             Store::Disk(spill) => spill,
         };
@@ -243,14 +248,14 @@ impl Dataset for Parquet {
         let row = index - group.first_row;
         let unpacked = spill.unpacked(&group.unpacked, |each| self.unpack(group, each));
         if let Some(place) = unpacked.place(row) {
-            return decode_read(self.options, out, |encoded| {
+            return decode_read(self.options, want, out, |encoded| {
                 ensure_size(place.end - place.start, self.options)?;
                 spill.read(place, encoded)
             });
         }
         // What could not be unpacked: rows behind a damaged page, or the disk is full.
         let image = self.read_row(group, row)?;
-        decode(image.as_ref().map_or(&[], |image| image.data()), self.options, out)
+        decode_part(image.as_ref().map_or(&[], |image| image.data()), self.options, want, out)
     }
 
     fn describe(&self, index: usize) -> String {

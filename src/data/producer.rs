@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::decode::panic_message;
-use super::{Dataset, OnBadImage};
+use super::{Dataset, OnBadImage, Want};
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 
 /// Most images in a row that may be bad before that is an error.
@@ -39,7 +40,14 @@ impl BadImages {
     /// Loads an image. A bad one is named in the log the first time and gives `false`, or an error
     /// if the policy is to fail.
     pub(super) fn load(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<bool> {
-        let Err(error) = set.load(index, out) else { return Ok(true) };
+        Ok(self.load_part(set, index, &mut Crop::whole, out)?.is_some())
+    }
+
+    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Option<Crop>> {
+        let error = match set.load_part(index, want, out) {
+            Ok(part) => return Ok(Some(part)),
+            Err(error) => error,
+        };
         let name = set.describe(index);
         if self.policy == OnBadImage::Fail {
             return Err(error.context(format!("bad image {name}")));
@@ -48,15 +56,22 @@ impl BadImages {
         if seen.insert(name.clone()) {
             log::warn!("skipping bad image {name}: {error:#}");
         }
-        Ok(false)
+        Ok(None)
     }
 
-    /// Loads the first readable image from `index` on, after the last the first, and returns which.
-    pub fn load_next(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<usize> {
+    /// Loads the first readable image from `index` on, after the last the first, and returns which, and the part of
+    /// it ([`Dataset::load_part`]).
+    pub fn load_next(
+        &self,
+        set: &dyn Dataset,
+        index: usize,
+        want: &mut Want,
+        out: &mut Pixels,
+    ) -> Result<(usize, Crop)> {
         let tries = set.len().min(MOST_REPLACEMENTS);
         for next in (index..index + tries).map(|next| next % set.len()) {
-            if self.load(set, next, out)? {
-                return Ok(next);
+            if let Some(part) = self.load_part(set, next, want, out)? {
+                return Ok((next, part));
             }
         }
         bail!(

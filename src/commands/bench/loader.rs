@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::augment::{Scratch, Stages, two_views};
+use crate::augment::{Scratch, Stages};
 use crate::backend;
 use crate::cli::BenchLoaderArgs;
 use crate::config::Config;
-use crate::data::loader::{BadImages, Loader, LoaderOptions};
+use crate::data::loader::{BadImages, Loader, LoaderOptions, load_for_views};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
 use crate::pixels::Pixels;
@@ -131,10 +131,10 @@ fn stages(
     let mut started = Instant::now();
     for (round, &index) in order.iter().cycle().enumerate() {
         let before = Instant::now();
-        bad.load_next(dataset, index as usize, &mut pixels)?;
+        let (seed, epoch) = (sampler.seed(), round as u64);
+        let (_, draws) = load_for_views(dataset, index, bad, &config.augment, seed, epoch, &mut pixels)?;
         decode += before.elapsed();
-        let views = [&mut first[..], &mut second[..]];
-        two_views(&config.augment, &pixels, sampler.seed(), round as u64, index.into(), &mut scratch, views);
+        config.augment.apply(&pixels, &draws, &mut scratch, [&mut first[..], &mut second[..]]);
         images += 1;
         if scratch.stages.is_none() {
             // The first image has made the buffers: from here on it counts.
