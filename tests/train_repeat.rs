@@ -17,7 +17,7 @@ fn json(path: &Path) -> serde_json::Value {
 #[test]
 fn a_run_is_repeated_from_what_it_left() {
     let first = Run::new();
-    let stderr = succeeded(&first.train(&["--set", "train.threads=0", "--set", "train.precision=auto"]));
+    let stderr = succeeded(&first.train(&["--set", "train.precision=auto"]));
     let manifest = json(&first.dir().join("manifest.json"));
     let said = |key: &str| manifest[key].as_str().unwrap_or_else(|| panic!("{key} in {manifest}")).to_string();
     // The line on stderr says the same as the file.
