@@ -48,7 +48,7 @@ fn git(args: &[&str]) -> Option<String> {
 
 /// The commit that is being built, with `-changed` where the sources are not what was committed.
 fn commit() -> Option<String> {
-    if git(&["rev-parse", "--show-prefix"])? != "" {
+    if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None; // unpacked within another repository
     }
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
@@ -63,6 +63,6 @@ fn commit() -> Option<String> {
     for sources in ["src", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={sources}");
     }
-    let changed = git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])? != "";
-    Some(if changed { commit + "-changed" } else { commit })
+    let unchanged = git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])?.is_empty();
+    Some(if unchanged { commit } else { commit + "-changed" })
 }
