@@ -140,9 +140,16 @@ fn harmless_differences_are_not_differences() {
     config.data.workers = 3;
     config.output.keep_checkpoints = 9;
     config.monitor.log_every = 1;
+    config.data.on_bad_image = byol::data::OnBadImage::Fail;
+    config.augment.eval_resize = Some(300);
+    config.train.on_non_finite = byol::train::OnNonFinite::SkipStep;
+    config.train.max_skipped_steps = 3;
+    config.train.deterministic = true;
+    assert_eq!(config.fingerprint().expect("JSON"), Config::default().fingerprint().expect("JSON"));
     assert_eq!(config.differences(&saved).expect("compared"), Vec::<String>::new());
     config.train.seed = 1;
     config.augment.view2.hue = 0.2;
+    assert_ne!(config.fingerprint().expect("JSON"), Config::default().fingerprint().expect("JSON"));
     assert_eq!(
         config.differences(&saved).expect("compared"),
         ["augment.view2.hue: 0.2, was 0.1", "train.seed: 1, was 0"]

@@ -135,7 +135,8 @@ impl Config {
     /// that `other` lacks, because the program did not have them yet, had their default; those that it
     /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        let own = serde_json::to_value(self)?;
+        // By way of text, as the other came: reading may move a number by its last digit.
+        let own: serde_json::Value = serde_json::from_str(&serde_json::to_string(self)?)?;
         let (mut known, mut unknown) = (other.clone(), Vec::new());
         remove_unknown("", &own, &mut known, &mut unknown);
         let theirs: Config = serde_json::from_value(known).context("cannot read the saved config")?;
@@ -155,7 +156,7 @@ impl Config {
 
 /// Whether a key changes the result of training.
 fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 16] = [
+    const HARMLESS: [&str; 17] = [
         "data.path",
         "data.eval_path",
         "data.on_bad_image",
@@ -163,6 +164,7 @@ fn counts(key: &str) -> bool {
         "data.prefetch_batches",
         "data.cache_bytes",
         "data.spill_dir",
+        "augment.eval_resize",
         "monitor.",
         "output.",
         "linear_eval.",
