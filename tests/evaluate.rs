@@ -193,6 +193,7 @@ fn one_learning_rate_needs_no_held_out_images_and_a_fraction_takes_few() {
     for bad in ["0", "1", "1.5", "nan"] {
         run.failed("linear-eval", &["--fraction", bad], &["--fraction", "expected above 0 and below 1"]);
     }
+    run.failed("linear-eval", &["--fraction", "0.999"], &["--fraction: found 0.999, which leaves 0 of 200 images"]);
 }
 
 #[test]
@@ -230,7 +231,9 @@ fn neighbours_vote_for_every_k_in_one_pass() {
     assert!(table.contains("60 held-out images, 200 training images"), "{table}");
     run.failed("knn-eval", &["--k", "5,201"], &["--k: found 201, expected 1 to 200"]);
     run.failed("knn-eval", &["--k", "0"], &["--k: found 0, expected 1 to 200"]);
-    run.failed("knn-eval", &["--temperature", "0"], &["--temperature: found 0"]);
+    run.failed("knn-eval", &["--temperature", "0"], &["--temperature: found 0.0, expected 0.001 to 100"]);
+    run.failed("knn-eval", &["--temperature", "1e-300"], &["--temperature: found 1e-300, expected 0.001 to 100"]);
+    run.failed("knn-eval", &["--k", "5,1,5"], &["--k: found 5 twice, expected different numbers"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub mod simd;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-pub use alloc::{Counted, allocated_bytes};
+pub use alloc::{Counted, allocated_bytes, peak_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic, freeze_torchscript};
 

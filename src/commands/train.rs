@@ -19,6 +19,7 @@ use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
 use crate::eval::ExtractOptions;
+use crate::files;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
 use crate::model::Network;
@@ -97,17 +98,18 @@ fn finished(run_dir: &Path, step: u64) -> bool {
 }
 
 /// Refuses, before any work, batches that the machine's memory cannot hold: the loader keeps
-/// `data.prefetch_batches` finished ones, one is being made, and those of a step are being trained on.
+/// `data.prefetch_batches` finished ones or `data.prefetch_bytes`, and those of a step are being trained on.
 fn check_memory(config: &Config) -> Result<()> {
     let size = config.augment.size as u64;
     let batch = 2 * 3 * size * size * config.train.micro_batch() as u64;
-    let waiting = config.data.prefetch_batches + config.train.accumulation_steps + 1;
-    let needed = batch.saturating_mul(waiting as u64);
+    let waiting = batch.saturating_mul(config.data.prefetch_batches as u64 + 1);
+    let waiting = waiting.min(batch.max(config.data.prefetch_bytes as u64));
+    let needed = batch.saturating_mul(config.train.accumulation_steps as u64).saturating_add(waiting);
     let there = setup::memory();
     if needed > there {
         bail!(
             "train.batch_size: the loader's batches need {:.1} GB, the machine has {:.1} GB; lower train.batch_size or \
-             data.prefetch_batches, or raise train.accumulation_steps",
+             data.prefetch_bytes, or raise train.accumulation_steps",
             needed as f64 / 1e9,
             there as f64 / 1e9
         );
@@ -141,6 +143,7 @@ fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<(PathBuf, File
         );
     }
     checkpoint::clean(&checkpoints, usize::MAX);
+    files::remove_unfinished(run_dir);
     Ok((checkpoints, lock))
 }
 

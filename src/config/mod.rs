@@ -1,6 +1,7 @@
 //! The configuration of a run: one YAML file, one typed section per concern, unknown keys refused.
 
 mod source;
+mod wording;
 
 use std::path::Path;
 
@@ -86,11 +87,12 @@ impl Config {
 
     /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
     pub fn place(path: &Path, overrides: &[String], key: &str) -> String {
-        match (source::overridden(overrides, key), source::Source::read(path)) {
-            (Some(text), _) => format!("--set {text}"),
-            (None, Ok(source)) => source.place(key),
-            (None, Err(_)) => path.display().to_string(),
+        if let Some(text) = source::overridden(overrides, key) {
+            return format!("--set {text}");
         }
+        // A pipe is read only once.
+        let source = if path.is_file() { source::Source::read(path).ok() } else { None };
+        source.map_or_else(|| path.display().to_string(), |source| source.place(key))
     }
 
     /// The config as YAML, every key written out.
@@ -125,11 +127,12 @@ impl Config {
     /// that `other` lacks, because the program did not have them yet, had their default; those that it
     /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 13] = [
+        const HARMLESS: [&str; 14] = [
             "data.path",
             "data.eval_path",
             "data.workers",
             "data.prefetch_batches",
+            "data.prefetch_bytes",
             "monitor.",
             "output.",
             "linear_eval.",

@@ -23,6 +23,7 @@ use parquet::schema::types::ColumnDescriptor;
 
 use super::decode::{DecodeOptions, caught, decode, decode_read, ensure_size, one_line};
 use super::{DataConfig, Dataset, digest, shards};
+use crate::files;
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
 use spill::{Spill, Unpacked};
@@ -119,7 +120,7 @@ impl Parquet {
     }
 
     fn add_file(&mut self, path: &Path, config: &DataConfig) -> Result<()> {
-        let file = File::open(path)?;
+        let file = files::open_regular(path)?;
         let number = self.files.len();
         self.files.push(Shard { path: path.to_path_buf(), state: state(&file)? });
         let reader = SerializedFileReader::new(file)?;
@@ -203,7 +204,7 @@ impl Parquet {
         let shard = &self.files[group.file];
         let run = || {
             // A handle of its own: clones of one share their position, and threads would race.
-            let file = File::open(&shard.path)?;
+            let file = files::open_regular(&shard.path)?;
             ensure!(state(&file)? == shard.state, "the file has changed since it was opened");
             let pages = SerializedPageReader::new(Arc::new(file), &group.image, group.rows, None)?;
             let descriptor = group.image.column_descr_ptr();
