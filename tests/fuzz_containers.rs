@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,23 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Ends the process with the number of an input that does not come to an end.
+fn watch(current: &'static AtomicU64) {
+    std::thread::spawn(move || {
+        let mut since = (current.load(Ordering::Relaxed), Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            let number = current.load(Ordering::Relaxed);
+            if number != since.0 {
+                since = (number, Instant::now());
+            } else if number != u64::MAX && since.1.elapsed() > 6 * MOST_TIME {
+                eprintln!("input {number} does not come to an end");
+                std::process::exit(1);
+            }
+        }
+    });
+}
+
 /// Opens the set and reads what it has; whether any image could be read.
 fn read(config: &DataConfig) -> Result<bool, String> {
     let line = |error: anyhow::Error| {
@@ -170,9 +188,12 @@ fn any_container_ends_in_images_or_in_one_line() {
     kinds.dedup();
     let (mut tried, mut tally, mut findings) = (0, damage::Tally::default(), Vec::new());
     let (mut slowest, mut largest) = ((Duration::ZERO, 0), (0, 0));
+    static CURRENT: AtomicU64 = AtomicU64::new(u64::MAX);
+    watch(&CURRENT);
     while budget.goes_on(tried) && findings.len() < 10 {
         let number = budget.first + tried;
         tried += 1;
+        CURRENT.store(number, Ordering::Relaxed);
         let mut rng = Stream::new(2, Purpose::Synthetic, 0, number, 0);
         let mut draw = |below: usize| rng.below(below.max(1));
         // Every kind as often as the others, however many examples it has.
@@ -195,10 +216,25 @@ fn any_container_ends_in_images_or_in_one_line() {
             findings.push(format!("input {number} ({kind}) takes {time:?} and {peak} bytes"));
         }
     }
+    CURRENT.store(u64::MAX, Ordering::Relaxed);
     drop(std::panic::take_hook());
     println!("{tally}{tried} inputs: slowest {slowest:?}, largest {largest:?}");
     assert!(findings.is_empty(), "{findings:#?}");
     assert!(tally.fewest() * 2 > tried / kinds.len() as u64, "{tally}");
+}
+
+/// A finding of this test: the header of a page promises billions of fields behind the end of the file.
+#[test]
+fn a_header_without_an_end_is_an_error() {
+    let _alone = alone();
+    let path = Some(fixture("damaged/endless.parquet"));
+    let config = DataConfig { format: Format::Parquet, path, cache_bytes: 0, ..Default::default() };
+    let (set, started) = (open_train(&config).expect("the footer is whole"), Instant::now());
+    let messages: Vec<String> = (0..set.len())
+        .filter_map(|index| set.load(index, &mut Pixels::default()).err().map(|error| format!("{error:#}")))
+        .collect();
+    assert!(started.elapsed() < MOST_TIME, "{:?}", started.elapsed());
+    assert!(messages.iter().any(|message| message.contains("found the end of the file")), "{messages:?}");
 }
 
 /// Small files that say, or become, much: refused without the memory.

@@ -128,7 +128,7 @@ fn a_signal_ends_a_command_with_130_and_leaves_nothing() {
     let export = ["-q", "export-encoder", "--checkpoint", &dir, "--format", "onnx", "--output", &exported];
     let preview = ["-q", "preview", "--config", &config, "--output", &picture, "--images", "64", "--draws", "16"];
     let mut ended = [0, 0];
-    for delay in (0..16).map(|step| Duration::from_millis(50 * step)) {
+    for delay in (0..8).map(|step| Duration::from_millis(120 * step)) {
         for ((args, output), ended) in [(&export[..], &exported), (&preview[..], &picture)].iter().zip(&mut ended) {
             let by_signal = interrupted(args, delay);
             *ended += usize::from(by_signal);

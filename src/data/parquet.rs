@@ -26,9 +26,11 @@ use super::{DataConfig, Dataset, digest, shards};
 use crate::files;
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
+use source::Source;
 use spill::{Spill, Unpacked};
 
 mod columns;
+mod source;
 mod spill;
 
 /// Rows that are read from a page at once.
@@ -123,7 +125,7 @@ impl Parquet {
         let file = files::open_regular(path)?;
         let number = self.files.len();
         self.files.push(Shard { path: path.to_path_buf(), state: state(&file)? });
-        let reader = SerializedFileReader::new(file)?;
+        let reader = SerializedFileReader::new(Source::new(file)?)?;
         let metadata = reader.metadata();
         let columns = metadata.file_metadata().schema_descr().columns();
         let image = image_column(columns, config.image_column.as_deref())?;
@@ -203,10 +205,9 @@ impl Parquet {
     ) -> Result<T> {
         let shard = &self.files[group.file];
         let run = || {
-            // A handle of its own: clones of one share their position, and threads would race.
             let file = files::open_regular(&shard.path)?;
             ensure!(state(&file)? == shard.state, "the file has changed since it was opened");
-            let pages = SerializedPageReader::new(Arc::new(file), &group.image, group.rows, None)?;
+            let pages = SerializedPageReader::new(Arc::new(Source::new(file)?), &group.image, group.rows, None)?;
             let descriptor = group.image.column_descr_ptr();
             work(&mut ColumnReaderImpl::new(descriptor.clone(), Box::new(pages)), &descriptor)
         };
