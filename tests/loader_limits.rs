@@ -1,9 +1,10 @@
 //! What a loader promises when things go wrong: a panic anywhere ends it with that message, its memory has a bound in
 //! bytes, and a thousand bad images do not fill the log.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use byol::augment::AugmentConfig;
@@ -29,6 +30,21 @@ enum Place {
     Load,
     Describe,
     Label,
+}
+
+/// Images loaded by all loaders.
+static LOADS: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits until the loaders have made all that they may, however busy the machine is.
+fn settle() {
+    let mut before = (LOADS.load(Ordering::Relaxed), Instant::now());
+    while before.1.elapsed() < Duration::from_millis(150) {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = LOADS.load(Ordering::Relaxed);
+        if now != before.0 {
+            before = (now, Instant::now());
+        }
+    }
 }
 
 /// Grey images, some of them bad; image `at` panics.
@@ -58,6 +74,7 @@ impl Dataset for Trapped {
         Vec::new()
     }
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
+        LOADS.fetch_add(1, Ordering::Relaxed);
         self.spring(Place::Load, index);
         if index >= self.good || self.place == Place::Describe && self.at == index {
             bail!("found dust");
@@ -120,7 +137,7 @@ fn a_panic_in_any_worker_ends_the_loader_with_its_message() {
 /// Bytes of a training batch of 8 images of 64 px.
 const BATCH: u64 = 8 * (2 * 64 * 64 * 3 + 12);
 
-/// What a loader takes at most, besides what threads and their scratch images take, while each of ten rounds uses
+/// What a loader takes at most, besides what threads and their scratch images take, while each of three rounds uses
 /// `held` batches and gives them back.
 fn peak(bytes: u64, held: usize) -> u64 {
     let options = LoaderOptions { workers: 1, prefetch: 16, prefetch_bytes: bytes as usize, ..Default::default() };
@@ -129,10 +146,9 @@ fn peak(bytes: u64, held: usize) -> u64 {
         let sampler = Sampler::new(400, 8, 1, 7).unwrap();
         let bad = BadImages::new(OnBadImage::Skip);
         let mut loader = Loader::new(set.clone(), augment(64), sampler, 0, bad, options).unwrap();
-        for _ in 0..10 {
+        for _ in 0..3 {
             let batches: Vec<_> = (0..held).map(|_| loader.next_batch().unwrap()).collect();
-            // Time to make as many as it may.
-            std::thread::sleep(Duration::from_millis(30));
+            settle();
             batches.into_iter().for_each(|batch| loader.recycle(batch));
         }
     };
@@ -166,8 +182,10 @@ fn an_evaluation_loader_has_the_same_bound() {
         let run = || {
             let bad = BadImages::new(OnBadImage::Skip);
             let loader = EvalLoader::new(set, augment(64), (0..400).collect(), 8, bad, options).unwrap();
-            let images = loader.map(|batch| {
-                std::thread::sleep(Duration::from_millis(10));
+            let images = loader.enumerate().map(|(number, batch)| {
+                if number < 2 {
+                    settle();
+                }
                 batch.unwrap().labels.len()
             });
             assert_eq!(images.sum::<usize>(), 400);

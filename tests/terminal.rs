@@ -127,17 +127,24 @@ fn a_signal_ends_a_command_with_130_and_leaves_nothing() {
     let picture = path("views.png");
     let export = ["-q", "export-encoder", "--checkpoint", &dir, "--format", "onnx", "--output", &exported];
     let preview = ["-q", "preview", "--config", &config, "--output", &picture, "--images", "64", "--draws", "16"];
-    let mut ended = [0, 0];
-    for delay in (0..8).map(|step| Duration::from_millis(120 * step)) {
-        for ((args, output), ended) in [(&export[..], &exported), (&preview[..], &picture)].iter().zip(&mut ended) {
-            let by_signal = interrupted(args, delay);
-            *ended += usize::from(by_signal);
+    for (args, output) in [(&export[..], &exported), (&preview[..], &picture)] {
+        // The machine may be busy: moments are parts of the time that the whole command takes now.
+        let started = Instant::now();
+        assert!(byol(&args.iter().map(OsStr::new).collect::<Vec<_>>()).status.success(), "{args:?}");
+        let time = started.elapsed();
+        let mut ended = 0;
+        for moment in 0..32 {
+            let _ = fs::remove_file(output);
+            ended += usize::from(interrupted(args, time * (moment % 8 + 1) / 8));
             let left: Vec<_> = fs::read_dir(folder.path()).expect("listed").map(|e| e.expect("entry").path()).collect();
             assert!(left.iter().all(|path| path == Path::new(output)), "{left:?}");
-            let _ = fs::remove_file(output);
+            if moment >= 7 && ended > 0 {
+                break;
+            }
         }
+        assert!(ended > 0, "{args:?}");
+        let _ = fs::remove_file(output);
     }
-    assert!(ended.iter().all(|&ended| ended > 0), "{ended:?}");
     let bench = ["-q", "bench", "loader", "--config", &config, "--seconds", "60"];
-    assert!(interrupted(&bench, Duration::from_millis(1500)));
+    assert!((1..20).any(|seconds| interrupted(&bench, Duration::from_millis(1500 * seconds))));
 }
