@@ -15,6 +15,7 @@ pub mod data;
 pub mod ema;
 pub mod eval;
 pub mod export;
+pub mod files;
 pub mod logging;
 pub mod loss;
 pub mod model;

@@ -52,7 +52,6 @@ fn main() -> ExitCode {
         }
     };
     // A closed stderr must not turn an error into a panic.
-    let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let _ = writeln!(std::io::stderr(), "error: {line}");
+    let _ = writeln!(std::io::stderr(), "error: {}", logging::one_line(&message));
     ExitCode::FAILURE
 }

@@ -92,7 +92,11 @@ fn parquet_columns_are_found_or_named_in_the_error() {
     assert!(message.contains("found image columns [picture], expected photo"), "{message}");
     let named = DataConfig { label_column: Some("title".into()), ..flat.clone() };
     let message = train_error(&named);
-    assert!(message.contains("[title, picture, kind], expected an integer column"), "{message}");
+    let expected = "found column title of text, expected a column of whole numbers (data.label_column)";
+    assert!(message.ends_with(expected), "{message}");
+    let named = DataConfig { label_column: Some("class".into()), ..flat.clone() };
+    let message = train_error(&named);
+    assert!(message.contains("[title, picture, kind], expected an integer column class"), "{message}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-pub use alloc::{Counted, allocated_bytes, keep_freed_memory};
+pub use alloc::{Counted, allocated_bytes, keep_freed_memory, peak_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use memory::{Memory, out_of_memory};
 pub use normalise::Normaliser;

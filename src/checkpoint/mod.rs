@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-pub use folder::{check_output, clean, list, path_of, set_aside, sha256, write_file};
+pub use crate::files::write_atomic as write_file;
+pub use folder::{check_output, clean, list, path_of, set_aside, sha256};
 pub use tensors::{load_views, serialize, views};
 
 use crate::backend;

@@ -11,6 +11,7 @@ use crate::cli::PreviewArgs;
 use crate::config::Config;
 use crate::data::loader::BadImages;
 use crate::data::{self, Dataset};
+use crate::files;
 use crate::pixels::Pixels;
 use crate::preview::{Layout, Picture};
 use crate::rng::{Purpose, Stream};
@@ -19,6 +20,7 @@ use crate::rng::{Purpose, Stream};
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
+    files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;
     if !args.output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         bail!("--output: found {}, expected a name ending in .png", args.output.display());

@@ -1,6 +1,7 @@
 //! The configuration of a run: one YAML file, one typed section per concern, unknown keys refused.
 
 mod source;
+mod wording;
 
 use std::path::Path;
 
@@ -86,11 +87,12 @@ impl Config {
 
     /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
     pub fn place(path: &Path, overrides: &[String], key: &str) -> String {
-        match (source::overridden(overrides, key), source::Source::read(path)) {
-            (Some(text), _) => format!("--set {text}"),
-            (None, Ok(source)) => source.place(key),
-            (None, Err(_)) => path.display().to_string(),
+        if let Some(text) = source::overridden(overrides, key) {
+            return format!("--set {text}");
         }
+        // A pipe is read only once.
+        let source = if path.is_file() { source::Source::read(path).ok() } else { None };
+        source.map_or_else(|| path.display().to_string(), |source| source.place(key))
     }
 
     /// The config as YAML, every key written out.
@@ -156,12 +158,13 @@ impl Config {
 
 /// Whether a key changes the result of training.
 fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 17] = [
+    const HARMLESS: [&str; 19] = [
         "data.path",
         "data.eval_path",
         "data.on_bad_image",
         "data.workers",
         "data.prefetch_batches",
+        "data.prefetch_bytes",
         "data.cache_bytes",
         "data.spill_dir",
         "augment.eval_resize",
@@ -171,6 +174,7 @@ fn counts(key: &str) -> bool {
         "train.device",
         "train.threads",
         "train.max_steps",
+        "train.cuda_graph",
         "train.deterministic",
         "train.on_non_finite",
         "train.max_skipped_steps",

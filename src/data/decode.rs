@@ -8,9 +8,7 @@
 //! colour. Not read: TIFFs with a palette, with grey and alpha, or with a single float.
 
 use std::cell::Cell;
-use std::fs::OpenOptions;
 use std::io::{Cursor, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::thread::LocalKey;
@@ -20,6 +18,7 @@ use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::Want;
 use crate::augment::Crop;
+use crate::files;
 use crate::pixels::Pixels;
 use orientation::Orientation;
 
@@ -83,11 +82,8 @@ pub(super) fn decode_read(
 /// Decodes a file. Fails for anything but a regular file, too.
 pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
     decode_read(options, want, out, |encoded| {
-        // Opening a named pipe would otherwise wait for its writer.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = file.context("cannot open the file")?;
+        let file = files::open_regular(path)?;
         let metadata = file.metadata().context("cannot read the file")?;
-        ensure!(metadata.is_file(), "not a regular file");
         ensure_size(metadata.len(), options)?;
         encoded.reserve(metadata.len() as usize + 1);
         // The file may grow meanwhile; a byte too many makes `decode` refuse it.

@@ -24,11 +24,14 @@ use parquet::schema::types::ColumnDescriptor;
 use super::decode::{DecodeOptions, caught, decode_part, decode_read, ensure_size, one_line};
 use super::{DataConfig, Dataset, Want, digest, shards};
 use crate::augment::Crop;
+use crate::files;
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
+use source::Source;
 use spill::{Spill, Unpacked};
 
 mod columns;
+mod source;
 mod spill;
 
 /// Rows that are read from a page at once.
@@ -120,10 +123,10 @@ impl Parquet {
     }
 
     fn add_file(&mut self, path: &Path, config: &DataConfig) -> Result<()> {
-        let file = File::open(path)?;
+        let file = files::open_regular(path)?;
         let number = self.files.len();
         self.files.push(Shard { path: path.to_path_buf(), state: state(&file)? });
-        let reader = SerializedFileReader::new(file)?;
+        let reader = SerializedFileReader::new(Source::new(file)?)?;
         let metadata = reader.metadata();
         let columns = metadata.file_metadata().schema_descr().columns();
         let image = image_column(columns, config.image_column.as_deref())?;
@@ -203,10 +206,9 @@ impl Parquet {
     ) -> Result<T> {
         let shard = &self.files[group.file];
         let run = || {
-            // A handle of its own: clones of one share their position, and threads would race.
-            let file = File::open(&shard.path)?;
+            let file = files::open_regular(&shard.path)?;
             ensure!(state(&file)? == shard.state, "the file has changed since it was opened");
-            let pages = SerializedPageReader::new(Arc::new(file), &group.image, group.rows, None)?;
+            let pages = SerializedPageReader::new(Arc::new(Source::new(file)?), &group.image, group.rows, None)?;
             let descriptor = group.image.column_descr_ptr();
             work(&mut ColumnReaderImpl::new(descriptor.clone(), Box::new(pages)), &descriptor)
         };

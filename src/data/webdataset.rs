@@ -14,6 +14,7 @@ use super::decode::{DecodeOptions, decode_part};
 use super::tar_index::{Index, Member};
 use super::{DataConfig, Dataset, Want, digest, index_cache, shards};
 use crate::augment::Crop;
+use crate::files;
 use crate::pixels::Pixels;
 
 /// Compressed shards are found, too, to say what to do with them.
@@ -66,7 +67,7 @@ impl WebDataset {
         for (path, index) in files.into_iter().zip(indices) {
             match index {
                 Ok(index) => {
-                    let file = if shards.len() < MOST_OPEN { Some(File::open(&path)?) } else { None };
+                    let file = if shards.len() < MOST_OPEN { Some(files::open_regular(&path)?) } else { None };
                     shards.push(Shard { path, index, file });
                 }
                 Err(error) => bad.push(format!("{}: {error:#}", path.display())),
@@ -105,7 +106,7 @@ impl Shard {
     fn with_file<T>(&self, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
         match &self.file {
             Some(file) => work(file),
-            None => work(&File::open(&self.path)?),
+            None => work(&files::open_regular(&self.path)?),
         }
     }
 }
