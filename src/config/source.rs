@@ -99,7 +99,7 @@ impl Source {
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {
         let prefixes = key.match_indices('.').map(|(dot, _)| &key[..dot]).chain([key]);
-        let line = prefixes.filter_map(|part| self.lines(part).first().copied()).last();
+        let line = prefixes.filter_map(|part| self.lines(part).first().copied()).next_back();
         line.map_or(self.name.clone(), |line| format!("{}:{line}", self.name))
     }
 
