@@ -209,8 +209,10 @@ fn any_container_ends_in_images_or_in_one_line() {
         let time = started.elapsed();
         tally.add(kind, matches!(ended, Ok(Ok(true))));
         (slowest, largest) = (slowest.max((time, number)), largest.max((peak, number)));
-        if ended.is_err() {
-            findings.push(format!("input {number} ({kind}) panics, or its error is no line"));
+        if let Err(panic) = &ended {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+            findings.push(format!("input {number} ({kind}) panics, or its error is no line: {text}"));
         }
         if time > MOST_TIME || peak > MOST_BYTES {
             findings.push(format!("input {number} ({kind}) takes {time:?} and {peak} bytes"));

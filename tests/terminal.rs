@@ -135,10 +135,10 @@ fn a_signal_ends_a_command_with_130_and_leaves_nothing() {
         let mut ended = 0;
         for moment in 0..32 {
             let _ = fs::remove_file(output);
-            ended += usize::from(interrupted(args, time * (moment % 8 + 1) / 8));
+            ended += usize::from(interrupted(args, time * (moment % 5 + 1) / 5));
             let left: Vec<_> = fs::read_dir(folder.path()).expect("listed").map(|e| e.expect("entry").path()).collect();
             assert!(left.iter().all(|path| path == Path::new(output)), "{left:?}");
-            if moment >= 7 && ended > 0 {
+            if moment >= 4 && ended > 0 {
                 break;
             }
         }

@@ -299,7 +299,7 @@ fn bad_data_and_bad_places_are_said_before_any_work() {
     let below = format!("output.dir={}/run", file.display());
     failed(&run.train(&["--set", &below]), &["output.dir", &file.display().to_string()]);
     let missing = Command::new(env!("CARGO_BIN_EXE_byol")).args(["train", "--config", "nowhere.yaml"]).output();
-    failed(&missing.expect("byol runs"), &["config nowhere.yaml", "No such file"]);
+    failed(&missing.expect("byol runs"), &["config nowhere.yaml: no such file"]);
 }
 
 #[test]

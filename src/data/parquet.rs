@@ -136,7 +136,12 @@ impl Parquet {
         }
         let first_row = self.rows;
         for group in 0..metadata.num_row_groups() {
-            let rows = metadata.row_group(group).num_rows() as usize;
+            let rows = metadata.row_group(group).num_rows();
+            // Positions in a set have 32 bits; a damaged footer may say anything, and less than 0.
+            let total = usize::try_from(rows).ok().and_then(|rows| rows.checked_add(self.rows));
+            let fits = total.is_some_and(|total| total <= u32::MAX as usize);
+            ensure!(fits, "found {rows} rows in row group {group}, expected 0 or more, at most {} in all", u32::MAX);
+            let rows = rows as usize;
             columns::ensure_readable(metadata.row_group(group).column(image))?;
             if let Some(label) = label {
                 columns::ensure_readable(metadata.row_group(group).column(label))?;
@@ -161,7 +166,7 @@ impl Parquet {
     /// Fills the memory with about `size` bytes, or gives `false` if it turns out to be more than
     /// `most` (pages may share a dictionary).
     fn read_all(&mut self, size: usize, most: usize) -> Result<bool> {
-        let (mut bytes, mut ends) = (Vec::with_capacity(size), Vec::with_capacity(self.rows));
+        let (mut bytes, mut ends) = (Vec::with_capacity(size), Vec::new());
         for group in &self.row_groups {
             self.unpack(group, |image| {
                 bytes.extend_from_slice(image);
@@ -173,6 +178,7 @@ impl Parquet {
             }
         }
         bytes.shrink_to_fit();
+        ends.shrink_to_fit();
         self.store = Store::Memory { bytes, ends };
         Ok(true)
     }
