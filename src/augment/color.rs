@@ -81,20 +81,25 @@ impl Steps {
     /// Does what is pending and returns the mean luma, rounded.
     #[inline(always)]
     fn mean_luma(&mut self, planes: &mut [u8], size: usize) -> f32 {
-        let mut sums = [0u32; LANES];
+        let mut sums = [0.0; LANES];
         let mut left = size * size;
-        self.each(planes, |colors| {
-            let lumas = luma(colors);
-            // All but the last group are whole.
-            let count = left.min(LANES);
-            left -= count;
-            let counted = |lane: usize| if count == LANES || lane < count { u32::MAX } else { 0 };
-            for (lane, (sum, luma)) in sums.iter_mut().zip(lumas).enumerate() {
-                *sum += (luma + MAGIC).to_bits() & 0xff & counted(lane);
-            }
-        });
-        // A view has at most 2^20 pixels: the sum fits.
-        (f64::from(sums.iter().sum::<u32>()) / (size * size) as f64 + 0.5) as u8 as f32
+        self.each(
+            planes,
+            #[inline(always)]
+            |colors| {
+                let mut lumas = luma(colors);
+                // All but the last group are whole.
+                if left < LANES {
+                    lumas[left..].fill(0.0);
+                }
+                left = left.saturating_sub(LANES);
+                for (sum, luma) in sums.iter_mut().zip(lumas) {
+                    *sum += luma;
+                }
+            },
+        );
+        // A view has at most 2^20 pixels: whole numbers below 2^23 are exact.
+        (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / (size * size) as f64 + 0.5) as u8 as f32
     }
 
     /// Does what is pending and shows every group of pixels.
@@ -108,7 +113,9 @@ impl Steps {
             for step in &self.pending {
                 step.run(&mut colors);
             }
-            (*r, *g, *b) = (narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2]));
+            if !self.pending.is_empty() {
+                (*r, *g, *b) = (narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2]));
+            }
             see(&colors);
         }
         self.pending.clear();
@@ -159,8 +166,10 @@ impl Step {
             Self::Hue(shift) => shift_hue(colors, shift),
             Self::Grayscale => *colors = [luma(colors); 3],
             Self::Solarize(threshold) => {
+                // Not `if ... { *v } else { ... }`: that becomes a masked store, which is slow.
                 for v in colors.as_flattened_mut() {
-                    *v = if *v < threshold { *v } else { 255.0 - *v };
+                    let mirror = if *v < threshold { 0.0 } else { 255.0 };
+                    *v = f32::abs(mirror - *v);
                 }
             }
         }
