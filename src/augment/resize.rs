@@ -45,6 +45,7 @@ struct Taps {
 
 impl Taps {
     /// Sets the weights of the output pixels `wanted` of `output`.
+    #[inline(always)]
     fn fill(&mut self, kernel: Interpolation, input: usize, output: usize, wanted: Range<usize>) {
         match kernel {
             Interpolation::Bicubic => self.fill_with(cubic, 2.0, input, output, wanted),
@@ -52,7 +53,15 @@ impl Taps {
         }
     }
 
-    fn fill_with(&mut self, filter: fn(f64) -> f64, reach: f64, input: usize, output: usize, wanted: Range<usize>) {
+    #[inline(always)]
+    fn fill_with(
+        &mut self,
+        filter: impl Fn(f64) -> f64,
+        reach: f64,
+        input: usize,
+        output: usize,
+        wanted: Range<usize>,
+    ) {
         let scale = input as f64 / output as f64;
         let (support, shrink) = (reach * scale.max(1.0), 1.0 / scale.max(1.0));
         self.stride = support.ceil() as usize * 2 + 1;
@@ -82,11 +91,13 @@ impl Taps {
     }
 }
 
+#[inline(always)]
 fn triangle(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
 }
 
 /// Cubic convolution with a = -0.5.
+#[inline(always)]
 fn cubic(x: f64) -> f64 {
     let (a, x) = (-0.5, x.abs());
     if x < 1.0 {
