@@ -48,9 +48,11 @@ pub(super) fn window(sigma: f64) -> f64 {
 /// The blur and its buffers.
 #[derive(Default)]
 pub(super) struct Blur {
-    /// A plane, or a row with its edges.
+    /// Planes with their edges.
     from: Vec<u8>,
     to: Vec<u8>,
+    /// Rows with their edges.
+    lines: [Vec<u8>; 2],
     sums: Vec<u32>,
 }
 
@@ -59,43 +61,44 @@ impl Blur {
     #[inline(always)]
     pub fn run(&mut self, plane: &mut [u8], size: usize, sigma: f64) {
         let kernel = Kernel::new(sigma as f32);
-        let length = (size * size).max(size + 2 * MOST_ADDED + 2);
+        let length = (size + 2 * MOST_ADDED + 2) * size;
         self.from.resize(length, 0);
         self.to.resize(length, 0);
         match kernel.whole {
-            0 => self.rows::<0>(plane, size, kernel),
-            1 => self.rows::<1>(plane, size, kernel),
-            MOST_ADDED => self.rows::<MOST_ADDED>(plane, size, kernel),
+            0 => self.small::<3>(plane, size, kernel),
+            1 => self.small::<5>(plane, size, kernel),
+            MOST_ADDED => self.small::<{ 2 * MOST_ADDED + 3 }>(plane, size, kernel),
             _ => {
-                turn(plane, size, &mut self.to);
-                plane.copy_from_slice(&self.to[..size * size]);
-                self.columns(plane, size, kernel);
-                turn(plane, size, &mut self.to);
-                plane.copy_from_slice(&self.to[..size * size]);
+                for _ in 0..2 {
+                    turn(plane, size, &mut self.to);
+                    plane.copy_from_slice(&self.to[..size * size]);
+                    self.columns(plane, size, kernel);
+                }
             }
         }
-        self.columns(plane, size, kernel);
     }
 
-    /// Blurs along the rows with a small box, whose pixels are added up anew for each sum.
+    /// Blurs with a box of `N` pixels, few enough to be added up anew for each sum.
     #[inline(always)]
-    fn rows<const WHOLE: usize>(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
-        let edge = WHOLE + 1;
-        for row in plane.chunks_exact_mut(size) {
-            self.from[edge..][..size].copy_from_slice(row);
-            for _ in 0..PASSES {
-                let (first, last) = (self.from[edge], self.from[edge + size - 1]);
-                self.from[..edge].fill(first);
-                self.from[edge + size..][..edge].fill(last);
-                let line = &self.from[..size + 2 * edge];
-                for (x, out) in self.to[edge..][..size].iter_mut().enumerate() {
-                    let near: u16 = (1..=2 * WHOLE + 1).map(|i| u16::from(line[x + i])).sum();
-                    *out = kernel.weigh(near.into(), u16::from(line[x]) + u16::from(line[x + 2 * edge]));
-                }
-                std::mem::swap(&mut self.from, &mut self.to);
-            }
-            row.copy_from_slice(&self.from[edge..][..size]);
+    fn small<const N: usize>(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
+        let edge = N / 2;
+        let [a, b] = &mut self.lines;
+        a.resize(size + 2 * edge, 0);
+        b.resize(size + 2 * edge, 0);
+        let inside = edge..edge + size;
+        let from = &mut self.from[..(size + 2 * edge) * size];
+        let to = &mut self.to[..(size + 2 * edge) * size];
+        for (row, out) in plane.chunks_exact(size).zip(from[edge * size..].chunks_exact_mut(size)) {
+            a[inside.clone()].copy_from_slice(row);
+            kernel.pass::<N>(a, 1, &mut b[inside.clone()]);
+            kernel.pass::<N>(b, 1, &mut a[inside.clone()]);
+            kernel.pass::<N>(a, 1, out);
         }
+        // The columns at once: the pixel below is the one a row further.
+        let inside = edge * size..(edge + size) * size;
+        kernel.pass::<N>(from, size, &mut to[inside.clone()]);
+        kernel.pass::<N>(to, size, &mut from[inside]);
+        kernel.pass::<N>(from, size, plane);
     }
 
     /// Blurs along the columns, all of them side by side.
@@ -134,6 +137,28 @@ fn turn(plane: &[u8], size: usize, out: &mut [u8]) {
 }
 
 impl Kernel {
+    /// Blurs with a box of `N` pixels that lie `step` apart. `pixels` begin and end with room for `N / 2` steps, where
+    /// this repeats their first and last one.
+    #[inline(always)]
+    fn pass<const N: usize>(self, pixels: &mut [u8], step: usize, out: &mut [u8]) {
+        let (edge, length) = (N / 2 * step, out.len());
+        for at in (0..edge).step_by(step) {
+            pixels.copy_within(edge..edge + step, at);
+            pixels.copy_within(edge + length - step..edge + length, edge + length + at);
+        }
+        let mut lines: [&[u8]; N] = [&[]; N];
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = &pixels[i * step..][..length];
+        }
+        for (x, out) in out.iter_mut().enumerate() {
+            let mut near = 0;
+            for line in &lines[1..N - 1] {
+                near += u16::from(line[x]);
+            }
+            *out = self.weigh(near.into(), u16::from(lines[0][x]) + u16::from(lines[N - 1][x]));
+        }
+    }
+
     /// Weighs the sum of the pixels alike and that of the two beyond them, and rounds half up.
     #[inline(always)]
     fn weigh(self, near: u32, far: u16) -> u8 {

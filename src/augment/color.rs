@@ -9,6 +9,9 @@ const MAGIC: f32 = 8_388_608.0;
 /// Pixels worked on together.
 const LANES: usize = 32;
 
+/// Groups stored together.
+const STRETCH: usize = 8;
+
 /// Red, green and blue of some pixels, whole numbers from 0 to 255.
 type Colors = [[f32; LANES]; 3];
 
@@ -81,20 +84,25 @@ impl Steps {
     /// Does what is pending and returns the mean luma, rounded.
     #[inline(always)]
     fn mean_luma(&mut self, planes: &mut [u8], size: usize) -> f32 {
-        let mut sums = [0u32; LANES];
+        let mut sums = [0.0; LANES];
         let mut left = size * size;
-        self.each(planes, |colors| {
-            let lumas = luma(colors);
-            // All but the last group are whole.
-            let count = left.min(LANES);
-            left -= count;
-            let counted = |lane: usize| if count == LANES || lane < count { u32::MAX } else { 0 };
-            for (lane, (sum, luma)) in sums.iter_mut().zip(lumas).enumerate() {
-                *sum += (luma + MAGIC).to_bits() & 0xff & counted(lane);
-            }
-        });
-        // A view has at most 2^20 pixels: the sum fits.
-        (f64::from(sums.iter().sum::<u32>()) / (size * size) as f64 + 0.5) as u8 as f32
+        self.each(
+            planes,
+            #[inline(always)]
+            |colors| {
+                let mut lumas = luma(colors);
+                // All but the last group are whole.
+                if left < LANES {
+                    lumas[left..].fill(0.0);
+                }
+                left = left.saturating_sub(LANES);
+                for (sum, luma) in sums.iter_mut().zip(lumas) {
+                    *sum += luma;
+                }
+            },
+        );
+        // A view has at most 2^20 pixels: whole numbers below 2^23 are exact.
+        (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / (size * size) as f64 + 0.5) as u8 as f32
     }
 
     /// Does what is pending and shows every group of pixels.
@@ -108,7 +116,9 @@ impl Steps {
             for step in &self.pending {
                 step.run(&mut colors);
             }
-            (*r, *g, *b) = (narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2]));
+            if !self.pending.is_empty() {
+                (*r, *g, *b) = (narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2]));
+            }
             see(&colors);
         }
         self.pending.clear();
@@ -119,21 +129,23 @@ impl Steps {
     pub fn finish(&mut self, planes: &[u8], size: usize, out: &mut [u8]) {
         assert_eq!(out.len(), size * size * 3, "a view has size * size * 3 bytes");
         let plane = |channel: usize| planes.chunks_exact(plane_length(size)).nth(channel).unwrap_or(planes);
-        let [red, green, blue] = [plane(0), plane(1), plane(2)].map(|plane| plane.as_chunks::<LANES>().0);
-        for (((r, g), b), out) in red.iter().zip(green).zip(blue).zip(out.chunks_mut(LANES * 3)) {
-            let mut bytes = [*r, *g, *b];
-            if !self.pending.is_empty() {
+        let [red, green, blue] = [plane(0), plane(1), plane(2)];
+        if self.pending.is_empty() {
+            return interleave(red, green, blue, out);
+        }
+        let [red, green, blue] = [red, green, blue].map(|plane| plane.as_chunks::<LANES>().0.chunks(STRETCH));
+        for (((r, g), b), out) in red.zip(green).zip(blue).zip(out.chunks_mut(STRETCH * LANES * 3)) {
+            let mut bytes = [[[0; LANES]; STRETCH]; 3];
+            for (i, ((r, g), b)) in r.iter().zip(g).zip(b).enumerate() {
                 let mut colors = [widen(r), widen(g), widen(b)];
                 for step in &self.pending {
                     step.run(&mut colors);
                 }
-                bytes = [narrow(&colors[0]), narrow(&colors[1]), narrow(&colors[2])];
+                for (bytes, channel) in bytes.iter_mut().zip(&colors) {
+                    bytes[i] = narrow(channel);
+                }
             }
-            let mut pixels = [[0; 3]; LANES];
-            for (((pixel, r), g), b) in pixels.iter_mut().zip(bytes[0]).zip(bytes[1]).zip(bytes[2]) {
-                *pixel = [r, g, b];
-            }
-            out.copy_from_slice(&pixels.as_flattened()[..out.len()]);
+            interleave(bytes[0].as_flattened(), bytes[1].as_flattened(), bytes[2].as_flattened(), out);
         }
         self.pending.clear();
     }
@@ -159,11 +171,21 @@ impl Step {
             Self::Hue(shift) => shift_hue(colors, shift),
             Self::Grayscale => *colors = [luma(colors); 3],
             Self::Solarize(threshold) => {
+                // Not `if ... { *v } else { ... }`: that becomes a masked store, which is slow.
                 for v in colors.as_flattened_mut() {
-                    *v = if *v < threshold { *v } else { 255.0 - *v };
+                    let mirror = if *v < threshold { 0.0 } else { 255.0 };
+                    *v = f32::abs(mirror - *v);
                 }
             }
         }
+    }
+}
+
+/// `r[0] g[0] b[0] r[1] g[1] b[1] ...`, as many as fit into `out`.
+#[inline(always)]
+fn interleave(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
+    for (((pixel, r), g), b) in out.as_chunks_mut().0.iter_mut().zip(red).zip(green).zip(blue) {
+        *pixel = [*r, *g, *b];
     }
 }
 
