@@ -1,10 +1,11 @@
-//! Build script: compiles the C++ shim against libtorch and bakes libtorch's folder into the binary.
+//! Build script: compiles the C++ shims against libtorch and bakes libtorch's folder into the binary.
 
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/backend/shim.cpp");
-    println!("cargo:rerun-if-changed=src/backend/build.rs");
+    for source in ["build.rs", "shim.cpp", "dist.cpp", "guarded.h", "gloo_stub"] {
+        println!("cargo:rerun-if-changed=src/backend/{source}");
+    }
     // Published by torch-sys to its direct dependents.
     let lib = PathBuf::from(
         std::env::var("DEP_TCH_LIBTORCH_LIB")
@@ -17,7 +18,10 @@ fn main() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        .include("src/backend/gloo_stub") // c10d's declaration of its Gloo back end needs these names
+        .define("USE_C10D_GLOO", None)
         .file("src/backend/shim.cpp")
+        .file("src/backend/dist.cpp")
         .compile("byol_shim");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=BYOL_LIBTORCH_LIB={}", lib.display());

@@ -1,8 +1,9 @@
 //! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
-//! Everything unsafe lives here, in [`shim`], [`simd`] and [`alloc`].
+//! Everything unsafe lives here, in [`shim`], [`dist`], [`simd`] and [`alloc`].
 
 mod alloc;
 mod cuda;
+mod dist;
 mod shim;
 pub mod simd;
 
@@ -11,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use alloc::{Counted, allocated_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
+pub use dist::{Listen, ProcessGroup, Reducer, Store};
 pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic, freeze_torchscript};
 
 /// The folder libtorch was linked from.

@@ -4,29 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/DeviceType.h>
-#include <c10/util/Exception.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
-#include <string>
-
-namespace {
-thread_local std::string last_error;
-
-template <typename F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
-} // namespace
+#include "guarded.h"
 
 extern "C" {
 

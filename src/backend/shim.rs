@@ -1,4 +1,4 @@
-//! The Rust side of `shim.cpp` and of `dlopen`: the only `unsafe` of the crate, each call wrapped in a safe function.
+//! The Rust side of `shim.cpp` and of `dlopen`, each call wrapped in a safe function.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -17,7 +17,8 @@ unsafe extern "C" {
     fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
-fn check(status: c_int) -> Result<()> {
+/// A shim function's status as a result; the error is the first line of what it left.
+pub(super) fn check(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
