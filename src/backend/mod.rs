@@ -110,6 +110,21 @@ pub fn first_line(message: &str) -> String {
     message[..end].trim_end_matches("\")").to_string()
 }
 
+/// An error and its causes in one line.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let part = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<tch::TchError>() {
+        Some(torch) => first_line(&torch.to_string()),
+        None => cause.to_string(),
+    };
+    error.chain().map(part).collect::<Vec<_>>().join(": ")
+}
+
+/// What a panic said, in one line.
+pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    first_line(text.unwrap_or("panicked without a message"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,22 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::setup::{self, Machine};
-use crate::backend;
+use crate::backend::{self, Reducer};
 use crate::checkpoint::{self, Manifest};
 use crate::cli::TrainArgs;
 use crate::config::Config;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
+use crate::dist::{self, Group, Place};
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
-use crate::model::Network;
+use crate::model::{Network, SyncBatchNorm};
 use crate::optim::Optimizer;
 use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Signals, Trainer};
 
@@ -30,21 +31,80 @@ use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Signals, Trainer};
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
+    dist::end_with_launcher()?;
+    match (Place::from_env()?, args.nproc) {
+        (Some(place), Some(_)) if !dist::launched() => bail!(
+            "--nproc: another launcher has made this rank {} of {}; leave --nproc out, or unset RANK and the like",
+            place.rank,
+            place.world
+        ),
+        (Some(place), _) => run_one_of(place, args, &config),
+        (None, Some(count @ 2..)) => dist::launch(count as usize, &config.dist),
+        (None, _) => train(args, &config, Machine::set_up(&config)?, None),
+    }
+}
+
+/// Runs one of the processes of a run. An error of any ends all, and one of them says it.
+fn run_one_of(place: Place, args: &TrainArgs, config: &Config) -> Result<u8> {
+    if place.rank > 0 {
+        log::set_max_level(log::LevelFilter::Warn); // rank 0 speaks for all
+    }
+    let machine = Machine::set_up_one_of(place.local_world, config)?;
+    let agreed = |c: &Config| {
+        Ok::<_, anyhow::Error>(serde_json::json!([Manifest::new(serde_json::to_value(c)?), machine.precision()]))
+    };
+    let own = agreed(config)?;
+    let differences = |first: &str| -> Result<Vec<String>> {
+        let first: serde_json::Value = serde_json::from_str(first).context("rank 0's config")?;
+        let mut differences = config.differences(&first[0]["config"])?;
+        for (what, path) in [("byol", "/0/byol"), ("libtorch", "/0/libtorch"), ("train.precision", "/1")] {
+            let (ours, theirs) = (own.pointer(path), first.pointer(path));
+            if ours != theirs {
+                let text = |v: Option<&serde_json::Value>| v.map_or("nothing".to_string(), ToString::to_string);
+                differences.push(format!("{what}: {}, there {}", text(ours), text(theirs)));
+            }
+        }
+        Ok(differences)
+    };
+    let group = Arc::new(Group::join(place, &config.dist, machine.device, &own.to_string(), differences)?);
+    let shared = group.clone();
+    // tch panics where an operator fails, a collective inside BatchNorm too.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let code = train(args, config, machine, Some(shared))?;
+        group.leave()?;
+        Ok(code)
+    }));
+    let outcome = outcome.unwrap_or_else(|panic| Err(anyhow!(backend::panic_line(&*panic))));
+    outcome.map_err(|error| group.explain(error))
+}
+
+/// Puts a run together and does it; `group` are the processes that share its batches.
+fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<Group>>) -> Result<u8> {
     let started = Instant::now();
+    let first = group.as_ref().is_none_or(|group| group.is_first());
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let run_dir = &config.output.dir;
-    let (checkpoints, _lock) = prepare_folder(run_dir, args.resume.as_deref())?;
+    // Rank 0 alone writes.
+    let _lock = first.then(|| prepare_folder(run_dir, args.resume.as_deref())).transpose()?;
+    let checkpoints = run_dir.join("checkpoints");
+    let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.place.rank, group.place.world));
+    let (batch, parts) = (config.train.batch_size, config.train.accumulation_steps);
+    ensure!(
+        batch.is_multiple_of(world * parts) && batch / (world * parts) >= 2 || world == 1,
+        "{}: train.batch_size: found {batch}, expected a multiple of {world} processes times {parts} micro-batches, with \
+         at least 2 images for each",
+        place("train.batch_size")
+    );
 
-    let machine = Machine::set_up(&config)?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
-    check_memory(&config)?;
+    check_memory(config, world)?;
     let signals = Signals::listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
         .with_context(|| place("train.batch_size"))?;
     let bad = BadImages::new(config.data.on_bad_image);
-    let knn = knn_watch(&config, &dataset, bad.clone(), machine.loader, &signals)?;
+    let knn = knn_watch(config, &dataset, bad.clone(), machine.loader, &signals, group.clone())?;
 
-    let byol = build(&config, machine.device, machine.bf16);
+    let byol = build(config, machine.device, machine.bf16, group.as_deref())?;
     let mut manifest = Manifest {
         total_steps: plan.total_steps,
         steps_per_epoch: plan.steps_per_epoch,
@@ -53,31 +113,48 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         device: backend::describe_device(machine.device),
         threads: machine.threads,
         precision: machine.precision().into(),
-        ..Manifest::new(serde_json::to_value(&config)?)
+        ..Manifest::new(serde_json::to_value(config)?)
     };
-    if let Some(from) = &args.resume {
-        resume(from, &checkpoints, &byol, &config, args.allow_config_change, &mut manifest)?;
+    if let Some(from) = args.resume.as_ref().filter(|_| first) {
+        resume(from, &checkpoints, &byol, config, args.allow_config_change, &mut manifest)?;
     }
-    if manifest.step == plan.total_steps && finished(run_dir, manifest.step) {
+    if let Some(group) = &group {
+        group.agree("data", &format!("{} images, index {}", manifest.images, manifest.data))?;
+        start_alike(group, &byol, &mut manifest)?;
+    }
+    let done = manifest.step == plan.total_steps && finished(run_dir, manifest.step);
+    // Another machine may not see the folder.
+    let done = group
+        .as_ref()
+        .map_or(Ok(vec![]), |group| group.from_first(&[f64::from(done)]))?
+        .first()
+        .map_or(done, |&d| d > 0.0);
+    if done {
         log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
         return Ok(0);
     }
-    checkpoint::write_file(&run_dir.join("config.yaml"), config.to_yaml()?.as_bytes())?;
-    announce(&config, &manifest, &byol, &plan, machine.loader.workers);
+    if first {
+        checkpoint::write_file(&run_dir.join("config.yaml"), config.to_yaml()?.as_bytes())?;
+    }
+    announce(config, &manifest, &byol, &plan, machine.loader.workers, world);
 
-    let parts = config.train.accumulation_steps;
-    let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
-    let first = manifest.step * parts as u64;
-    let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), machine.loader)?;
+    let sampler = Sampler::new(dataset.len(), batch, parts, config.train.seed)?;
+    let from = manifest.step * parts as u64;
+    let share = LoaderOptions { rank, world, ..machine.loader };
+    let loader = Loader::new(dataset, config.augment.clone(), sampler, from, bad.clone(), share)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
-    let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
-    let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?;
+    let logger = first.then(|| {
+        let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
+        Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)
+    });
+    let logger = logger.transpose()?;
     let mut trainer = Trainer {
         byol,
         plan,
         loader,
         knn,
         logger,
+        group: group.clone(),
         manifest,
         checkpoints,
         train: config.train.clone(),
@@ -86,7 +163,32 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         output: config.output.clone(),
     };
     let outcome = trainer.run(&signals)?;
-    summarise(run_dir, &trainer, &outcome, bad.count(), started)
+    let skipped = match &group {
+        Some(group) => group.sum(&[bad.count() as f64])?[0] as usize,
+        None => bad.count(),
+    };
+    if first {
+        summarise(run_dir, &trainer, &outcome, skipped, started)?;
+    }
+    Ok(match outcome.ending {
+        Ending::Signal(code) => code as u8,
+        Ending::Finished | Ending::MaxSteps => 0,
+    })
+}
+
+/// Gives every process rank 0's state: its networks, its optimiser, and where the run is.
+fn start_alike(group: &Group, byol: &Byol, manifest: &mut Manifest) -> Result<()> {
+    let networks = [&byol.online, &byol.target];
+    let tensors = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
+    let mut tensors: Vec<Tensor> = tensors.map(|named| named.tensor.detach()).collect();
+    tensors.extend(byol.optimizer.state().into_iter().map(|named| named.tensor));
+    group.processes.broadcast(&tensors)?;
+    let [online, target] = networks.map(|network| network.batches_tracked.get() as f64);
+    let numbers = group.from_first(&[manifest.step as f64, online, target, manifest.knn_random.unwrap_or(f64::NAN)])?;
+    manifest.step = numbers[0] as u64;
+    networks.iter().zip(&numbers[1..]).for_each(|(network, &count)| network.batches_tracked.set(count as i64));
+    manifest.knn_random = Some(numbers[3]).filter(|top1| top1.is_finite());
+    Ok(())
 }
 
 /// Whether `summary.json` says that the run ended by itself after `step` steps.
@@ -98,9 +200,9 @@ fn finished(run_dir: &Path, step: u64) -> bool {
 
 /// Refuses, before any work, batches that the machine's memory cannot hold: the loader keeps
 /// `data.prefetch_batches` finished ones, one is being made, and those of a step are being trained on.
-fn check_memory(config: &Config) -> Result<()> {
+fn check_memory(config: &Config, processes: usize) -> Result<()> {
     let size = config.augment.size as u64;
-    let batch = 2 * 3 * size * size * config.train.micro_batch() as u64;
+    let batch = 2 * 3 * size * size * (config.train.micro_batch() / processes) as u64;
     let waiting = config.data.prefetch_batches + config.train.accumulation_steps + 1;
     let needed = batch.saturating_mul(waiting as u64);
     let there = setup::memory();
@@ -117,7 +219,7 @@ fn check_memory(config: &Config) -> Result<()> {
 
 /// Makes the run's folder and finds out, before any work, whether it can be written and whether it is free. The
 /// file that comes back is the folder's lock, held while it is open, by whatever end of the process.
-fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<(PathBuf, File)> {
+fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<File> {
     let checkpoints = run_dir.join("checkpoints");
     fs::create_dir_all(&checkpoints).with_context(|| format!("output.dir: cannot make {}", checkpoints.display()))?;
     let path = run_dir.join("lock");
@@ -141,18 +243,23 @@ fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<(PathBuf, File
         );
     }
     checkpoint::clean(&checkpoints, usize::MAX);
-    Ok((checkpoints, lock))
+    Ok(lock)
 }
 
-fn build(config: &Config, device: Device, bf16: bool) -> Byol {
+fn build(config: &Config, device: Device, bf16: bool, group: Option<&Group>) -> Result<Byol> {
     let mut online = Network::online(&config.model, device, config.train.seed);
     let mut target = Network::target_of(&online, &config.model, device);
     if config.train.channels_last {
         online.params.to_channels_last();
         target.params.to_channels_last();
     }
+    if let Some(group) = group.filter(|_| config.model.sync_batchnorm != SyncBatchNorm::Off) {
+        [&online, &target].iter().for_each(|network| network.params.synchronise(&group.processes));
+    }
+    let weights: Vec<&Tensor> = online.params.parameters.iter().map(|p| &p.tensor).collect();
+    let reducer = group.map(|group| Reducer::new(&group.processes, &weights)).transpose()?;
     let optimizer = Optimizer::new(&config.optimizer, &online.params);
-    Byol { online, target, optimizer, bf16, device }
+    Ok(Byol { online, target, optimizer, reducer, bf16, device })
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.
@@ -162,6 +269,7 @@ fn knn_watch(
     bad: Arc<BadImages>,
     loader: LoaderOptions,
     signals: &Signals,
+    group: Option<Arc<Group>>,
 ) -> Result<Option<KnnWatch>> {
     if config.monitor.knn_every == 0 {
         return Ok(None);
@@ -202,6 +310,7 @@ fn knn_watch(
             interrupted: setup::interrupted(signals),
             progress: false,
         },
+        group,
     }))
 }
 
@@ -266,10 +375,11 @@ fn resume(
     Ok(())
 }
 
-fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize) {
+fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize, processes: usize) {
+    let each = if processes > 1 { format!(" by each of {processes} processes") } else { String::new() };
     let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
     log::info!(
-        "{} images, {} a step, {} steps an epoch, {} epochs; {:?} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers; peak lr {:.4}",
+        "{} images, {} a step, {} steps an epoch, {} epochs; {:?} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
         manifest.images,
         config.train.batch_size,
         plan.steps_per_epoch,
@@ -302,12 +412,12 @@ struct Summary<'a> {
     checkpoint: &'a Path,
 }
 
-fn summarise(run_dir: &Path, trainer: &Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
+fn summarise(run_dir: &Path, trainer: &Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<()> {
     let manifest = &trainer.manifest;
-    let (ending, code) = match outcome.ending {
-        Ending::Finished => ("finished", 0),
-        Ending::MaxSteps => ("max_steps", 0),
-        Ending::Signal(code) => ("signal", code as u8),
+    let ending = match outcome.ending {
+        Ending::Finished => "finished",
+        Ending::MaxSteps => "max_steps",
+        Ending::Signal(_) => "signal",
     };
     let summary = Summary {
         ending,
@@ -354,5 +464,5 @@ fn summarise(run_dir: &Path, trainer: &Trainer, outcome: &Outcome, skipped: usiz
     );
     // Whoever reads stdout may be gone; the run is complete all the same.
     let _ = writeln!(std::io::stdout(), "{line}");
-    Ok(code)
+    Ok(())
 }

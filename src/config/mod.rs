@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
 use crate::data::DataConfig;
+use crate::dist::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
@@ -36,6 +37,8 @@ pub struct Config {
     pub monitor: MonitorConfig,
     /// Run folder and checkpoints.
     pub output: OutputConfig,
+    /// Several processes.
+    pub dist: DistConfig,
     /// `byol linear-eval`.
     pub linear_eval: LinearEvalConfig,
 }
@@ -111,6 +114,7 @@ impl Config {
             ("train", self.train.problems()),
             ("monitor", self.monitor.problems()),
             ("output", self.output.problems()),
+            ("dist", self.dist.problems()),
             ("linear_eval", self.linear_eval.problems()),
         ];
         let named = |(section, problems): (&str, Vec<(String, String)>)| {
@@ -125,13 +129,14 @@ impl Config {
     /// that `other` lacks, because the program did not have them yet, had their default; those that it
     /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 13] = [
+        const HARMLESS: [&str; 14] = [
             "data.path",
             "data.eval_path",
             "data.workers",
             "data.prefetch_batches",
             "monitor.",
             "output.",
+            "dist.",
             "linear_eval.",
             "train.device",
             "train.threads",

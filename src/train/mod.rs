@@ -8,6 +8,7 @@ mod step;
 mod watch;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,7 @@ use crate::augment::AugmentConfig;
 use crate::backend;
 use crate::checkpoint::{self, Manifest};
 use crate::data::loader::{Batch, Loader};
+use crate::dist::Group;
 use crate::logging::{Logger, StepMetrics};
 use crate::model::Network;
 
@@ -36,8 +38,10 @@ pub struct Trainer {
     pub loader: Loader,
     /// k-NN accuracy, where there are labels and the config asks for it.
     pub knn: Option<KnnWatch>,
-    /// Bars, metrics.jsonl, TensorBoard.
-    pub logger: Logger,
+    /// Bars, metrics.jsonl, TensorBoard; rank 0's alone.
+    pub logger: Option<Logger>,
+    /// The processes that share each batch.
+    pub group: Option<Arc<Group>>,
     /// What checkpoints say of the run; its `step` is where the run is.
     pub manifest: Manifest,
     /// Folder of the checkpoints.
@@ -86,6 +90,8 @@ pub struct Outcome {
 struct Pending {
     step: u64,
     output: StepOutput,
+    /// How many processes got SIGINT and SIGTERM by then, where there are several.
+    signals: Option<Tensor>,
 }
 
 impl Trainer {
@@ -114,10 +120,10 @@ impl Trainer {
         let mut collapse = CollapseWatch::new(&self.monitor, &self.byol);
         let mut knn_top1 = None;
         if first == 0 {
-            knn_top1 = self.evaluate(0, signals)?;
+            knn_top1 = self.evaluate(0)?;
             self.manifest.knn_random = knn_top1;
         } else if first >= end {
-            knn_top1 = self.evaluate(first, signals)?; // the run ended between its last checkpoint and this
+            knn_top1 = self.evaluate(first)?; // the run ended between its last checkpoint and this
         }
         let mut interval = Interval::start();
         let mut training_seconds = 0.0;
@@ -129,11 +135,14 @@ impl Trainer {
             let asked = Instant::now();
             let micro_batches = self.next_micro_batches()?;
             interval.waited += asked.elapsed().as_secs_f64();
+            self.group.iter().for_each(|group| group.advance(step + 1)); // its data is there
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
             let (device, planar) = (self.byol.device, !self.train.channels_last);
             let views = micro_batches.iter().map(|batch| to_device(batch, &self.augment, device, planar));
-            let output = self.byol.step(views, lr, tau, step).with_context(|| format!("step {}", step + 1))?;
+            let place = || format!("step {}", step + 1);
+            let output = self.byol.step(views, lr, tau, step).with_context(place)?;
+            let (output, arrived) = self.of_all(output, signals).with_context(place)?;
             micro_batches.into_iter().for_each(|batch| self.loader.recycle(batch));
             interval.steps += 1;
             let done = step + 1;
@@ -142,10 +151,12 @@ impl Trainer {
             let saving = self.checkpoint_due(done, epoch_end) || done == end;
             // Reading a value waits for the device. On the CPU it is there; on a GPU the step before has long
             // ended when this one is queued, so that is the one to look at, except where this one is logged or saved.
-            let previous = pending.replace(Pending { step: done, output });
+            let previous = pending.replace(Pending { step: done, output, signals: arrived });
             let current = logging || saving || self.byol.device == Device::Cpu;
             let seen = if current { pending.take() } else { previous };
-            if let Some(Pending { step, output }) = seen {
+            let mut code = if self.group.is_none() { signals.exit_code() } else { None };
+            if let Some(Pending { step, output, signals }) = seen {
+                code = code.or(signals.and_then(|arrived| agreed_code(&arrived)));
                 loss = output.loss.double_value(&[]);
                 if !loss.is_finite() {
                     bail!("{}", self.not_finite(step, &format!("the loss is {loss}")));
@@ -165,12 +176,13 @@ impl Trainer {
                         data_wait_seconds: interval.waited,
                         grad_norm: self.byol.optimizer.gradient_norm().double_value(&[]),
                     };
-                    self.logger.log(&metrics)?;
+                    if let Some(logger) = &mut self.logger {
+                        logger.log(&metrics)?;
+                    }
                     training_seconds += interval.restart();
                 }
             }
-            self.logger.advance(done);
-            let code = signals.exit_code();
+            self.logger.iter().for_each(|logger| logger.advance(done));
             if saving || code.is_some() {
                 interval.pause();
                 self.save(done)?;
@@ -183,7 +195,7 @@ impl Trainer {
             }
             if epoch_end && self.knn_due(done) || done == end {
                 interval.pause();
-                knn_top1 = self.evaluate(done, signals)?.or(knn_top1);
+                knn_top1 = self.evaluate(done)?.or(knn_top1);
                 interval.resume();
             }
         }
@@ -198,6 +210,19 @@ impl Trainer {
             images_per_second: if training_seconds > 0.0 { images / training_seconds } else { 0.0 },
             checkpoint: checkpoint::path_of(&self.checkpoints, saved),
         })
+    }
+
+    /// A step's output, averaged over all processes, and how many of them got which signal: all have to stop at the
+    /// same step. One small reduction, which a GPU does beside the host.
+    fn of_all(&self, output: StepOutput, signals: &Signals) -> Result<(StepOutput, Option<Tensor>)> {
+        let Some(group) = &self.group else { return Ok((output, None)) };
+        let code = signals.exit_code();
+        let arrived = [130, 143].map(|signal| f32::from(u8::from(code == Some(signal))));
+        let arrived = Tensor::from_slice(&arrived).to_device(self.byol.device);
+        let sums = Tensor::f_cat(&[output.loss.reshape([1]), output.z_std.reshape([1]), arrived], 0)?;
+        group.processes.all_reduce(&sums)?;
+        let mean = |index| sums.get(index) / group.place.world as f64;
+        Ok((StepOutput { loss: mean(0), z_std: mean(1) }, Some(sums.narrow(0, 2, 2))))
     }
 
     /// The next step's micro-batches, still bytes: an error in the data then comes before the step, not in it.
@@ -217,18 +242,21 @@ impl Trainer {
     }
 
     /// k-NN accuracy after `done` steps; `None` where it is off, or cut short by a signal.
-    fn evaluate(&mut self, done: u64, signals: &Signals) -> Result<Option<f64>> {
+    fn evaluate(&mut self, done: u64) -> Result<Option<f64>> {
         let Some(knn) = &self.knn else { return Ok(None) };
-        let top1 = match knn.top1(&self.byol) {
-            Err(_) if signals.exit_code().is_some() => return Ok(None),
-            top1 => top1.context("k-NN evaluation")?,
-        };
-        self.logger.knn(done, self.plan.epochs(done), top1)?;
-        Ok(Some(top1))
+        let top1 = knn.top1(&self.byol).context("k-NN evaluation")?;
+        if let (Some(logger), Some(top1)) = (&mut self.logger, top1) {
+            logger.knn(done, self.plan.epochs(done), top1)?;
+        }
+        Ok(top1)
     }
 
-    /// A checkpoint of the state after `done` steps.
+    /// A checkpoint of the state after `done` steps; of several processes, which all have the same, rank 0 writes it.
     fn save(&mut self, done: u64) -> Result<()> {
+        if self.group.as_ref().is_some_and(|group| !group.is_first()) {
+            self.manifest.step = done;
+            return Ok(());
+        }
         if let Some(name) = not_finite_tensor(&self.byol) {
             bail!("{}", self.not_finite(done, &format!("{name} is not finite")));
         }
@@ -247,6 +275,12 @@ impl Trainer {
              use train.precision=fp32"
         )
     }
+}
+
+/// The exit code for the signals that arrived at some process: 143 where it was SIGTERM.
+fn agreed_code(arrived: &Tensor) -> Option<i32> {
+    let [int, term] = [0, 1].map(|index| arrived.double_value(&[index]) > 0.0);
+    term.then_some(143).or(int.then_some(130))
 }
 
 /// Both views of a micro-batch, normalised, on the device.

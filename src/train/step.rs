@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-use crate::backend::Autocast;
+use crate::backend::{Autocast, Reducer};
 use crate::ema;
 use crate::eval::Represent;
 use crate::loss::{regression_loss, z_std};
@@ -21,13 +21,15 @@ pub struct Byol {
     pub target: Network,
     /// Moves theta.
     pub optimizer: Optimizer,
+    /// Averages theta's gradients over the processes of the run; none where there is one.
+    pub reducer: Option<Reducer>,
     /// Forward passes in bf16 autocast; weights, loss, optimiser and EMA stay in fp32.
     pub bf16: bool,
     /// Where it all lives.
     pub device: Device,
 }
 
-/// What a step tells, on the device: reading it waits for the step to end.
+/// What a step tells, of this process's share of the batch, on the device: reading it waits for the step to end.
 pub struct StepOutput {
     /// The loss, 0 to 8, averaged over the micro-batches; a scalar.
     pub loss: Tensor,
@@ -52,11 +54,13 @@ impl Byol {
         let mut outputs = Vec::with_capacity(parts);
         for views in micro_batches {
             let output = self.forward(&views?)?;
+            if let Some(reducer) = self.reducer.as_ref().filter(|_| outputs.len() + 1 == parts) {
+                reducer.prepare()?; // the last backward pass averages theta's `.grad` over all processes
+            }
             // Gradients add up in theta's `.grad`.
             (&output.loss / parts as f64).f_backward()?;
             outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
         }
-        // The seam for several processes: here they would average the gradients, and below the loss and z_std.
         self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
         ema::update(&self.target, &self.online, tau)?; // xi <- tau xi + (1 - tau) theta, the new theta
         let losses: Vec<&Tensor> = outputs.iter().map(|o| &o.loss).collect();

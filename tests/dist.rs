@@ -1,0 +1,409 @@
+//! Runs of several processes, with the real binary: the same result for any number of them, and what happens when one
+//! dies, hangs, disagrees or is told to stop.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use safetensors::SafeTensors;
+use support::TinyRun;
+
+/// A folder with a config, and runs in it.
+struct Runs {
+    folder: tempfile::TempDir,
+}
+
+impl Runs {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = TinyRun::CONFIG.replace("epochs: 3", "epochs: 5");
+        fs::write(folder.path().join("config.yaml"), config).expect("written");
+        Self { folder }
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `byol train` into the folder `name`; `args` are separated by blanks, those with `=` are overrides.
+    fn command(&self, name: &str, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
+        command.arg("train").arg("--config").arg(self.dir("config.yaml"));
+        command.arg("--set").arg(format!("output.dir={}", self.dir(name).display()));
+        for arg in args.split_whitespace() {
+            if arg.contains('=') {
+                command.arg("--set");
+            }
+            command.arg(arg);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn train(&self, name: &str, args: &str) -> Output {
+        self.command(name, args).output().expect("byol runs")
+    }
+
+    /// The same as one process of several, as torchrun would start it.
+    fn rank(&self, name: &str, args: &str, rank: usize, world: usize, port: u16) -> Child {
+        let mut command = self.command(name, args);
+        for (name, value) in [("RANK", rank.to_string()), ("WORLD_SIZE", world.to_string())] {
+            command.env(name, value);
+        }
+        command
+            .env("LOCAL_RANK", rank.to_string())
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", port.to_string());
+        command.spawn().expect("byol starts")
+    }
+
+    fn checkpoint(&self, name: &str, step: u64) -> PathBuf {
+        self.dir(name).join(format!("checkpoints/step-{step:08}"))
+    }
+
+    fn tensors(&self, name: &str, step: u64) -> BTreeMap<String, Vec<f64>> {
+        tensors(&self.checkpoint(name, step))
+    }
+
+    /// Log records: those with a loss.
+    fn records(&self, name: &str) -> Vec<serde_json::Value> {
+        let metrics = fs::read_to_string(self.dir(name).join("metrics.jsonl")).expect("metrics");
+        metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// A run that does not end by itself, once it has logged; its processes by rank.
+    fn started(&self, name: &str, args: &str, world: usize) -> (Child, Vec<u32>) {
+        let endless = "schedule.epochs=100000 output.checkpoint_every_epochs=0 output.checkpoint_every_steps=5";
+        let child = self.command(name, &format!("{args} {endless}")).spawn().expect("byol starts");
+        wait_for(&self.checkpoint(name, 5));
+        let ranks: Vec<u32> = (0..world).map(|rank| rank_of(child.id(), rank)).collect();
+        (child, ranks)
+    }
+}
+
+fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<f64>> {
+    let mut all = BTreeMap::new();
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let bytes = fs::read(checkpoint.join(file)).expect("a checkpoint");
+        for (name, view) in SafeTensors::deserialize(&bytes).expect("whole").tensors() {
+            let values = match view.dtype() {
+                safetensors::Dtype::F32 => {
+                    view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+                }
+                _ => view.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+            };
+            all.insert(name, values);
+        }
+    }
+    all
+}
+
+fn wait_for(path: &Path) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{} never came", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The process of that rank among the launcher's children.
+fn rank_of(launcher: u32, rank: usize) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).expect("children");
+    let is = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&b| b == 0).any(|v| v == format!("RANK={rank}").as_bytes())
+    };
+    children.split_whitespace().map(|pid| pid.parse().expect("a number")).find(is).expect("the rank's process")
+}
+
+fn send(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill").success());
+}
+
+/// Whether none of the processes is left, zombies aside, within a second.
+fn gone(pids: &[u32]) -> bool {
+    let lives = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+    };
+    (0..50).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        !pids.iter().any(lives)
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stderr)
+}
+
+/// Exit code 1, and of all that was printed one line that is an error, with all of `parts`.
+fn failed(output: &Output, parts: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let errors: Vec<&str> = stderr.lines().skip_while(|line| !line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    for part in parts {
+        assert!(errors[0].contains(part), "{part:?} is not in {}", errors[0]);
+    }
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+fn host() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").expect("a name").trim().to_string()
+}
+
+/// All tensors of both networks and of the optimiser, each within 1e-4 of the other's length.
+fn alike(a: &BTreeMap<String, Vec<f64>>, b: &BTreeMap<String, Vec<f64>>, what: &str) {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let mut worst = (0.0, "");
+    for (name, values) in a {
+        let length = norm(&mut values.iter().copied());
+        let error = norm(&mut values.iter().zip(&b[name]).map(|(x, y)| x - y)) / length.max(1e-12);
+        if length > 1e-9 && error > worst.0 {
+            worst = (error, name);
+        }
+    }
+    println!("{what}: largest relative difference {:.1e} ({})", worst.0, worst.1);
+    assert!(worst.0 < 1e-4, "{what}: {} differs by {:.2e}", worst.1, worst.0);
+}
+
+#[test]
+fn one_two_and_four_processes_end_with_the_same_weights() {
+    let runs = Runs::new();
+    let common = "monitor.knn_every=1 monitor.knn_k=5 monitor.log_every=1";
+    succeeded(&runs.train("one", common));
+    let one = runs.tensors("one", 20);
+    for count in [2, 4] {
+        let name = format!("{count}");
+        let output = runs.train(&name, &format!("{common} --nproc {count}"));
+        let stderr = succeeded(&output);
+        assert!(stderr.contains(&format!("by each of {count} processes")), "{stderr}");
+        assert_eq!(text(&output.stdout).lines().count(), 1, "one summary: {}", text(&output.stdout));
+        assert_eq!(stderr.matches("step 20/20").count(), 1, "one log: {stderr}");
+        alike(&one, &runs.tensors(&name, 20), &format!("{count} processes"));
+        // The log is the run's: the loss of the global batch, the accuracy over all images.
+        for (a, b) in runs.records("one").iter().zip(runs.records(&name)) {
+            assert_eq!((a["step"].as_u64(), a["lr"].as_f64()), (b["step"].as_u64(), b["lr"].as_f64()));
+            for (key, limit) in [("loss", 1e-4), ("grad_norm", 1e-3), ("knn_top1", 0.04), ("z_std", 0.1)] {
+                let (a, b) = (a[key].as_f64().unwrap_or(0.0), b[key].as_f64().unwrap_or(0.0));
+                assert!((a - b).abs() <= limit * a.abs().max(1.0), "{key}: {a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn accumulation_and_other_optimisers_are_the_same_over_two_processes() {
+    let runs = Runs::new();
+    for (name, args) in [
+        ("accumulated", "train.accumulation_steps=2"),
+        ("lars", "optimizer.name=lars optimizer.base_lr=2"),
+        ("planar", "train.channels_last=false optimizer.name=adamw optimizer.base_lr=0.01"),
+    ] {
+        succeeded(&runs.train(name, args));
+        let two = format!("{name} of two");
+        succeeded(&runs.train(&two, &format!("{args} --nproc 2")));
+        alike(&runs.tensors(name, 20), &runs.tensors(&two, 20), &two);
+    }
+    // Without synchronised BatchNorm the result does depend on the number of processes.
+    succeeded(&runs.train("off", "model.sync_batchnorm=off --nproc 2"));
+    succeeded(&runs.train("one", ""));
+    assert_ne!(runs.tensors("one", 20), runs.tensors("off", 20));
+    let (one, off) = (runs.tensors("one", 20), runs.tensors("off", 20));
+    let name = "online.encoder.conv1.weight";
+    let difference: f64 =
+        one[name].iter().zip(&off[name]).map(|(a, b)| (a - b).abs()).sum::<f64>() / one[name].len() as f64;
+    assert!(difference > 1e-4, "{difference}");
+}
+
+#[test]
+fn a_batch_that_does_not_divide_is_refused() {
+    let runs = Runs::new();
+    failed(&runs.train("three", "--nproc 3"), &["train.batch_size", "found 16", "multiple of 3 processes"]);
+    failed(&runs.train("parts", "--nproc 2 train.accumulation_steps=8"), &["2 processes times 8 micro-batches"]);
+    assert!(!runs.dir("three").join("config.yaml").exists());
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_processes() {
+    let runs = Runs::new();
+    succeeded(&runs.train("whole", ""));
+    for (first, second) in [("--nproc 2", ""), ("", "--nproc 4")] {
+        let name = format!("from{first}");
+        succeeded(&runs.train(&name, &format!("train.max_steps=7 {first}")));
+        let stderr = succeeded(&runs.train(&name, &format!("--resume auto {second}")));
+        assert!(stderr.contains("step 7 of 20"), "{stderr}");
+        alike(&runs.tensors("whole", 20), &runs.tensors(&name, 20), &format!("{first:?}, then {second:?}"));
+        let stderr = succeeded(&runs.train(&name, &format!("--resume auto {second}")));
+        assert_eq!(stderr.matches("nothing left to do").count(), 1, "{stderr}");
+    }
+    failed(&runs.train("whole", "--nproc 2"), &["holds a run already"]);
+}
+
+#[test]
+fn a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on() {
+    for (rank, world) in [(1, 2), (0, 2), (2, 4)] {
+        let runs = Runs::new();
+        let (child, ranks) = runs.started("run", &format!("--nproc {world} dist.timeout=30"), world);
+        let at = Instant::now();
+        send("-KILL", ranks[rank]);
+        let output = child.wait_with_output().expect("ended");
+        assert!(at.elapsed() < Duration::from_secs(30), "{:?}", at.elapsed());
+        let named = format!("rank {rank} on {}", host());
+        failed(&output, &[&named, "killed by signal 9", "--resume auto"]);
+        assert!(gone(&ranks));
+    }
+}
+
+#[test]
+fn a_process_that_hangs_ends_the_run_within_the_timeout() {
+    let runs = Runs::new();
+    let (child, ranks) = runs.started("run", "--nproc 2 dist.timeout=10", 2);
+    let at = Instant::now();
+    send("-STOP", ranks[1]);
+    let output = child.wait_with_output().expect("ended");
+    assert!(at.elapsed() < Duration::from_secs(10), "{:?}", at.elapsed());
+    failed(&output, &[&format!("rank 1 on {}", host()), "gone or cannot be reached", "--resume auto"]);
+    assert!(gone(&ranks));
+    // The last checkpoint is good: one process goes on from it.
+    let folder = runs.dir("run").join("checkpoints");
+    let steps = fs::read_dir(folder).expect("listed").flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let last: u64 = steps.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max().expect("a checkpoint");
+    let more =
+        format!("--resume auto schedule.epochs=100000 train.max_steps={} output.checkpoint_every_steps=5", last + 2);
+    let stderr = succeeded(&runs.train("run", &more));
+    assert!(stderr.contains(&format!("step {last} of")), "{stderr}");
+}
+
+#[test]
+fn nothing_is_left_running_when_the_launcher_is_killed() {
+    let runs = Runs::new();
+    let (mut child, ranks) = runs.started("run", "--nproc 2", 2);
+    child.kill().expect("kill -9");
+    child.wait().expect("ended");
+    assert!(gone(&ranks));
+}
+
+#[test]
+fn a_signal_to_the_launcher_or_to_any_process_stops_all_at_one_step() {
+    for (to, signal, code) in [("launcher", "-TERM", 143), ("rank 1", "-INT", 130)] {
+        let runs = Runs::new();
+        let (child, ranks) = runs.started("run", "--nproc 2", 2);
+        send(signal, if to == "launcher" { child.id() } else { ranks[1] });
+        let output = child.wait_with_output().expect("ended");
+        assert_eq!(output.status.code(), Some(code), "{to}: {}", text(&output.stderr));
+        let stdout = text(&output.stdout);
+        assert!(stdout.starts_with("stopped by a signal") && stdout.lines().count() == 1, "{stdout}");
+        assert!(!text(&output.stderr).contains("error"), "{}", text(&output.stderr));
+        let summary = fs::read(runs.dir("run").join("summary.json")).expect("a summary");
+        let summary: serde_json::Value = serde_json::from_slice(&summary).expect("JSON");
+        assert!(runs.checkpoint("run", summary["step"].as_u64().expect("a step")).exists());
+        assert!(gone(&ranks));
+    }
+}
+
+#[test]
+fn it_listens_on_loopback_alone() {
+    let runs = Runs::new();
+    let (mut child, ranks) = runs.started("run", "--nproc 2", 2);
+    let mut listening = 0;
+    for pid in &ranks {
+        let sockets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("its files")
+            .flatten()
+            .filter_map(|fd| {
+                fs::read_link(fd.path()).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(String::from)
+            })
+            .collect();
+        for (table, loopback) in [("tcp", "0100007F"), ("tcp6", "00000000000000000000000001000000")] {
+            let table = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+            for line in table.lines().skip(1) {
+                let columns: Vec<&str> = line.split_whitespace().collect();
+                if columns[3] == "0A" && sockets.iter().any(|inode| inode == columns[9]) {
+                    assert!(columns[1].starts_with(loopback), "{line}");
+                    listening += 1;
+                }
+            }
+        }
+    }
+    assert!(listening >= 3, "the store and a socket of each process, found {listening}");
+    send("-KILL", child.id());
+    child.wait().expect("ended");
+}
+
+/// A port that was free a moment ago.
+fn port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+}
+
+/// Ends of all processes: one of them has an error line, with all of `parts`, the others say nothing.
+fn one_failed(children: Vec<Child>, parts: &[&str]) {
+    let outputs: Vec<Output> = children.into_iter().map(|c| c.wait_with_output().expect("ended")).collect();
+    assert!(outputs.iter().all(|o| o.status.code() == Some(1)), "{outputs:?}");
+    let stderr: String = outputs.iter().map(|o| text(&o.stderr)).collect();
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    parts.iter().for_each(|part| assert!(errors[0].contains(part), "{part:?} is not in {}", errors[0]));
+}
+
+#[test]
+fn processes_that_disagree_or_do_not_come_say_so() {
+    let runs = Runs::new();
+    let pair = |args: [&str; 2]| {
+        let port = port();
+        (0..2).map(|rank| runs.rank("run", args[rank], rank, 2, port)).collect::<Vec<_>>()
+    };
+    one_failed(
+        pair(["dist.timeout=20", "dist.timeout=20 optimizer.base_lr=0.25"]),
+        &["rank 1 on", "differs from rank 0", "optimizer.base_lr: 0.25, was 0.5"],
+    );
+    // The same config, but another machine's folder holds other images.
+    for (folder, count) in [("a", 16), ("b", 17)] {
+        let folder = runs.dir(folder);
+        fs::create_dir_all(&folder).expect("made");
+        (0..count).for_each(|i| {
+            let pixels = image::RgbImage::from_pixel(20, 20, image::Rgb([i as u8 * 9, 7, 7]));
+            pixels.save(folder.join(format!("{i}.png"))).expect("written");
+        });
+    }
+    let path = |name: &str| format!("dist.timeout=20 data.format=image_folder data.path={}", runs.dir(name).display());
+    one_failed(pair([&path("a"), &path("b")]), &["rank 1 on", "data: found 17 images", "rank 0 has 16 images"]);
+    one_failed(
+        vec![runs.rank("run", "dist.timeout=5", 0, 2, port())],
+        &["rank 0 on", "rank 1 did not come within 5 s"],
+    );
+    one_failed(vec![runs.rank("run", "dist.timeout=5", 1, 2, port())], &["rank 1", "nobody answers at 127.0.0.1"]);
+}
+
+#[test]
+fn an_error_of_one_process_is_the_runs() {
+    let runs = Runs::new();
+    let folder = runs.dir("images");
+    fs::create_dir_all(&folder).expect("made");
+    for i in 0..16 {
+        let pixels = image::RgbImage::from_pixel(20, 20, image::Rgb([i as u8 * 9, 7, 7]));
+        pixels.save(folder.join(format!("{i:02}.png"))).expect("written");
+    }
+    fs::write(folder.join("07.png"), b"no image").expect("written");
+    let args = format!("--nproc 2 data.format=image_folder data.path={} data.on_bad_image=fail", folder.display());
+    failed(&runs.train("run", &args), &["rank ", &format!("on {}", host()), "07.png"]);
+}
+
+#[test]
+fn half_an_environment_is_refused() {
+    let runs = Runs::new();
+    let output = runs.command("run", "").env("RANK", "0").output().expect("byol runs");
+    failed(&output, &["found RANK without WORLD_SIZE"]);
+    let output = runs.command("run", "dist.backend=nccl --nproc 2").output().expect("byol runs");
+    failed(&output, &["dist.backend", "NCCL"]);
+}
