@@ -32,6 +32,18 @@ impl fmt::Display for Reported {
 
 impl std::error::Error for Reported {}
 
+/// Processes that did not come at the start.
+#[derive(Debug)]
+pub(super) struct Missing(pub String);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
 /// Prints the one line of a failed run, or gives it to the launcher.
 pub fn say(message: &str) {
     let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -137,6 +149,9 @@ impl Watch {
         match found {
             Ok(Ok(Verdict::Reported)) => Reported.into(),
             Ok(Ok(Verdict::Own)) => anyhow!("{}: {cause}", named(self.place.rank, &self.host)),
+            Ok(Ok(Verdict::Gone(_))) if error.is::<Missing>() => {
+                anyhow!("{}: {error}", named(self.place.rank, &self.host))
+            }
             Ok(Ok(Verdict::Gone(who))) => anyhow!(
                 "{who} is gone or cannot be reached ({cause}); the run has ended, go on from its last checkpoint with --resume auto"
             ),

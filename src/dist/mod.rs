@@ -17,8 +17,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::backend::{Listen, ProcessGroup, Store};
 pub use env::Place;
+use failure::{Missing, Watch, named};
 pub use failure::{Reported, say};
-use failure::{Watch, named};
 pub use launch::{end_with_launcher, launch, launched};
 
 /// `dist.backend`.
@@ -120,8 +120,10 @@ impl Group {
             if place.rank == 0 {
                 let missing: Vec<usize> =
                     (1..place.world).filter(|r| store.get(&format!("agreed/{r}"), watch.left()).is_err()).collect();
-                let missing: Vec<String> = missing.iter().map(usize::to_string).collect();
-                ensure!(missing.is_empty(), "rank {} did not come within {} s", missing.join(", "), config.timeout);
+                if !missing.is_empty() {
+                    let missing = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                    bail!(Missing(format!("rank {missing} did not come within {} s", config.timeout)));
+                }
                 store.set("all here", "")?;
             } else {
                 store.get("all here", timeout).context("the other processes did not come")?;
