@@ -10,7 +10,7 @@ use std::time::Duration;
 use byol::backend::{Autocast, Listen, ProcessGroup, Reducer, Store, channels_last};
 use byol::model::{Arch, BatchNorm, ModelConfig, Network, Params, Stem};
 use byol::optim::{Algorithm, Optimizer, OptimizerConfig};
-use byol::train::Byol;
+use byol::train::{Byol, Ranks};
 use support::{CPU, Fixture};
 use tch::{Kind, Tensor};
 
@@ -216,8 +216,7 @@ fn trained(group: Option<&Arc<ProcessGroup>>, (steps, parts, algorithm, layout):
         }
         group.iter().for_each(|group| network.params.synchronise(group));
     }
-    let weights: Vec<&Tensor> = online.params.parameters.iter().map(|p| &p.tensor).collect();
-    let reducer = group.map(|group| Reducer::new(group, &weights).expect("a reducer"));
+    let ranks = group.map(|group| Ranks::new(group, &online.params).expect("a reducer"));
     let all = |byol: &Byol| {
         let networks = [&byol.online, &byol.target];
         let tensors = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
@@ -225,7 +224,7 @@ fn trained(group: Option<&Arc<ProcessGroup>>, (steps, parts, algorithm, layout):
     };
     let optimizer_config = OptimizerConfig { name: algorithm, ..OptimizerConfig::default() };
     let optimizer = Optimizer::new(&optimizer_config, &online.params);
-    let mut byol = Byol { online, target, optimizer, reducer, bf16: false, device: CPU };
+    let mut byol = Byol { online, target, optimizer, ranks, bf16: false, device: CPU };
     let start = all(&byol);
     let (rank, world) = group.map_or((0, 1), |group| (group.rank as i64, group.world as i64));
     for step in 0..steps {

@@ -13,7 +13,10 @@ fn check_optimizer(kind: &str, name: Algorithm, nesterov: bool, clip: bool) {
     let fixture = Fixture::open("optim.safetensors");
     let hyper = fixture.numbers(&format!("{kind}.hyper"));
     let (momentum, weight_decay, eta) = (hyper[0], hyper[1], hyper[2]);
-    let config = OptimizerConfig { name, nesterov, clip, momentum, weight_decay, eta, ..OptimizerConfig::default() };
+    let mut config =
+        OptimizerConfig { name, nesterov, clip, momentum, weight_decay, eta, ..OptimizerConfig::default() };
+    let clipped = kind.ends_with("_clipped");
+    config.clip_grad_norm = clipped.then(|| fixture.numbers(&format!("{kind}.max_norm.hyper"))[0]);
     let names = ["conv.weight", "fc.weight", "bn.weight", "fc.bias", "zero.weight", "still.weight"];
     let mut params = Params::new(CPU, Some(0));
     for name in names {
@@ -31,6 +34,10 @@ fn check_optimizer(kind: &str, name: Algorithm, nesterov: bool, clip: bool) {
             let gradient = fixture.get(&format!("grad.{}", parameter.name)).get(step as i64).to_kind(fixture.kind);
             (&parameter.tensor * gradient).sum(None::<Kind>).backward();
         }
+        let norm = optimizer.clip_grad_norm().expect("a norm");
+        if clipped {
+            fixture.close("norm", &norm, &fixture.get(&format!("{kind}.norms")).get(step as i64));
+        }
         optimizer.step(lr, step as u64).expect("a step");
         for parameter in &params.parameters {
             let name = format!("{kind}.{}", parameter.name);
@@ -44,6 +51,11 @@ fn sgd_is_pytorchs() {
     check_optimizer("sgd_plain", Algorithm::Sgd, false, false);
     check_optimizer("sgd", Algorithm::Sgd, false, false);
     check_optimizer("sgd_nesterov", Algorithm::Sgd, true, false);
+}
+
+#[test]
+fn clipping_is_pytorchs() {
+    check_optimizer("sgd_clipped", Algorithm::Sgd, false, false);
 }
 
 #[test]
@@ -110,7 +122,7 @@ fn check_trajectory(variant: &str, name: Algorithm, channels_last: bool) {
         ..OptimizerConfig::default()
     };
     let optimizer = Optimizer::new(&optimizer_config, &online.params);
-    let mut byol = Byol { online, target, optimizer, reducer: None, bf16: false, device: CPU };
+    let mut byol = Byol { online, target, optimizer, ranks: None, bf16: false, device: CPU };
     let (losses, lrs) = (fixture.numbers(&format!("{variant}.loss")), fixture.numbers(&format!("{variant}.lr")));
     let parts = hyper[4] as i64;
     let ema = EmaConfig { base_tau: 0.9, schedule: TauSchedule::Cosine };

@@ -30,7 +30,7 @@ fn start() -> Byol {
     target.params.to_kind(Kind::Double);
     ema::update(&target, &online, 0.0).expect("an exact copy in f64");
     let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
-    Byol { online, target, optimizer, reducer: None, bf16: false, device: CPU }
+    Byol { online, target, optimizer, ranks: None, bf16: false, device: CPU }
 }
 
 fn views(step: u64) -> Views {

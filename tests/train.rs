@@ -1,102 +1,14 @@
 //! `byol train` as a user runs it: whole runs of a few steps, stopped, killed, damaged and resumed.
 
+#[path = "support/run.rs"]
+mod run;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// 64 drawn images of 16 px, 4 steps an epoch, 3 epochs; bit-identical to itself.
-const CONFIG: &str = "
-data:
-  format: synthetic
-  workers: 2
-  synthetic: {images: 70, eval_images: 30, classes: 5, size: 16}
-augment:
-  size: 16
-  view1: {blur_sigma: [0.1, 0.5]}
-  view2: {blur_sigma: [0.1, 0.5]}
-model: {arch: resnet18, width: 0.25, stem: cifar, projector_hidden: 32, projection_dim: 16, predictor_hidden: 32}
-optimizer: {name: lars, base_lr: 2.0}
-schedule: {epochs: 3, warmup_epochs: 1}
-ema: {base_tau: 0.9}
-train: {batch_size: 16, precision: fp32, device: cpu, threads: 1, seed: 7}
-monitor: {log_every: 2, knn_every: 1, knn_k: 5}
-output: {checkpoint_every_epochs: 1, keep_checkpoints: 3}
-";
-
-struct Run {
-    folder: tempfile::TempDir,
-}
-
-impl Run {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("config.yaml"), CONFIG).expect("written");
-        Self { folder }
-    }
-
-    fn dir(&self) -> PathBuf {
-        self.folder.path().join("run")
-    }
-
-    fn command(&self, extra: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
-        command.arg("train").arg("--config").arg(self.folder.path().join("config.yaml"));
-        command.arg("--set").arg(format!("output.dir={}", self.dir().display())).args(extra);
-        command
-    }
-
-    fn train(&self, extra: &[&str]) -> Output {
-        self.command(extra).output().expect("byol runs")
-    }
-
-    fn spawn(&self, extra: &[&str]) -> Child {
-        self.command(extra).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("byol runs")
-    }
-
-    fn checkpoint(&self, step: u64) -> PathBuf {
-        self.dir().join(format!("checkpoints/step-{step:08}"))
-    }
-
-    fn weights(&self, step: u64) -> Vec<u8> {
-        let path = self.checkpoint(step).join("model.safetensors");
-        let optimizer = self.checkpoint(step).join("optimizer.safetensors");
-        [fs::read(path).expect("weights"), fs::read(optimizer).expect("optimiser")].concat()
-    }
-
-    fn summary(&self) -> serde_json::Value {
-        serde_json::from_slice(&fs::read(self.dir().join("summary.json")).expect("a summary")).expect("JSON")
-    }
-
-    fn wait_for(&self, path: &Path) {
-        let start = Instant::now();
-        while !path.exists() {
-            assert!(start.elapsed() < Duration::from_secs(120), "{} never came", path.display());
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stderr)
-}
-
-/// One line that says `error: ` and all of `parts`; exit code 1.
-fn failed(output: &Output, parts: &[&str]) {
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    let errors: Vec<&str> = stderr.lines().skip_while(|line| !line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
-    for part in parts {
-        assert!(errors[0].contains(part), "{part:?} is not in {}", errors[0]);
-    }
-    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
-}
+use run::{Run, draw_images, failed, succeeded, text};
 
 /// The run all others are compared with.
 fn uninterrupted() -> Run {
@@ -406,16 +318,6 @@ fn corrupt_images_are_counted_or_fatal() {
     let strict = Run::new();
     let fatal = [&images[..], &["--set", "data.on_bad_image=fail", "--set", "monitor.knn_every=0"]].concat();
     failed(&strict.train(&fatal), &["2.png"]);
-}
-
-/// 36 small images in folders `a` and `b` below `folder`.
-fn draw_images(folder: &Path) {
-    for i in 0..36u8 {
-        let class = folder.join(["a", "b"][i as usize % 2]);
-        fs::create_dir_all(&class).expect("made");
-        let image = image::RgbImage::from_fn(20, 20, |x, y| image::Rgb([i * 7, (x * 12) as u8, (y * 12) as u8]));
-        image.save(class.join(format!("{i}.png"))).expect("saved");
-    }
 }
 
 #[test]

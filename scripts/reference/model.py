@@ -294,6 +294,7 @@ OPTIMIZERS = {  # momentum, weight decay, eta; AdamW: betas 0.9 / 0.999, eps 1e-
     "adamw": (0.0, 0.05, 0.0),
     "lars": (0.9, 0.05, 0.01),
     "lars_clip": (0.9, 0.05, 0.02),
+    "sgd_clipped": (0.9, 0.05, 0.0),  # to the mean of the six steps' norms: some are longer
 }
 
 
@@ -305,20 +306,25 @@ def optimizers(seed):
     init = {n: torch.zeros(s) if n == "zero.weight" else fill_state(n, s, seed) for n, s in shapes.items()}
     grads = {n: torch.stack([fill(f"step{k}.{n}", s, seed) for k in range(6)]) for n, s in shapes.items()}
     grads["still.weight"].zero_()
+    max_norm = torch.cat([g.flatten(1) for g in grads.values()], 1).norm(dim=1).mean().item()
     out = {"lr": torch.tensor(lrs, dtype=torch.float64)}
     out.update({f"init.{n}": t for n, t in init.items()} | {f"grad.{n}": t for n, t in grads.items()})
     for kind, hyper in OPTIMIZERS.items():
         parameters = {n: t.clone().requires_grad_() for n, t in init.items()}
         step = optimizer(kind, list(parameters.values()), *hyper)
-        history = {n: [] for n in shapes}
+        history, seen = {n: [] for n in shapes}, []
         for k, lr in enumerate(lrs):
             for n, p in parameters.items():
                 p.grad = grads[n][k].clone()
+            if kind.endswith("_clipped"):
+                seen.append(torch.nn.utils.clip_grad_norm_(list(parameters.values()), max_norm))
             step(lr)
             for n, p in parameters.items():
                 history[n].append(p.detach().clone())
         out[f"{kind}.hyper"] = torch.tensor(hyper, dtype=torch.float64)
         out.update({f"{kind}.{n}": torch.stack(h) for n, h in history.items()})
+        if seen:
+            out[f"{kind}.norms"], out[f"{kind}.max_norm.hyper"] = torch.stack(seen), torch.tensor([max_norm])
     return out
 
 

@@ -4,6 +4,7 @@
 mod alloc;
 mod cuda;
 mod dist;
+mod memory;
 mod shim;
 pub mod simd;
 
@@ -13,7 +14,11 @@ use tch::{Device, Kind, Tensor};
 pub use alloc::{Counted, allocated_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use dist::{Listen, ProcessGroup, Reducer, Store};
-pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic, freeze_torchscript};
+pub use memory::{Memory, out_of_memory};
+pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic, freeze_torchscript, libtorch_version};
+
+/// The commit this program was built from, `-changed` after it if the sources were; `unknown` without git.
+pub const COMMIT: &str = env!("BYOL_COMMIT");
 
 /// The folder libtorch was linked from.
 pub const LIBTORCH_LIB: &str = env!("BYOL_LIBTORCH_LIB");
@@ -103,11 +108,12 @@ pub fn normalised(
 }
 
 /// One line from whatever libtorch raised: its message without the C++ backtrace, also when tch has
-/// panicked with it.
+/// panicked with it. Memory running out is said with what there is.
 pub fn first_line(message: &str) -> String {
     let message = message.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"").unwrap_or(message);
     let end = [message.find('\n'), message.find("\\n")].into_iter().flatten().min().unwrap_or(message.len());
-    message[..end].trim_end_matches("\")").to_string()
+    let line = message[..end].trim_end_matches("\")");
+    out_of_memory(line).unwrap_or_else(|| line.to_string())
 }
 
 /// An error and its causes in one line.

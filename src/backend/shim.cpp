@@ -1,16 +1,29 @@
 // The few libtorch calls that tch does not bind. Every function returns 0, or 1 with the message kept
 // for byol_last_error(); no exception crosses into Rust.
 #include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/DeviceType.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
+#include <torch/version.h>
 #include "guarded.h"
 
 extern "C" {
 
 const char* byol_last_error() { return last_error.c_str(); }
+
+const char* byol_libtorch_version() { return TORCH_VERSION; }
+
+// Free and total bytes of a CUDA device's memory.
+int byol_cuda_memory(int device, uint64_t* free, uint64_t* total) {
+  return guarded([&] {
+    const auto found = at::accelerator::getMemoryInfo(device);
+    *free = found.first;
+    *total = found.second;
+  });
+}
 
 // Enters (enabled = 1) or leaves (0) bf16 autocast on the CPU (cuda = 0) or CUDA (1) for this thread.
 // Leaving drops the cache of cast weights, as Python's torch.autocast does.

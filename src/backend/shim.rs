@@ -9,6 +9,8 @@ use tch::Tensor;
 
 unsafe extern "C" {
     fn byol_last_error() -> *const c_char;
+    fn byol_libtorch_version() -> *const c_char;
+    fn byol_cuda_memory(device: c_int, free: *mut u64, total: *mut u64) -> c_int;
     fn byol_autocast_bf16(cuda: c_int, enabled: c_int) -> c_int;
     fn byol_allow_tf32(allow: c_int) -> c_int;
     fn byol_deterministic(on: c_int) -> c_int;
@@ -25,6 +27,20 @@ pub(super) fn check(status: c_int) -> Result<()> {
     // SAFETY: the shim returns a NUL-terminated thread-local string that lives until its next call.
     let message = unsafe { CStr::from_ptr(byol_last_error()) }.to_string_lossy().into_owned();
     bail!("libtorch: {}", message.lines().next().unwrap_or_default())
+}
+
+/// The version of libtorch, from the headers that the shim was compiled with, such as `2.11.0`.
+pub fn libtorch_version() -> String {
+    // SAFETY: a NUL-terminated literal of the shim.
+    unsafe { CStr::from_ptr(byol_libtorch_version()) }.to_string_lossy().into_owned()
+}
+
+/// Free and total bytes of a GPU's memory.
+pub fn cuda_memory(device: usize) -> Result<(u64, u64)> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: both pointers are valid for the call, which writes one number to each.
+    check(unsafe { byol_cuda_memory(device as c_int, &mut free, &mut total) })?;
+    Ok((free, total))
 }
 
 /// Enters or leaves bf16 autocast for this thread; see [`super::Autocast`] for the guard.

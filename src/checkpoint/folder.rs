@@ -10,8 +10,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 const SUMS: &str = "SHA256SUMS";
-/// Folders being written or thrown away; a killed run may leave one.
+/// Files and folders being written; a killed run may leave one.
 const TEMPORARY: &str = ".partial-";
+/// Checkpoints of a branch that the run has left, see [`set_aside`].
+const ABANDONED: &str = "abandoned-";
 
 /// SHA-256 of `bytes` in hex.
 pub fn sha256(bytes: &[u8]) -> String {
@@ -53,18 +55,29 @@ pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBu
         // Gives back the room that it took, if the disk is full.
         let _ = fs::remove_dir_all(&partial);
     }
-    written.with_context(|| format!("writing checkpoint {} (needs {:.1} MB)", target.display(), bytes as f64 / 1e6))?;
+    written.with_context(|| {
+        let free = free_bytes(root).map_or("unknown".to_string(), |free| format!("{:.1} MB", free as f64 / 1e6));
+        format!("writing checkpoint {} (needs {:.1} MB, free: {free})", target.display(), bytes as f64 / 1e6)
+    })?;
     Ok(target)
 }
 
+/// Bytes that the file system of `path`, or of the nearest folder above it that is there, has left for this user.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|folder| folder.is_dir())?;
+    let found = rustix::fs::statvfs(there).ok()?;
+    Some(found.f_bavail * found.f_frsize)
+}
+
 /// Renames the checkpoints of step `from` and later to `abandoned-...`: a run that goes on from before them is
-/// another branch, which must neither count them among its newest nor lose them unasked.
+/// another branch, which must neither count them among its newest nor lose them unasked. [`clean`] keeps as many of
+/// them as of the others.
 /// # Errors
 /// What the system says, with the path.
 pub fn set_aside(root: &Path, from: u64) -> Result<()> {
     for path in list(root).into_iter().take_while(|path| *path >= path_of(root, from)) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let aside = root.join(format!("abandoned-{name}"));
+        let aside = root.join(format!("{ABANDONED}{name}"));
         remove_if_there(&aside)?;
         fs::rename(&path, &aside).with_context(|| format!("renaming {}", path.display()))?;
         log::warn!("set aside as {}: the run goes on from before it", aside.display());
@@ -155,10 +168,15 @@ pub fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
 
 /// The checkpoints of a run, newest first.
 pub fn list(root: &Path) -> Vec<PathBuf> {
+    numbered(root, "step-")
+}
+
+/// What is called `prefix` and a step, latest step first.
+fn numbered(root: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut steps: Vec<(u64, PathBuf)> = entries(root)
         .into_iter()
         .filter_map(|path| {
-            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+            let step = path.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()?;
             Some((step, path))
         })
         .collect();
@@ -166,13 +184,16 @@ pub fn list(root: &Path) -> Vec<PathBuf> {
     steps.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// Removes what a killed run left half-written, and all but the newest `keep` checkpoints.
+/// Removes what a killed run left half-written, all but the newest `keep` checkpoints, and all but the newest `keep`
+/// of those that were set aside.
 pub fn clean(root: &Path, keep: usize) {
     let leftovers = entries(root)
         .into_iter()
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY)));
-    for path in leftovers.chain(list(root).into_iter().skip(keep)) {
-        if let Err(error) = fs::remove_dir_all(&path) {
+    let surplus = [list(root), numbered(root, &format!("{ABANDONED}step-"))].into_iter();
+    for path in leftovers.chain(surplus.flat_map(|paths| paths.into_iter().skip(keep))) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
             log::warn!("could not remove {}: {error}", path.display());
         }
     }
@@ -191,11 +212,14 @@ mod tests {
         let root = tempfile::tempdir()?;
         for step in [5, 20, 100] {
             write(root.path(), step, &[("a", vec![step as u8])])?;
+            fs::create_dir(root.path().join(format!("abandoned-step-{step:08}")))?;
         }
         fs::create_dir(root.path().join(".partial-00000200"))?;
+        fs::write(root.path().join(".partial-summary.json"), "{")?;
         clean(root.path(), 2);
         assert_eq!(list(root.path()), [path_of(root.path(), 100), path_of(root.path(), 20)]);
-        assert_eq!(fs::read_dir(root.path())?.count(), 2);
+        assert!(!root.path().join("abandoned-step-00000005").exists());
+        assert_eq!(fs::read_dir(root.path())?.count(), 4);
         Ok(())
     }
 

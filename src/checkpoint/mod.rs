@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use folder::{check_output, clean, list, path_of, set_aside, sha256, write_file};
 pub use tensors::{load_into, load_views, serialize, views};
 
+use crate::backend;
 use crate::model::{Named, Network};
 use crate::train::Byol;
 
@@ -43,8 +44,20 @@ pub struct Manifest {
     pub batches_tracked: [i64; 2],
     /// Version of this program.
     pub byol: String,
+    /// The commit it was built from, see [`crate::backend::COMMIT`].
+    #[serde(default)]
+    pub commit: String,
     /// Version of libtorch.
     pub libtorch: String,
+    /// SHA-256 over the keys of the config that change the result.
+    #[serde(default)]
+    pub config_sha256: String,
+    /// Seed of weights, order and views.
+    #[serde(default)]
+    pub seed: u64,
+    /// Only algorithms that repeat bit for bit were allowed (`train.deterministic`); those of the CPU always do.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Device and CPU threads, on which bit-identical repetition depends.
     pub device: String,
     /// Threads of libtorch's CPU operators.
@@ -69,13 +82,34 @@ impl Manifest {
             data: String::new(),
             batches_tracked: [0; 2],
             byol: env!("CARGO_PKG_VERSION").into(),
-            libtorch: "2.11.0".into(),
+            commit: backend::COMMIT.into(),
+            libtorch: backend::libtorch_version(),
+            config_sha256: String::new(),
+            seed: 0,
+            deterministic: false,
             device: String::new(),
             threads: 0,
             precision: String::new(),
             knn_random: None,
             config,
         }
+    }
+
+    /// What a run depends on, in a line.
+    pub fn line(&self) -> String {
+        let Self { byol, commit, libtorch, device, threads, precision, seed, .. } = self;
+        let deterministic = match (self.deterministic, device.as_str()) {
+            (true, _) => ", deterministic",
+            (false, "cpu") => "",
+            (false, _) => ", not deterministic",
+        };
+        let short = |sum: &str| sum.chars().take(12).collect::<String>();
+        format!(
+            "byol {byol} ({commit}), libtorch {libtorch}, {device}, {threads} threads, {precision}{deterministic}, seed \
+             {seed}, config {}, data {}",
+            short(&self.config_sha256),
+            short(&self.data)
+        )
     }
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::setup::{self, Machine};
 use crate::augment::AugmentConfig;
+use crate::backend::Memory;
 use crate::cli::EncoderArgs;
 use crate::config::Config;
 use crate::data::loader::BadImages;
@@ -83,7 +84,8 @@ impl Evaluation {
                 wanted.stem
             );
         }
-        let signals = Signals::listen()?;
+        let signals = Signals::default();
+        signals.listen()?;
         let mut loader = machine.loader;
         if config.data.workers == 0 {
             // A forward pass costs a fraction of a training step, for which the default is made. Workers wait while
@@ -153,7 +155,7 @@ impl Evaluation {
     /// The machine has less memory.
     pub fn check_memory(&self, images: usize, advice: &str) -> Result<()> {
         let needed = images as f64 * self.encoder.net.feature_dim as f64 * 4.0;
-        let there = setup::memory() as f64;
+        let there = Memory::of_host().total as f64;
         if needed > there {
             bail!(
                 "the features of {images} images need {:.1} GB, the machine has {:.1} GB; {advice}",

@@ -1,6 +1,5 @@
 //! What every command does first: choose the device, its precision and threads, and listen for signals.
 
-use std::fs;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -59,14 +58,6 @@ impl Machine {
     pub fn precision(&self) -> &'static str {
         if self.bf16 { "bf16" } else { "fp32" }
     }
-}
-
-/// Bytes of memory that the machine has, as far as it tells.
-pub fn memory() -> u64 {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes =
-        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());
-    kilobytes.map_or(u64::MAX, |k: u64| k * 1024)
 }
 
 /// Asked between batches: has a signal come?

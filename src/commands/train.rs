@@ -1,17 +1,18 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+mod memory;
+mod ranks;
+mod resume;
+mod summary;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde::Serialize;
-use tch::{Device, Tensor};
+use anyhow::{Context, Result, bail};
+use tch::Device;
 
 use super::setup::{self, Machine};
-use crate::backend::{self, Reducer};
+use crate::backend;
 use crate::checkpoint::{self, Manifest};
 use crate::cli::TrainArgs;
 use crate::config::Config;
@@ -24,7 +25,7 @@ use crate::logging::Logger;
 use crate::logging::progress::Progress;
 use crate::model::{Network, SyncBatchNorm};
 use crate::optim::Optimizer;
-use crate::train::{Byol, Ending, KnnWatch, Outcome, Plan, Signals, Trainer};
+use crate::train::{Byol, KnnWatch, OnWriteError, Plan, Ranks, RunFolder, Saver, Signals, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -38,71 +39,38 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
             place.rank,
             place.world
         ),
-        (Some(place), _) => run_one_of(place, args, &config),
+        (Some(place), _) => ranks::run(place, args, &config),
         (None, Some(count @ 2..)) => dist::launch(count as usize, &config.dist),
         (None, _) => train(args, &config, Machine::set_up(&config)?, None),
     }
 }
 
-/// Runs one of the processes of a run. An error of any ends all, and one of them says it.
-fn run_one_of(place: Place, args: &TrainArgs, config: &Config) -> Result<u8> {
-    if place.rank > 0 {
-        log::set_max_level(log::LevelFilter::Warn); // rank 0 speaks for all
-    }
-    let machine = Machine::set_up_one_of(place.local_world, config)?;
-    let agreed = |c: &Config| {
-        Ok::<_, anyhow::Error>(serde_json::json!([Manifest::new(serde_json::to_value(c)?), machine.precision()]))
-    };
-    let own = agreed(config)?;
-    let differences = |first: &str| -> Result<Vec<String>> {
-        let first: serde_json::Value = serde_json::from_str(first).context("rank 0's config")?;
-        let mut differences = config.differences(&first[0]["config"])?;
-        for (what, path) in [("byol", "/0/byol"), ("libtorch", "/0/libtorch"), ("train.precision", "/1")] {
-            let (ours, theirs) = (own.pointer(path), first.pointer(path));
-            if ours != theirs {
-                let text = |v: Option<&serde_json::Value>| v.map_or("nothing".to_string(), ToString::to_string);
-                differences.push(format!("{what}: {}, there {}", text(ours), text(theirs)));
-            }
-        }
-        Ok(differences)
-    };
-    let group = Arc::new(Group::join(place, &config.dist, machine.device, &own.to_string(), differences)?);
-    let shared = group.clone();
-    // tch panics where an operator fails, a collective inside BatchNorm too.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let code = train(args, config, machine, Some(shared))?;
-        group.leave()?;
-        Ok(code)
-    }));
-    let outcome = outcome.unwrap_or_else(|panic| Err(anyhow!(backend::panic_line(&*panic))));
-    outcome.map_err(|error| group.explain(error))
-}
-
-/// Puts a run together and does it; `group` are the processes that share its batches.
+/// Puts a run together and does it; `group` are the processes that share each batch.
 fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<Group>>) -> Result<u8> {
     let started = Instant::now();
-    let first = group.as_ref().is_none_or(|group| group.is_first());
+    let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.place.rank, group.place.world));
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let run_dir = &config.output.dir;
-    // Rank 0 alone writes.
-    let _lock = first.then(|| prepare_folder(run_dir, args.resume.as_deref())).transpose()?;
-    let checkpoints = run_dir.join("checkpoints");
-    let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.place.rank, group.place.world));
-    let (batch, parts) = (config.train.batch_size, config.train.accumulation_steps);
-    ensure!(
-        batch.is_multiple_of(world * parts) && batch / (world * parts) >= 2 || world == 1,
-        "{}: train.batch_size: found {batch}, expected a multiple of {world} processes times {parts} micro-batches, with \
-         at least 2 images for each",
-        place("train.batch_size")
-    );
+    let signals = Signals::default();
+    signals.survive()?;
+    let mut folder = if rank == 0 { RunFolder::take(run_dir)? } else { RunFolder::of_others(run_dir) };
+    if rank == 0 && args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
+        bail!(
+            "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
+            run_dir.display()
+        );
+    }
 
+    ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
-    check_memory(config, world)?;
-    let signals = Signals::listen()?; // until here the signals' own effect, the end, loses nothing
+    let mut share = config.clone();
+    share.train.batch_size /= world;
+    memory::check(&share, &machine)?;
+    signals.listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
         .with_context(|| place("train.batch_size"))?;
     let bad = BadImages::new(config.data.on_bad_image);
-    let knn = knn_watch(config, &dataset, bad.clone(), machine.loader, &signals, group.clone())?;
+    let knn = knn_watch(&share, &dataset, bad.clone(), machine.loader, &signals, group.clone())?;
 
     let byol = build(config, machine.device, machine.bf16, group.as_deref())?;
     let mut manifest = Manifest {
@@ -113,41 +81,39 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         device: backend::describe_device(machine.device),
         threads: machine.threads,
         precision: machine.precision().into(),
+        config_sha256: config.fingerprint()?,
+        seed: config.train.seed,
+        deterministic: config.train.deterministic,
         ..Manifest::new(serde_json::to_value(config)?)
     };
-    if let Some(from) = args.resume.as_ref().filter(|_| first) {
-        resume(from, &checkpoints, &byol, config, args.allow_config_change, &mut manifest)?;
+    if let Some(from) = args.resume.as_ref().filter(|_| rank == 0) {
+        resume::resume(from, &folder.checkpoints(), &byol, config, args.allow_config_change, &mut manifest)?;
     }
+    let mut finished = manifest.step == plan.total_steps && summary::finished(run_dir, manifest.step);
     if let Some(group) = &group {
         group.agree("data", &format!("{} images, index {}", manifest.images, manifest.data))?;
-        start_alike(group, &byol, &mut manifest)?;
+        finished = ranks::start_alike(group, &byol, &mut manifest, finished)?;
     }
-    let done = manifest.step == plan.total_steps && finished(run_dir, manifest.step);
-    // Another machine may not see the folder.
-    let done = group
-        .as_ref()
-        .map_or(Ok(vec![]), |group| group.from_first(&[f64::from(done)]))?
-        .first()
-        .map_or(done, |&d| d > 0.0);
-    if done {
+    if finished {
         log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
         return Ok(0);
     }
-    if first {
-        checkpoint::write_file(&run_dir.join("config.yaml"), config.to_yaml()?.as_bytes())?;
-    }
+    folder.put("config.yaml", config.to_yaml()?.into_bytes())?;
+    folder.put("manifest.json", serde_json::to_vec_pretty(&manifest)?)?;
     announce(config, &manifest, &byol, &plan, machine.loader.workers, world);
 
-    let sampler = Sampler::new(dataset.len(), batch, parts, config.train.seed)?;
-    let from = manifest.step * parts as u64;
-    let share = LoaderOptions { rank, world, ..machine.loader };
-    let loader = Loader::new(dataset, config.augment.clone(), sampler, from, bad.clone(), share)?;
+    let parts = config.train.accumulation_steps;
+    let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
+    let first = manifest.step * parts as u64;
+    let own = LoaderOptions { rank, world, ..machine.loader };
+    let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), own)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
-    let logger = first.then(|| {
+    let logger = || -> Result<Logger> {
         let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
-        Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)
-    });
-    let logger = logger.transpose()?;
+        let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?;
+        Ok(logger.retrying(config.output.on_write_error == OnWriteError::Retry))
+    };
+    let logger = (rank == 0).then(logger).transpose()?;
     let mut trainer = Trainer {
         byol,
         plan,
@@ -155,95 +121,18 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         knn,
         logger,
         group: group.clone(),
+        saver: Saver::new(folder, config.output.clone(), manifest.step),
         manifest,
-        checkpoints,
         train: config.train.clone(),
         augment: config.augment.clone(),
         monitor: config.monitor.clone(),
-        output: config.output.clone(),
     };
     let outcome = trainer.run(&signals)?;
     let skipped = match &group {
         Some(group) => group.sum(&[bad.count() as f64])?[0] as usize,
         None => bad.count(),
     };
-    if first {
-        summarise(run_dir, &trainer, &outcome, skipped, started)?;
-    }
-    Ok(match outcome.ending {
-        Ending::Signal(code) => code as u8,
-        Ending::Finished | Ending::MaxSteps => 0,
-    })
-}
-
-/// Gives every process rank 0's state: its networks, its optimiser, and where the run is.
-fn start_alike(group: &Group, byol: &Byol, manifest: &mut Manifest) -> Result<()> {
-    let networks = [&byol.online, &byol.target];
-    let tensors = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
-    let mut tensors: Vec<Tensor> = tensors.map(|named| named.tensor.detach()).collect();
-    tensors.extend(byol.optimizer.state().into_iter().map(|named| named.tensor));
-    group.processes.broadcast(&tensors)?;
-    let [online, target] = networks.map(|network| network.batches_tracked.get() as f64);
-    let numbers = group.from_first(&[manifest.step as f64, online, target, manifest.knn_random.unwrap_or(f64::NAN)])?;
-    manifest.step = numbers[0] as u64;
-    networks.iter().zip(&numbers[1..]).for_each(|(network, &count)| network.batches_tracked.set(count as i64));
-    manifest.knn_random = Some(numbers[3]).filter(|top1| top1.is_finite());
-    Ok(())
-}
-
-/// Whether `summary.json` says that the run ended by itself after `step` steps.
-fn finished(run_dir: &Path, step: u64) -> bool {
-    let summary = fs::read(run_dir.join("summary.json")).ok();
-    let summary: Option<serde_json::Value> = summary.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    summary.is_some_and(|s| s["ending"] == "finished" && s["step"] == step)
-}
-
-/// Refuses, before any work, batches that the machine's memory cannot hold: the loader keeps
-/// `data.prefetch_batches` finished ones, one is being made, and those of a step are being trained on.
-fn check_memory(config: &Config, processes: usize) -> Result<()> {
-    let size = config.augment.size as u64;
-    let batch = 2 * 3 * size * size * (config.train.micro_batch() / processes) as u64;
-    let waiting = config.data.prefetch_batches + config.train.accumulation_steps + 1;
-    let needed = batch.saturating_mul(waiting as u64);
-    let there = setup::memory();
-    if needed > there {
-        bail!(
-            "train.batch_size: the loader's batches need {:.1} GB, the machine has {:.1} GB; lower train.batch_size or \
-             data.prefetch_batches, or raise train.accumulation_steps",
-            needed as f64 / 1e9,
-            there as f64 / 1e9
-        );
-    }
-    Ok(())
-}
-
-/// Makes the run's folder and finds out, before any work, whether it can be written and whether it is free. The
-/// file that comes back is the folder's lock, held while it is open, by whatever end of the process.
-fn prepare_folder(run_dir: &Path, resume: Option<&str>) -> Result<File> {
-    let checkpoints = run_dir.join("checkpoints");
-    fs::create_dir_all(&checkpoints).with_context(|| format!("output.dir: cannot make {}", checkpoints.display()))?;
-    let path = run_dir.join("lock");
-    let writing = || format!("output.dir: cannot write {}", path.display());
-    let mut lock =
-        File::options().create(true).truncate(false).read(true).write(true).open(&path).with_context(writing)?;
-    if lock.try_lock().is_err() {
-        let mut owner = String::new();
-        let _ = lock.read_to_string(&mut owner);
-        bail!(
-            "output.dir: {} is in use by process {}; wait for it, or choose another folder",
-            run_dir.display(),
-            owner.trim()
-        );
-    }
-    lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).with_context(writing)?;
-    if resume.is_none() && !checkpoint::list(&checkpoints).is_empty() {
-        bail!(
-            "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
-            run_dir.display()
-        );
-    }
-    checkpoint::clean(&checkpoints, usize::MAX);
-    Ok(lock)
+    summary::summarise(&mut trainer, &outcome, skipped, started)
 }
 
 fn build(config: &Config, device: Device, bf16: bool, group: Option<&Group>) -> Result<Byol> {
@@ -256,10 +145,9 @@ fn build(config: &Config, device: Device, bf16: bool, group: Option<&Group>) -> 
     if let Some(group) = group.filter(|_| config.model.sync_batchnorm != SyncBatchNorm::Off) {
         [&online, &target].iter().for_each(|network| network.params.synchronise(&group.processes));
     }
-    let weights: Vec<&Tensor> = online.params.parameters.iter().map(|p| &p.tensor).collect();
-    let reducer = group.map(|group| Reducer::new(&group.processes, &weights)).transpose()?;
+    let ranks = group.map(|group| Ranks::new(&group.processes, &online.params)).transpose()?;
     let optimizer = Optimizer::new(&config.optimizer, &online.params);
-    Ok(Byol { online, target, optimizer, reducer, bf16, device })
+    Ok(Byol { online, target, optimizer, ranks, bf16, device })
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.
@@ -314,69 +202,9 @@ fn knn_watch(
     }))
 }
 
-/// Loads the checkpoint that `from` names and moves `manifest` to its step.
-fn resume(
-    from: &str,
-    checkpoints: &Path,
-    byol: &Byol,
-    config: &Config,
-    allow_change: bool,
-    manifest: &mut Manifest,
-) -> Result<()> {
-    let accept = |saved: &Manifest| {
-        let differences = config.differences(&saved.config)?;
-        match (differences.is_empty(), allow_change) {
-            (true, _) => {}
-            (false, true) => log::warn!("resuming with a changed config: {}", differences.join("; ")),
-            (false, false) => bail!(
-                "--resume: the config differs from the checkpoint's ({}); restore it, or add --allow-config-change",
-                differences.join("; ")
-            ),
-        }
-        if saved.data != manifest.data {
-            log::warn!(
-                "the training images changed since the checkpoint: {} then, {} now; the run goes on with those of now",
-                saved.images,
-                manifest.images
-            );
-        }
-        if saved.step > manifest.total_steps {
-            bail!(
-                "--resume: the checkpoint is at step {}, but the run now ends at step {}",
-                saved.step,
-                manifest.total_steps
-            );
-        }
-        let machine = |m: &Manifest| format!("{}, {} threads, {}", m.device, m.threads, m.precision);
-        if machine(saved) != machine(manifest) {
-            log::warn!("the checkpoint was made on {}, the run goes on on {}", machine(saved), machine(manifest));
-        }
-        Ok(())
-    };
-    let found = if from == "auto" {
-        checkpoint::load_newest(checkpoints, byol, accept)?
-    } else {
-        let folder = PathBuf::from(from);
-        if !folder.join("manifest.json").is_file() {
-            bail!("--resume: found {from:?}, expected auto or a checkpoint's folder, .../checkpoints/step-...");
-        }
-        accept(&checkpoint::read_manifest(&folder)?)?;
-        Some((folder.clone(), checkpoint::load(&folder, byol)?))
-    };
-    match found {
-        Some((folder, saved)) => {
-            log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
-            checkpoint::set_aside(checkpoints, saved.step + 1)?;
-            manifest.step = saved.step;
-            manifest.knn_random = saved.knn_random;
-        }
-        None => log::info!("no checkpoint in {} yet: starting", checkpoints.display()),
-    }
-    Ok(())
-}
-
-fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize, processes: usize) {
-    let each = if processes > 1 { format!(" by each of {processes} processes") } else { String::new() };
+/// What the run is made of, and from what it can be repeated.
+fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize, world: usize) {
+    let each = if world > 1 { format!(" in each of {world} processes") } else { String::new() };
     let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
     log::info!(
         "{} images, {} a step, {} steps an epoch, {} epochs; {:?} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
@@ -390,79 +218,5 @@ fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, work
         manifest.precision,
         plan.peak_lr,
     );
-}
-
-/// `summary.json` and the last line on stdout.
-#[derive(Serialize)]
-struct Summary<'a> {
-    ending: &'static str,
-    step: u64,
-    total_steps: u64,
-    epochs: f64,
-    loss: f64,
-    z_std: f64,
-    collapsed: bool,
-    knn_top1_random: Option<f64>,
-    knn_top1: Option<f64>,
-    images_per_second: f64,
-    seconds: f64,
-    images_skipped: usize,
-    device: &'a str,
-    precision: &'a str,
-    checkpoint: &'a Path,
-}
-
-fn summarise(run_dir: &Path, trainer: &Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<()> {
-    let manifest = &trainer.manifest;
-    let ending = match outcome.ending {
-        Ending::Finished => "finished",
-        Ending::MaxSteps => "max_steps",
-        Ending::Signal(_) => "signal",
-    };
-    let summary = Summary {
-        ending,
-        step: manifest.step,
-        total_steps: manifest.total_steps,
-        epochs: trainer.plan.epochs(manifest.step),
-        loss: outcome.loss,
-        z_std: outcome.z_std,
-        collapsed: outcome.collapsed,
-        knn_top1_random: manifest.knn_random,
-        knn_top1: outcome.knn_top1,
-        images_per_second: outcome.images_per_second,
-        seconds: started.elapsed().as_secs_f64(),
-        images_skipped: skipped,
-        device: &manifest.device,
-        precision: &manifest.precision,
-        checkpoint: &outcome.checkpoint,
-    };
-    checkpoint::write_file(&run_dir.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
-    let verb = match outcome.ending {
-        Ending::Finished => "finished",
-        Ending::MaxSteps => "stopped at train.max_steps",
-        Ending::Signal(_) => "stopped by a signal (go on with --resume auto)",
-    };
-    let knn = match (summary.knn_top1_random, summary.knn_top1) {
-        (Some(random), Some(trained)) => {
-            format!(", k-NN top-1 {:.1} % (random encoder {:.1} %)", 100.0 * trained, 100.0 * random)
-        }
-        (None, Some(trained)) => format!(", k-NN top-1 {:.1} %", 100.0 * trained),
-        _ => String::new(),
-    };
-    let skipped = match summary.images_skipped {
-        0 => String::new(),
-        count => format!(", {count} unreadable images passed over"),
-    };
-    let loss = if summary.loss.is_finite() { format!(", loss {:.4}", summary.loss) } else { String::new() };
-    let line = format!(
-        "{verb}: step {} of {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
-        summary.step,
-        summary.total_steps,
-        summary.images_per_second,
-        summary.seconds,
-        summary.checkpoint.display()
-    );
-    // Whoever reads stdout may be gone; the run is complete all the same.
-    let _ = writeln!(std::io::stdout(), "{line}");
-    Ok(())
+    log::info!("{}", manifest.line());
 }

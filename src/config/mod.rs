@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
-use crate::data::DataConfig;
+use crate::data::{self, DataConfig};
 use crate::dist::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
@@ -124,28 +124,21 @@ impl Config {
         sections.into_iter().flat_map(named).collect()
     }
 
+    /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`].
+    /// # Errors
+    /// Values that JSON cannot hold.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut leaves = Vec::new();
+        flatten("", &serde_json::to_value(self)?, &mut leaves);
+        let counted = leaves.into_iter().filter(|(key, _)| counts(key));
+        Ok(data::digest(counted.map(|(key, value)| format!("{key}: {value}"))))
+    }
+
     /// Keys whose values differ and that change the result of training, as `key: ours, was theirs`.
     /// Left out are keys that only say where things are, how fast they go and what is reported. Keys
     /// that `other` lacks, because the program did not have them yet, had their default; those that it
     /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        const HARMLESS: [&str; 14] = [
-            "data.path",
-            "data.eval_path",
-            "data.workers",
-            "data.prefetch_batches",
-            "monitor.",
-            "output.",
-            "dist.",
-            "linear_eval.",
-            "train.device",
-            "train.threads",
-            "train.max_steps",
-            "train.deterministic",
-            "data.cache_bytes",
-            "data.spill_dir",
-        ];
-        let counts = |key: &str| !HARMLESS.iter().any(|h| key == *h || (h.ends_with('.') && key.starts_with(h)));
         let own = serde_json::to_value(self)?;
         let (mut known, mut unknown) = (other.clone(), Vec::new());
         remove_unknown("", &own, &mut known, &mut unknown);
@@ -162,6 +155,30 @@ impl Config {
         let unknown = unknown.into_iter().filter(|(key, _)| counts(key));
         Ok(changed.chain(unknown.map(|(key, value)| format!("{key}: unknown, was {value}"))).collect())
     }
+}
+
+/// Whether a key changes the result of training.
+fn counts(key: &str) -> bool {
+    const HARMLESS: [&str; 17] = [
+        "dist.",
+        "data.path",
+        "data.eval_path",
+        "data.on_bad_image",
+        "data.workers",
+        "data.prefetch_batches",
+        "data.cache_bytes",
+        "data.spill_dir",
+        "monitor.",
+        "output.",
+        "linear_eval.",
+        "train.device",
+        "train.threads",
+        "train.max_steps",
+        "train.deterministic",
+        "train.on_non_finite",
+        "train.max_skipped_steps",
+    ];
+    !HARMLESS.iter().any(|h| key == *h || (h.ends_with('.') && key.starts_with(h)))
 }
 
 /// Moves the leaves of `theirs` that `ours` has no key for to `unknown`.

@@ -249,7 +249,7 @@ pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
 }
 
 /// SHA-256 (hex) of a list of texts.
-fn digest(parts: impl IntoIterator<Item = String>) -> String {
+pub(crate) fn digest(parts: impl IntoIterator<Item = String>) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update(part);

@@ -2,44 +2,57 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::append::AppendFile;
+
 /// An append-only file of JSON lines.
-pub struct MetricsFile {
-    path: PathBuf,
-    file: File,
-}
+pub struct MetricsFile(AppendFile);
 
 impl MetricsFile {
     /// Starts an empty file, or with `resume_from_step` goes on with the existing one as it was at that step: records
     /// of later steps and lines that are not JSON (the last one of a killed run) are dropped.
     pub fn open(path: &Path, resume_from_step: Option<u64>) -> Result<Self> {
         let rewritten = path.with_extension("jsonl.tmp");
-        let mut kept =
-            BufWriter::new(File::create(&rewritten).with_context(|| format!("creating {}", rewritten.display()))?);
-        if let Some(step) = resume_from_step {
-            copy_until(path, step, &mut kept).with_context(|| format!("reading {}", path.display()))?;
-        }
         // The old file stays whole until its replacement is on disk.
-        kept.into_inner()
-            .map_err(|error| error.into_error())
-            .and_then(|file| file.sync_all())
-            .and_then(|()| fs::rename(&rewritten, path))
-            .and_then(|()| OpenOptions::new().append(true).open(path))
-            .map(|file| Self { path: path.to_path_buf(), file })
-            .with_context(|| format!("writing {}", path.display()))
+        let written = rewrite(path, resume_from_step, &rewritten)
+            .and_then(|()| fs::rename(&rewritten, path).with_context(|| format!("writing {}", path.display())));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&rewritten); // gives back the room that it took, if the disk is full
+            return Err(error);
+        }
+        let file = OpenOptions::new().append(true).open(path);
+        AppendFile::new(path, file.with_context(|| format!("writing {}", path.display()))?, Vec::new()).map(Self)
     }
 
     /// Appends `record`; a number that is not finite becomes `null`.
+    /// # Errors
+    /// Why nothing could be written; the record waits for the next try.
     pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
         let mut line =
-            serde_json::to_vec(record).with_context(|| format!("encoding a record of {}", self.path.display()))?;
+            serde_json::to_vec(record).with_context(|| format!("encoding a record of {}", self.0.path().display()))?;
         line.push(b'\n');
-        self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))
+        self.0.append(line)
     }
+
+    /// Writes the records that wait.
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn flush(&mut self) -> Result<()> {
+        self.0.flush()
+    }
+}
+
+fn rewrite(path: &Path, resume_from_step: Option<u64>, rewritten: &Path) -> Result<()> {
+    let place = || format!("writing {}", rewritten.display());
+    let mut kept = BufWriter::new(File::create(rewritten).with_context(place)?);
+    if let Some(step) = resume_from_step {
+        copy_until(path, step, &mut kept).with_context(|| format!("copying {}", path.display()))?;
+    }
+    kept.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all()).with_context(place)
 }
 
 fn copy_until(path: &Path, last_step: u64, kept: &mut impl Write) -> Result<()> {
@@ -70,6 +83,8 @@ fn copy_until(path: &Path, last_step: u64, kept: &mut impl Write) -> Result<()> 
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[derive(Serialize)]

@@ -1,6 +1,7 @@
 //! What a run says: log lines and progress on stderr, metrics as JSON lines and TensorBoard scalars.
-//! A closed or full stderr never stops a run; a metrics file that cannot be written does.
+//! A closed or full stderr never stops a run; a metrics file that cannot be written does where the config says so.
 
+pub mod append;
 pub mod metrics;
 pub mod progress;
 pub mod tensorboard;
@@ -93,6 +94,10 @@ pub struct Logger {
     metrics: MetricsFile,
     events: Option<EventWriter>,
     progress: Progress,
+    /// Whether records that cannot be written wait for the next ones, or end the run.
+    retry: bool,
+    /// The last try failed, and it was said.
+    failing: bool,
 }
 
 impl Logger {
@@ -102,9 +107,14 @@ impl Logger {
         let metrics = MetricsFile::open(&run_dir.join("metrics.jsonl"), resume_from_step)?;
         let mut events = tensorboard.then(|| EventWriter::create(&run_dir.join("tensorboard"))).transpose()?;
         if let (Some(events), Some(step)) = (&mut events, resume_from_step) {
-            events.restart_at(step + 1)?;
+            events.restart_at(step + 1);
         }
-        Ok(Self { metrics, events, progress })
+        Ok(Self { metrics, events, progress, retry: false, failing: false })
+    }
+
+    /// Records that cannot be written wait for the next ones; it is warned of once.
+    pub fn retrying(self, retry: bool) -> Self {
+        Self { retry, ..self }
     }
 
     /// Moves the progress bars to `done` updates.
@@ -114,29 +124,53 @@ impl Logger {
 
     /// Records and shows the numbers of an interval; they are on their way to disk when this returns.
     pub fn log(&mut self, metrics: &StepMetrics) -> Result<()> {
-        self.metrics.write(metrics)?;
-        self.scalars(metrics.step, &scalars(metrics))?;
+        let written = self.metrics.write(metrics);
+        self.written(written, metrics.step, &scalars(metrics))?;
         self.progress.show(metrics);
         Ok(())
     }
 
+    /// Writes what still waits.
+    /// # Errors
+    /// What could not be written.
+    pub fn finish(&mut self) -> Result<()> {
+        self.metrics.flush()?;
+        self.events.as_mut().map_or(Ok(()), EventWriter::flush)
+    }
+
     /// Records and shows a k-NN accuracy, 0 to 1, of the encoder after `step` updates.
     pub fn knn(&mut self, step: u64, epoch: f64, top1: f64) -> Result<()> {
-        self.metrics.write(&KnnMetrics { step, epoch, knn_top1: top1 })?;
-        self.scalars(step, &[("eval/knn_top1", top1)])?;
+        let written = self.metrics.write(&KnnMetrics { step, epoch, knn_top1: top1 });
+        self.written(written, step, &[("eval/knn_top1", top1)])?;
         // An evaluation at the end of a shortened run falls inside an epoch.
         let digits = if epoch.fract() == 0.0 { 0 } else { 2 };
         log::info!("epoch {epoch:.digits$}: k-NN top-1 {:.2} %", 100.0 * top1);
         Ok(())
     }
 
-    fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
-        let Some(events) = &mut self.events else { return Ok(()) };
-        let wall_time = tensorboard::now();
-        for (tag, value) in values {
-            events.scalar(tag, step, *value, wall_time)?;
+    /// Records the same values for TensorBoard, then judges how that and `metrics` went.
+    fn written(&mut self, metrics: Result<()>, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        let events = match &mut self.events {
+            None => Ok(()),
+            Some(events) => {
+                let wall_time = tensorboard::now();
+                values.iter().for_each(|(tag, value)| events.scalar(tag, step, *value, wall_time));
+                events.flush()
+            }
+        };
+        match (metrics.and(events), self.retry) {
+            (Err(error), false) => return Err(error),
+            (Err(error), true) if !self.failing => {
+                log::warn!("{error:#}; trying again at the next record (output.on_write_error: retry)");
+                self.failing = true;
+            }
+            (Ok(()), _) if self.failing => {
+                log::info!("the metrics could be written again");
+                self.failing = false;
+            }
+            _ => {}
         }
-        events.flush()
+        Ok(())
     }
 }
 

@@ -2,12 +2,14 @@
 //! framework/summary.proto (only the fields used here), framed as TFRecords with masked CRC-32C.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use prost::Message;
+
+use super::append::AppendFile;
 
 #[derive(Clone, PartialEq, Message)]
 struct Event {
@@ -48,8 +50,9 @@ const SESSION_START: i32 = 1;
 
 /// Writes one event file.
 pub struct EventWriter {
-    path: PathBuf,
-    file: BufWriter<File>,
+    file: AppendFile,
+    /// Events since the last flush, framed.
+    buffer: Vec<u8>,
 }
 
 impl EventWriter {
@@ -62,7 +65,7 @@ impl EventWriter {
         let mut path = dir.join(&name);
         let mut taken = 0;
         let file = loop {
-            match File::create_new(&path) {
+            match File::options().create_new(true).append(true).open(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     taken += 1;
                     path = dir.join(format!("{name}.{taken}"));
@@ -70,34 +73,37 @@ impl EventWriter {
                 result => break result.with_context(|| format!("creating {}", path.display()))?,
             }
         };
-        let mut writer = Self { path, file: BufWriter::new(file) };
         let version = Some("brain.Event:2".to_string());
-        writer.write(&Event { wall_time: now, file_version: version, ..Event::default() })?;
-        writer.flush()?;
-        Ok(writer)
+        let header = frame(&Event { wall_time: now, file_version: version, ..Event::default() }.encode_to_vec());
+        // The header goes out with the first record.
+        Ok(Self { file: AppendFile::new(&path, file, header)?, buffer: Vec::new() })
     }
 
     /// Tells TensorBoard to forget what earlier files of the directory hold from `step` on: a resumed run repeats it.
-    pub fn restart_at(&mut self, step: u64) -> Result<()> {
+    pub fn restart_at(&mut self, step: u64) {
         let session_log = Some(SessionLog { status: SESSION_START });
-        self.write(&Event { wall_time: now(), step: step as i64, session_log, ..Event::default() })
+        self.add(&Event { wall_time: now(), step: step as i64, session_log, ..Event::default() });
     }
 
     /// Adds one value; `wall_time` is in seconds since 1970.
-    pub fn scalar(&mut self, tag: &str, step: u64, value: f64, wall_time: f64) -> Result<()> {
+    pub fn scalar(&mut self, tag: &str, step: u64, value: f64, wall_time: f64) {
         let value = Value { tag: tag.to_string(), simple_value: Some(value as f32) };
         let summary = Some(Summary { value: vec![value] });
-        self.write(&Event { wall_time, step: step as i64, summary, ..Event::default() })
+        self.add(&Event { wall_time, step: step as i64, summary, ..Event::default() });
     }
 
-    /// Hands everything written so far to the operating system.
+    /// Hands everything added so far to the operating system.
+    /// # Errors
+    /// Why nothing could be written; the events wait for the next try.
     pub fn flush(&mut self) -> Result<()> {
-        self.file.flush().with_context(|| format!("writing {}", self.path.display()))
+        match std::mem::take(&mut self.buffer) {
+            events if events.is_empty() => self.file.flush(),
+            events => self.file.append(events),
+        }
     }
 
-    fn write(&mut self, event: &Event) -> Result<()> {
-        let record = frame(&event.encode_to_vec());
-        self.file.write_all(&record).with_context(|| format!("writing {}", self.path.display()))
+    fn add(&mut self, event: &Event) {
+        self.buffer.extend(frame(&event.encode_to_vec()));
     }
 }
 
@@ -151,10 +157,12 @@ mod tests {
                         747261696e2f6c6f73731500002040b4ca3a3b";
         let dir = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(dir.path()).unwrap();
-        let header = fs::metadata(&writer.path).unwrap().len() as usize;
-        writer.scalar("train/loss", 300, 2.5, 1.5).unwrap();
+        writer.restart_at(300);
         writer.flush().unwrap();
-        let bytes = fs::read(&writer.path).unwrap();
+        let header = fs::metadata(writer.file.path()).unwrap().len() as usize;
+        writer.scalar("train/loss", 300, 2.5, 1.5);
+        writer.flush().unwrap();
+        let bytes = fs::read(writer.file.path()).unwrap();
         let hex: String = bytes[header..].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, expected);
     }
@@ -163,10 +171,10 @@ mod tests {
     fn a_file_reads_back_with_its_version_first() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(&dir.path().join("events")).unwrap();
-        writer.restart_at(6).unwrap();
-        writer.scalar("loss", 7, 0.0, 12.25).unwrap();
+        writer.restart_at(6);
+        writer.scalar("loss", 7, 0.0, 12.25);
         writer.flush().unwrap();
-        let events = parse(&fs::read(&writer.path).unwrap());
+        let events = parse(&fs::read(writer.file.path()).unwrap());
         assert_eq!(events.len(), 3);
         assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
         assert_eq!(events[1].step, 6);
@@ -181,8 +189,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = EventWriter::create(dir.path()).unwrap();
         let second = EventWriter::create(dir.path()).unwrap();
-        assert_ne!(first.path, second.path);
-        let name = first.path.file_name().unwrap().to_string_lossy().into_owned();
+        assert_ne!(first.file.path(), second.file.path());
+        let name = first.file.path().file_name().unwrap().to_string_lossy().into_owned();
         assert!(name.starts_with("events.out.tfevents.") && name.contains(&std::process::id().to_string()), "{name}");
     }
 }

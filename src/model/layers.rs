@@ -62,8 +62,9 @@ impl BatchNorm {
         let (mean, var) = (&self.running_mean, &self.running_var);
         if let (true, Some(group)) = (train, self.group.get()) {
             let affine = [&self.weight, &self.bias];
-            // As tch's own methods do: a failure is a panic, which becomes an error where a step's context is known.
-            return group.batch_norm(x, affine, [mean, var], BATCH_NORM_MOMENTUM, BATCH_NORM_EPS).unwrap();
+            // A failure is a panic, as in tch's own methods.
+            let y = group.batch_norm(x, affine, [mean, var], BATCH_NORM_MOMENTUM, BATCH_NORM_EPS);
+            return y.unwrap_or_else(|error| panic!("{error:#}"));
         }
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         x.batch_norm(weight, bias, Some(mean), Some(var), train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS, true)

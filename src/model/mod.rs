@@ -5,6 +5,7 @@ mod heads;
 mod layers;
 mod params;
 mod resnet;
+mod size;
 
 use std::cell::Cell;
 
@@ -15,6 +16,7 @@ pub use heads::Mlp;
 pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
 pub use params::{Init, Named, Params, Scope};
 pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
+pub use size::Size;
 
 /// Section `model` of a config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 //! `no_grad` and read nothing back to the host.
 
 mod adamw;
+mod clip;
 mod lars;
 mod schedule;
 mod sgd;
@@ -49,6 +50,9 @@ pub struct OptimizerConfig {
     pub eta: f64,
     /// LARS with the rate of a layer capped at the learning rate, as solo-learn's `clip_lr`. Default false.
     pub clip: bool,
+    /// Scale the whole gradient down to this L2 norm where it is longer, as `torch.nn.utils.clip_grad_norm_`. Default
+    /// null: never.
+    pub clip_grad_norm: Option<f64>,
     /// AdamW's decay rates of the two moments. Default [0.9, 0.999].
     pub betas: [f64; 2],
     /// AdamW's epsilon. Default 1e-8.
@@ -67,6 +71,7 @@ impl Default for OptimizerConfig {
             nesterov: false,
             eta: 1e-3,
             clip: false,
+            clip_grad_norm: None,
             betas: [0.9, 0.999],
             eps: 1e-8,
         }
@@ -92,6 +97,8 @@ impl OptimizerConfig {
         require("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "0 to below 1");
         require("eta", self.eta, self.eta > 0.0 && self.eta <= 1.0, "above 0, at most 1");
         require("eps", self.eps, self.eps > 0.0 && self.eps <= 1.0, "above 0, at most 1");
+        let clip = self.clip_grad_norm.unwrap_or(1.0);
+        require("clip_grad_norm", clip, clip > 0.0, "null or a number above 0");
         if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
             problems.push(("betas".into(), format!("found {:?}, expected two numbers from 0 to below 1", self.betas)));
         }
@@ -169,6 +176,18 @@ impl Optimizer {
             }?;
         }
         Ok(())
+    }
+
+    /// Scales the gradients down where the config says so; the value is their L2 norm before that, on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn clip_grad_norm(&self) -> Result<Tensor> {
+        let norm = self.gradient_norm();
+        if let Some(max_norm) = self.config.clip_grad_norm {
+            let gradients = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined);
+            clip::scale(gradients, &norm, max_norm)?;
+        }
+        Ok(norm)
     }
 
     /// L2 norm over all gradients, on the device.

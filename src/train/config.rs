@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::OnNonFinite;
 use crate::backend::DeviceChoice;
 
 /// `train.precision`.
@@ -42,6 +43,12 @@ pub struct TrainConfig {
     pub deterministic: bool,
     /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null: run to the end.
     pub max_steps: Option<u64>,
+    /// What to do about a step whose loss or gradient is not finite: stop (the default), or skip_step, which leaves
+    /// weights, optimiser, target and BatchNorm statistics as they were. On CUDA skip_step waits for the device in
+    /// every step; stop does not, and notices one step later.
+    pub on_non_finite: OnNonFinite,
+    /// With skip_step: stop after this many skipped steps in a row, at least 1. Default 10.
+    pub max_skipped_steps: u64,
 }
 
 impl Default for TrainConfig {
@@ -57,6 +64,8 @@ impl Default for TrainConfig {
             allow_tf32: true,
             deterministic: false,
             max_steps: None,
+            on_non_finite: OnNonFinite::Stop,
+            max_skipped_steps: 10,
         }
     }
 }
@@ -82,6 +91,9 @@ impl TrainConfig {
         }
         if self.max_steps == Some(0) {
             problems.push(("max_steps".into(), "found 0, expected null or at least 1".into()));
+        }
+        if self.max_skipped_steps == 0 {
+            problems.push(("max_skipped_steps".into(), "found 0, expected at least 1".into()));
         }
         problems
     }
@@ -144,6 +156,17 @@ impl MonitorConfig {
     }
 }
 
+/// `output.on_write_error`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnWriteError {
+    /// Say so, keep what there is, and try again at the next checkpoint or record.
+    #[default]
+    Retry,
+    /// End the run.
+    Stop,
+}
+
 /// Section `output`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -154,13 +177,22 @@ pub struct OutputConfig {
     pub checkpoint_every_epochs: u64,
     /// Steps between checkpoints, 0 for none, besides those of epochs. Default 0.
     pub checkpoint_every_steps: u64,
-    /// Newest checkpoints to keep, at least 1. Default 3.
+    /// Newest checkpoints to keep, at least 1 (and as many of those set aside). Default 3.
     pub keep_checkpoints: usize,
+    /// When a checkpoint or a metrics record cannot be written: retry at the next one, or stop. Default retry. A run
+    /// whose last checkpoint cannot be written ends with an error either way.
+    pub on_write_error: OnWriteError,
 }
 
 impl Default for OutputConfig {
     fn default() -> Self {
-        Self { dir: "runs/byol".into(), checkpoint_every_epochs: 1, checkpoint_every_steps: 0, keep_checkpoints: 3 }
+        Self {
+            dir: "runs/byol".into(),
+            checkpoint_every_epochs: 1,
+            checkpoint_every_steps: 0,
+            keep_checkpoints: 3,
+            on_write_error: OnWriteError::Retry,
+        }
     }
 }
 

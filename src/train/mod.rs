@@ -2,7 +2,11 @@
 //! signal, or numbers that are no longer numbers.
 
 mod config;
+mod numbers;
 mod plan;
+mod ranks;
+mod run_folder;
+mod saving;
 mod signals;
 mod step;
 mod watch;
@@ -12,21 +16,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
-pub use config::{MonitorConfig, OutputConfig, Precision, TrainConfig};
+pub use config::{MonitorConfig, OnWriteError, OutputConfig, Precision, TrainConfig};
+pub use numbers::{Guard, OnNonFinite, Stepped};
 pub use plan::Plan;
+pub use ranks::{Asked, Ranks};
+pub use run_folder::RunFolder;
+pub use saving::Saver;
 pub use signals::Signals;
 pub use step::{Byol, StepOutput, Views};
 pub use watch::{CollapseWatch, KnnWatch};
 
 use crate::augment::AugmentConfig;
 use crate::backend;
-use crate::checkpoint::{self, Manifest};
+use crate::checkpoint::Manifest;
 use crate::data::loader::{Batch, Loader};
 use crate::dist::Group;
 use crate::logging::{Logger, StepMetrics};
-use crate::model::Network;
 
 /// Everything a run consists of; `commands::train` puts it together.
 pub struct Trainer {
@@ -44,16 +51,14 @@ pub struct Trainer {
     pub group: Option<Arc<Group>>,
     /// What checkpoints say of the run; its `step` is where the run is.
     pub manifest: Manifest,
-    /// Folder of the checkpoints.
-    pub checkpoints: PathBuf,
+    /// The run's folder and its checkpoints.
+    pub saver: Saver,
     /// Section `train`.
     pub train: TrainConfig,
     /// Section `augment`: size and normalisation.
     pub augment: AugmentConfig,
     /// Section `monitor`.
     pub monitor: MonitorConfig,
-    /// Section `output`.
-    pub output: OutputConfig,
 }
 
 /// How a run ended.
@@ -80,6 +85,8 @@ pub struct Outcome {
     pub collapsed: bool,
     /// k-NN top-1 of the encoder at the end.
     pub knn_top1: Option<f64>,
+    /// Steps left out because their numbers were not finite.
+    pub steps_skipped: u64,
     /// Images per second over all steps of this invocation, waiting for data included.
     pub images_per_second: f64,
     /// The last checkpoint.
@@ -90,21 +97,20 @@ pub struct Outcome {
 struct Pending {
     step: u64,
     output: StepOutput,
-    /// How many processes got SIGINT and SIGTERM by then, where there are several.
-    signals: Option<Tensor>,
 }
 
 impl Trainer {
     /// Trains from `manifest.step` to the end.
     /// # Errors
-    /// A non-finite loss (the step is named, no checkpoint of it is written); a bad image where the config
-    /// says `fail`; a checkpoint that cannot be written; what libtorch says. Where the weights are not at fault,
-    /// they are saved first.
+    /// Numbers that are not finite (the step and the tensor are named, no checkpoint of it is written) where the
+    /// config does not have such steps skipped; a bad image where it says `fail`; a last checkpoint that cannot be
+    /// written; what libtorch says. Where the weights are not at fault, they are saved first.
     pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
         let mut sound = Some(self.manifest.step);
         let outcome = self.steps(signals, &mut sound);
-        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| done > self.manifest.step)) {
+        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| done > self.saver.saved())) {
             match self.save(done) {
+                Ok(()) if self.saver.failing() => {} // which was said
                 Ok(()) => log::warn!("saved step {done} before ending"),
                 Err(error) => log::warn!("could not save step {done}: {error:#}"),
             }
@@ -130,51 +136,66 @@ impl Trainer {
         let (mut loss, mut z_std) = (f64::NAN, f64::NAN);
         let mut ending = if end == self.plan.total_steps { Ending::Finished } else { Ending::MaxSteps };
         let mut pending: Option<Pending> = None;
-        let mut saved = first;
+        let mut guard = Guard::new(self.train.on_non_finite, self.train.max_skipped_steps);
         for step in first..end {
             let asked = Instant::now();
             let micro_batches = self.next_micro_batches()?;
             interval.waited += asked.elapsed().as_secs_f64();
-            self.group.iter().for_each(|group| group.advance(step + 1)); // its data is there
+            if let (Some(group), Some(ranks)) = (&self.group, &self.byol.ranks) {
+                group.advance(step + 1); // its data is there
+                ranks.tell(signals);
+            }
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
             let (device, planar) = (self.byol.device, !self.train.channels_last);
             let views = micro_batches.iter().map(|batch| to_device(batch, &self.augment, device, planar));
-            let place = || format!("step {}", step + 1);
-            let output = self.byol.step(views, lr, tau, step).with_context(place)?;
-            let (output, arrived) = self.of_all(output, signals).with_context(place)?;
+            let done = step + 1;
+            let stepped = guard.step(&mut self.byol, views, lr, tau, step).with_context(|| format!("step {done}"))?;
             micro_batches.into_iter().for_each(|batch| self.loader.recycle(batch));
             interval.steps += 1;
-            let done = step + 1;
+            let (output, skipped) = match stepped {
+                Stepped::Taken(output) => (output, false),
+                Stepped::Skipped(output, why) => {
+                    log::warn!("step {done} is skipped: {why}");
+                    (output, true)
+                }
+                Stepped::NotFinite(what) => bail!("{}", self.not_finite(done, &what)),
+            };
             let logging = done.is_multiple_of(self.monitor.log_every) || done == 1 || done == end;
             let epoch_end = done.is_multiple_of(self.plan.steps_per_epoch);
-            let saving = self.checkpoint_due(done, epoch_end) || done == end;
+            let mut asked = if self.group.is_none() { Asked::here(signals) } else { Asked::default() };
+            let mut saving = asked.checkpoint || done == end || self.saver.due(done, self.plan.steps_per_epoch);
             // Reading a value waits for the device. On the CPU it is there; on a GPU the step before has long
             // ended when this one is queued, so that is the one to look at, except where this one is logged or saved.
-            let previous = pending.replace(Pending { step: done, output, signals: arrived });
-            let current = logging || saving || self.byol.device == Device::Cpu;
+            let previous = pending.replace(Pending { step: done, output });
+            let current = logging || saving || skipped || self.byol.device == Device::Cpu;
             let seen = if current { pending.take() } else { previous };
-            let mut code = if self.group.is_none() { signals.exit_code() } else { None };
-            if let Some(Pending { step, output, signals }) = seen {
-                code = code.or(signals.and_then(|arrived| agreed_code(&arrived)));
-                loss = output.loss.double_value(&[]);
-                if !loss.is_finite() {
-                    bail!("{}", self.not_finite(step, &format!("the loss is {loss}")));
+            if let Some(Pending { step, output }) = seen {
+                if let Some(what) = output.not_finite().filter(|_| !skipped) {
+                    let culprit = numbers::bad_parameter(&self.byol).map(|name| format!(" ({name} is not finite)"));
+                    bail!("{}", self.not_finite(step, &(what + &culprit.unwrap_or_default())));
+                }
+                if self.group.is_some() {
+                    asked = output.asked();
+                    saving |= asked.checkpoint;
                 }
                 *sound = Some(done);
+                if !skipped {
+                    loss = output.loss.double_value(&[]);
+                }
                 if logging {
                     z_std = output.z_std.double_value(&[]);
                     collapse.look(done, z_std);
                     let metrics = StepMetrics {
                         step: done,
                         epoch: self.plan.epochs(done),
-                        loss,
+                        loss: output.loss.double_value(&[]),
                         lr,
                         tau,
                         z_std,
                         images_per_second: interval.images_per_second(self.train.batch_size),
                         data_wait_seconds: interval.waited,
-                        grad_norm: self.byol.optimizer.gradient_norm().double_value(&[]),
+                        grad_norm: output.grad_norm.double_value(&[]),
                     };
                     if let Some(logger) = &mut self.logger {
                         logger.log(&metrics)?;
@@ -183,13 +204,15 @@ impl Trainer {
                 }
             }
             self.logger.iter().for_each(|logger| logger.advance(done));
-            if saving || code.is_some() {
+            if saving || asked.end.is_some() {
                 interval.pause();
                 self.save(done)?;
-                saved = done;
+                if asked.checkpoint && !self.saver.failing() {
+                    log::info!("SIGUSR1: wrote {}", self.saver.last().display());
+                }
                 interval.resume();
             }
-            if let Some(code) = code {
+            if let Some(code) = asked.end {
                 ending = Ending::Signal(code);
                 break;
             }
@@ -200,6 +223,10 @@ impl Trainer {
             }
         }
         training_seconds += interval.restart();
+        if self.saver.failing() {
+            self.save(self.manifest.step)?; // once more: room may have been made in the meantime
+        }
+        self.saver.finish(self.manifest.step)?;
         let images = (self.manifest.step - first) as f64 * self.train.batch_size as f64;
         Ok(Outcome {
             ending,
@@ -207,33 +234,15 @@ impl Trainer {
             z_std,
             collapsed: collapse.collapsed,
             knn_top1,
+            steps_skipped: guard.skipped,
             images_per_second: if training_seconds > 0.0 { images / training_seconds } else { 0.0 },
-            checkpoint: checkpoint::path_of(&self.checkpoints, saved),
+            checkpoint: self.saver.last(),
         })
-    }
-
-    /// A step's output, averaged over all processes, and how many of them got which signal: all have to stop at the
-    /// same step. One small reduction, which a GPU does beside the host.
-    fn of_all(&self, output: StepOutput, signals: &Signals) -> Result<(StepOutput, Option<Tensor>)> {
-        let Some(group) = &self.group else { return Ok((output, None)) };
-        let code = signals.exit_code();
-        let arrived = [130, 143].map(|signal| f32::from(u8::from(code == Some(signal))));
-        let arrived = Tensor::from_slice(&arrived).to_device(self.byol.device);
-        let sums = Tensor::f_cat(&[output.loss.reshape([1]), output.z_std.reshape([1]), arrived], 0)?;
-        group.processes.all_reduce(&sums)?;
-        let mean = |index| sums.get(index) / group.place.world as f64;
-        Ok((StepOutput { loss: mean(0), z_std: mean(1) }, Some(sums.narrow(0, 2, 2))))
     }
 
     /// The next step's micro-batches, still bytes: an error in the data then comes before the step, not in it.
     fn next_micro_batches(&mut self) -> Result<Vec<Batch>> {
         (0..self.train.accumulation_steps).map(|_| self.loader.next_batch()).collect()
-    }
-
-    fn checkpoint_due(&self, done: u64, epoch_end: bool) -> bool {
-        let (epochs, steps) = (self.output.checkpoint_every_epochs, self.output.checkpoint_every_steps);
-        let by_epoch = epoch_end && epochs > 0 && (done / self.plan.steps_per_epoch).is_multiple_of(epochs);
-        by_epoch || (steps > 0 && done.is_multiple_of(steps))
     }
 
     fn knn_due(&self, done: u64) -> bool {
@@ -253,34 +262,20 @@ impl Trainer {
 
     /// A checkpoint of the state after `done` steps; of several processes, which all have the same, rank 0 writes it.
     fn save(&mut self, done: u64) -> Result<()> {
-        if self.group.as_ref().is_some_and(|group| !group.is_first()) {
-            self.manifest.step = done;
-            return Ok(());
-        }
-        if let Some(name) = not_finite_tensor(&self.byol) {
+        if let Some(name) = numbers::bad_tensor(&self.byol) {
             bail!("{}", self.not_finite(done, &format!("{name} is not finite")));
         }
         self.manifest.step = done;
-        checkpoint::save(&self.checkpoints, &self.byol, self.manifest.clone(), self.output.keep_checkpoints)?;
-        Ok(())
+        self.saver.save(&self.byol, &self.manifest)
     }
 
     fn not_finite(&self, step: u64, what: &str) -> String {
-        let kept = match checkpoint::list(&self.checkpoints).first() {
-            Some(path) => format!("the last good checkpoint is {}", path.display()),
-            None => "there is no checkpoint yet".into(),
-        };
         format!(
-            "step {step}: {what}; {kept}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs or \
-             use train.precision=fp32"
+            "step {step}: {what}; {}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, set \
+             optimizer.clip_grad_norm or use train.precision=fp32",
+            self.saver.kept()
         )
     }
-}
-
-/// The exit code for the signals that arrived at some process: 143 where it was SIGTERM.
-fn agreed_code(arrived: &Tensor) -> Option<i32> {
-    let [int, term] = [0, 1].map(|index| arrived.double_value(&[index]) > 0.0);
-    term.then_some(143).or(int.then_some(130))
 }
 
 /// Both views of a micro-batch, normalised, on the device.
@@ -289,23 +284,6 @@ fn to_device(batch: &Batch, augment: &AugmentConfig, device: Device, planar: boo
     let shape = [batch.indices.len() as i64, size, size, 3];
     let view = |bytes: &[u8]| backend::normalised(bytes, shape, augment.mean, augment.std, device, planar);
     Ok([view(&batch.views[0])?, view(&batch.views[1])?])
-}
-
-/// Name of the first parameter or buffer of either network with a value that is not finite.
-fn not_finite_tensor(byol: &Byol) -> Option<String> {
-    let _no_grad = tch::no_grad_guard();
-    let tensors = |(prefix, network): (&'static str, &'_ Network)| {
-        let named = network.params.parameters.iter().chain(&network.params.buffers);
-        named.map(|n| (format!("{prefix}.{}", n.name), n.tensor.sum(Kind::Double))).collect::<Vec<_>>()
-    };
-    let mut sums = tensors(("online", &byol.online));
-    sums.extend(tensors(("target", &byol.target)));
-    // One look at all of them first. A sum in f64 is finite only where every part is.
-    let all = Tensor::stack(&sums.iter().map(|(_, sum)| sum).collect::<Vec<_>>(), 0).sum(Kind::Double);
-    if all.double_value(&[]).is_finite() {
-        return None;
-    }
-    sums.into_iter().find(|(_, sum)| !sum.double_value(&[]).is_finite()).map(|(name, _)| name)
 }
 
 /// Time spent on steps since the last log record; pauses leave out checkpoints and evaluations.

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-use crate::backend::{Autocast, Reducer};
+use super::Ranks;
+use crate::backend::Autocast;
 use crate::ema;
 use crate::eval::Represent;
 use crate::loss::{regression_loss, z_std};
@@ -21,25 +22,29 @@ pub struct Byol {
     pub target: Network,
     /// Moves theta.
     pub optimizer: Optimizer,
-    /// Averages theta's gradients over the processes of the run; none where there is one.
-    pub reducer: Option<Reducer>,
+    /// The processes that share each batch, where there are several.
+    pub ranks: Option<Ranks>,
     /// Forward passes in bf16 autocast; weights, loss, optimiser and EMA stay in fp32.
     pub bf16: bool,
     /// Where it all lives.
     pub device: Device,
 }
 
-/// What a step tells, of this process's share of the batch, on the device: reading it waits for the step to end.
+/// What a step tells, on the device: reading it waits for the step to end.
 pub struct StepOutput {
     /// The loss, 0 to 8, averaged over the micro-batches; a scalar.
     pub loss: Tensor,
     /// See [`z_std`]; of the first micro-batch's first view; a scalar.
     pub z_std: Tensor,
+    /// L2 norm of the whole gradient, before clipping; a scalar.
+    pub grad_norm: Tensor,
+    /// Signals that have arrived, counted over all processes; see [`Self::asked`].
+    pub asked: Option<Tensor>,
 }
 
 impl Byol {
     /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
-    /// They are taken one at a time, so that only one is on the device. `step` counts updates from 0.
+    /// `step` counts updates from 0.
     /// # Errors
     /// What libtorch says, such as memory running out.
     pub fn step(
@@ -49,27 +54,49 @@ impl Byol {
         tau: f64,
         step: u64,
     ) -> Result<StepOutput> {
-        self.optimizer.zero_grad()?;
-        let parts = micro_batches.len();
-        let mut outputs = Vec::with_capacity(parts);
-        for views in micro_batches {
-            let output = self.forward(&views?)?;
-            if let Some(reducer) = self.reducer.as_ref().filter(|_| outputs.len() + 1 == parts) {
-                reducer.prepare()?; // the last backward pass averages theta's `.grad` over all processes
-            }
-            // Gradients add up in theta's `.grad`.
-            (&output.loss / parts as f64).f_backward()?;
-            outputs.push(StepOutput { loss: output.loss.detach(), z_std: output.z_std });
-        }
-        self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
-        ema::update(&self.target, &self.online, tau)?; // xi <- tau xi + (1 - tau) theta, the new theta
-        let losses: Vec<&Tensor> = outputs.iter().map(|o| &o.loss).collect();
-        Ok(StepOutput { loss: Tensor::f_stack(&losses, 0)?.mean(None), z_std: outputs.swap_remove(0).z_std })
+        let output = self.gradients(micro_batches)?;
+        self.update(lr, tau, step)?;
+        Ok(output)
     }
 
-    /// The loss of one micro-batch. Each view goes through each network by itself, so that BatchNorm sees
-    /// one view at a time.
-    fn forward(&self, [v1, v2]: &Views) -> Result<StepOutput> {
+    /// The first half of a step: theta's gradients, averaged over the micro-batches, which are taken one at a time,
+    /// so that only one is on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn gradients(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
+        self.optimizer.zero_grad()?;
+        let parts = micro_batches.len();
+        let (mut losses, mut z_stds) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
+        for views in micro_batches {
+            let (loss, z_std) = self.forward(&views?)?;
+            if let Some(ranks) = self.ranks.as_ref().filter(|_| losses.len() + 1 == parts) {
+                ranks.prepare()?; // the last pass averages theta's `.grad` over all processes
+            }
+            // Gradients add up in theta's `.grad`.
+            (&loss / parts as f64).f_backward()?;
+            losses.push(loss.detach());
+            z_stds.push(z_std);
+        }
+        let grad_norm = self.optimizer.clip_grad_norm()?;
+        let loss = Tensor::f_stack(&losses, 0)?.mean(None);
+        let output = StepOutput { loss, z_std: z_stds.swap_remove(0), grad_norm, asked: None };
+        match &self.ranks {
+            Some(ranks) => ranks.averaged(output),
+            None => Ok(output),
+        }
+    }
+
+    /// The second half: both networks move.
+    /// # Errors
+    /// What libtorch says.
+    pub fn update(&mut self, lr: f64, tau: f64, step: u64) -> Result<()> {
+        self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
+        ema::update(&self.target, &self.online, tau) // xi <- tau xi + (1 - tau) theta, the new theta
+    }
+
+    /// The loss of one micro-batch, and its z_std. Each view goes through each network by itself, so that BatchNorm
+    /// sees one view at a time.
+    fn forward(&self, [v1, v2]: &Views) -> Result<(Tensor, Tensor)> {
         let autocast = Autocast::bf16(self.device, self.bf16)?;
         let z1 = self.online.project(v1); // z = g(f(v))                 [N, D]
         let z2 = self.online.project(v2);
@@ -82,7 +109,7 @@ impl Byol {
         drop(autocast); // the loss is taken in fp32
         // The prediction from one view meets the target's projection of the other.
         let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
-        Ok(StepOutput { loss, z_std: z_std(&z1) })
+        Ok((loss, z_std(&z1)))
     }
 }
 

@@ -1,0 +1,105 @@
+//! How much memory a run will need, before it takes any.
+
+use anyhow::{Result, bail};
+use tch::Device;
+
+use crate::backend::{Memory, describe_device};
+use crate::commands::setup::Machine;
+use crate::config::Config;
+use crate::optim::Algorithm;
+
+/// A run's needs in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate {
+    /// Both networks, the gradient and the optimiser's state: there from the first step to the last.
+    pub weights: u64,
+    /// What a step adds: activations of the micro-batch's two views, cast weights, the update's temporaries.
+    pub step: u64,
+    /// The loader's batches.
+    pub batches: u64,
+    /// What writing a checkpoint adds (to the host, where a step adds nothing then).
+    pub checkpoint: u64,
+    /// The program, libtorch and its threads.
+    pub program: u64,
+}
+
+impl Estimate {
+    /// For a config, in bf16 or fp32.
+    pub fn new(config: &Config, bf16: bool) -> Self {
+        let (train, side) = (&config.train, config.augment.size as u64);
+        let micro = train.micro_batch() as u64;
+        let size = config.model.size(config.augment.size);
+        let states = if config.optimizer.name == Algorithm::Adamw { 2 } else { 1 };
+        let bytes = if bf16 { 2 } else { 4 };
+        // Both views are in flight until the backward pass; it and the target's passes hold a few layers more.
+        let activations = micro * (2 * size.activations + 4 * size.largest) * bytes;
+        let images = 2 * 3 * side * side * micro;
+        let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
+        let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
+        // The loader keeps `data.prefetch_batches` finished ones, two are being made, and those of a step are in use.
+        let waiting = (config.data.prefetch_batches + train.accumulation_steps + 2) as u64;
+        Self {
+            weights: model + 4 * size.online + optimizer,
+            step: activations + images * 4 + casts + 4 * size.online,
+            batches: images.saturating_mul(waiting),
+            // Every tensor copied, then the file: first of the model, then of the optimiser beside the model's.
+            checkpoint: (2 * model).max(model + 2 * optimizer),
+            program: 350_000_000,
+        }
+    }
+
+    /// Peak on the host and, for a GPU, on that.
+    fn peaks(&self, device: Device) -> (u64, Option<u64>) {
+        let base = self.program + self.batches;
+        match device {
+            Device::Cpu => (base + self.weights + self.step.max(self.checkpoint), None),
+            _ => (base + self.checkpoint, Some(self.weights + self.step)),
+        }
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+/// Refuses what cannot be, and warns of what will hardly be, before any work.
+/// # Errors
+/// The weights with what belongs to them, or the loader's batches, need more memory than there is in all.
+pub fn check(config: &Config, machine: &Machine) -> Result<()> {
+    let estimate = Estimate::new(config, machine.bf16);
+    let host = Memory::of_host();
+    if estimate.batches > host.total {
+        bail!(
+            "train.batch_size: the loader's batches need {}, the machine has {}; lower train.batch_size or \
+             data.prefetch_batches, or raise train.accumulation_steps",
+            gigabytes(estimate.batches),
+            gigabytes(host.total)
+        );
+    }
+    let memory = Memory::of(machine.device);
+    let name = describe_device(machine.device);
+    if estimate.weights > memory.total {
+        bail!(
+            "model: weights, target, gradient and optimizer.name's state need {}, {name} has {} in all; lower \
+             model.projector_hidden, model.projection_dim, model.predictor_hidden or model.width",
+            gigabytes(estimate.weights),
+            gigabytes(memory.total)
+        );
+    }
+    let (on_host, on_gpu) = estimate.peaks(machine.device);
+    let places = [("the host", on_host, host.free), (&*name, on_gpu.unwrap_or(0), memory.free)];
+    for (place, needed, free) in places {
+        log::debug!("memory of {place}: about {} needed, {} free", gigabytes(needed), gigabytes(free));
+        if needed > free {
+            log::warn!(
+                "the run will need about {} of {place}'s memory ({} a step, {} for weights), {} are free; lower \
+                 train.batch_size, or raise train.accumulation_steps",
+                gigabytes(needed),
+                gigabytes(estimate.step),
+                gigabytes(estimate.weights),
+                gigabytes(free)
+            );
+        }
+    }
+    Ok(())
+}

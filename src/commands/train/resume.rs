@@ -1,0 +1,75 @@
+//! Going on with a run: which checkpoint, and whether it is the same run.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::checkpoint::{self, Manifest};
+use crate::config::Config;
+use crate::train::Byol;
+
+/// Loads the checkpoint that `from` names and moves `manifest` to its step.
+/// # Errors
+/// It cannot be used; the config differs in what changes the result.
+pub(super) fn resume(
+    from: &str,
+    checkpoints: &Path,
+    byol: &Byol,
+    config: &Config,
+    allow_change: bool,
+    manifest: &mut Manifest,
+) -> Result<()> {
+    let accept = |saved: &Manifest| {
+        let differences = config.differences(&saved.config)?;
+        match (differences.is_empty(), allow_change) {
+            (true, _) => {}
+            (false, true) => log::warn!("resuming with a changed config: {}", differences.join("; ")),
+            (false, false) => bail!(
+                "--resume: the config differs from the checkpoint's ({}); restore it, or add --allow-config-change",
+                differences.join("; ")
+            ),
+        }
+        if saved.data != manifest.data {
+            let set =
+                |m: &Manifest| format!("{} images (fingerprint {}...)", m.images, m.data.get(..8).unwrap_or("none"));
+            log::warn!(
+                "the training images changed since the checkpoint, in names, sizes or number: {} then, {} now; the run \
+                 goes on with those of now",
+                set(saved),
+                set(manifest)
+            );
+        }
+        if saved.step > manifest.total_steps {
+            bail!(
+                "--resume: the checkpoint is at step {}, but the run now ends at step {}",
+                saved.step,
+                manifest.total_steps
+            );
+        }
+        let machine = |m: &Manifest| format!("{}, {} threads, {}", m.device, m.threads, m.precision);
+        if machine(saved) != machine(manifest) {
+            log::warn!("the checkpoint was made on {}, the run goes on on {}", machine(saved), machine(manifest));
+        }
+        Ok(())
+    };
+    let found = if from == "auto" {
+        checkpoint::load_newest(checkpoints, byol, accept)?
+    } else {
+        let folder = PathBuf::from(from);
+        if !folder.join("manifest.json").is_file() {
+            bail!("--resume: found {from:?}, expected auto or a checkpoint's folder, .../checkpoints/step-...");
+        }
+        accept(&checkpoint::read_manifest(&folder)?)?;
+        Some((folder.clone(), checkpoint::load(&folder, byol)?))
+    };
+    match found {
+        Some((folder, saved)) => {
+            log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
+            checkpoint::set_aside(checkpoints, saved.step + 1)?;
+            manifest.step = saved.step;
+            manifest.knn_random = saved.knn_random;
+        }
+        None => log::info!("no checkpoint in {} yet: starting", checkpoints.display()),
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Files that only grow, on disks that fill up and folders that vanish: a record is in the file whole or not at
+//! all, and what could not be written waits for the next try.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Bytes that may wait; beyond them the oldest records are given up.
+const MOST_WAITING: usize = 1 << 20;
+
+/// A file of records, written one after the other.
+pub struct AppendFile {
+    path: PathBuf,
+    file: File,
+    /// What a new file begins with.
+    header: Vec<u8>,
+    /// Length of what was written whole.
+    whole: u64,
+    waiting: VecDeque<Vec<u8>>,
+    lost: usize,
+}
+
+impl AppendFile {
+    /// Goes on at the end of `file`, opened for appending at `path`. `header` begins a file that has to be made anew.
+    /// # Errors
+    /// The system does not tell the file's length.
+    pub fn new(path: &Path, file: File, header: Vec<u8>) -> Result<Self> {
+        let whole = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
+        Ok(Self { path: path.into(), file, header, whole, waiting: VecDeque::new(), lost: 0 })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds a record, after those that still wait.
+    /// # Errors
+    /// Why nothing could be written; the records wait, and the file holds whole ones only.
+    pub fn append(&mut self, record: Vec<u8>) -> Result<()> {
+        self.waiting.push_back(record);
+        while self.waiting.len() > 1 && self.waiting.iter().map(Vec::len).sum::<usize>() > MOST_WAITING {
+            self.waiting.pop_front();
+            self.lost += 1;
+        }
+        self.flush()
+    }
+
+    /// Writes the records that wait.
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn flush(&mut self) -> Result<()> {
+        let count = self.waiting.len();
+        if count == 0 {
+            return Ok(());
+        }
+        self.write().with_context(|| format!("writing {} ({count} records wait)", self.path.display()))?;
+        self.waiting.clear();
+        if self.lost > 0 {
+            log::warn!("{}: {} records are lost: there was no room for so long", self.path.display(), self.lost);
+            self.lost = 0;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        if !self.still_there()? {
+            log::warn!("{} is gone: beginning a new one", self.path.display());
+            fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
+            self.file = File::options().create(true).append(true).open(&self.path)?;
+            self.whole = self.file.metadata()?.len();
+        }
+        // What an earlier try left.
+        if self.file.metadata()?.len() > self.whole {
+            self.file.set_len(self.whole)?;
+        }
+        let header = if self.whole == 0 { &self.header[..] } else { &[] };
+        let bytes = [header, &self.waiting.make_contiguous().concat()].concat();
+        if let Err(error) = self.file.write_all(&bytes) {
+            let _ = self.file.set_len(self.whole); // else the next try does it, or the resumed run
+            return Err(error);
+        }
+        self.whole += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether the path still leads to the open file.
+    fn still_there(&self) -> io::Result<bool> {
+        let own = self.file.metadata()?;
+        match fs::metadata(&self.path) {
+            Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> AppendFile {
+        let file = File::options().create(true).append(true).open(path).unwrap();
+        AppendFile::new(path, file, b"header\n".to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_vanished_file_is_begun_anew_with_its_header() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("below/file");
+        fs::create_dir(dir.path().join("below")).unwrap();
+        let mut file = open(&path);
+        file.append(b"one\n".to_vec()).unwrap();
+        fs::remove_dir_all(dir.path().join("below")).unwrap();
+        file.append(b"two\n".to_vec()).unwrap();
+        file.append(b"three\n".to_vec()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "header\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn what_cannot_be_written_waits_and_the_file_stays_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut file = open(&path);
+        file.append(b"one\n".to_vec()).unwrap();
+        // A descriptor that takes no writes, as a disk without room.
+        let good = std::mem::replace(&mut file.file, File::open(&path).unwrap());
+        let error = format!("{:#}", file.append(b"two\n".to_vec()).unwrap_err());
+        assert!(error.contains("file (1 records wait)"), "{error}");
+        for _ in 0..3 {
+            file.append(vec![b'x'; MOST_WAITING / 2]).unwrap_err();
+        }
+        // And an earlier try that got half of it through.
+        fs::write(&path, "header\none\ntw").unwrap();
+        file.file = good;
+        file.append(b"\n".to_vec()).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("header\none\nxxx") && text.ends_with("x\n"), "{}", &text[..40]);
+        assert!(text.len() < MOST_WAITING + 20);
+    }
+}

@@ -1,0 +1,153 @@
+//! The folder of a run: made, locked against a second run, and made again should it vanish.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::checkpoint;
+
+/// A run's folder while the run is at work in it.
+pub struct RunFolder {
+    dir: PathBuf,
+    /// Locked while it is open, by whatever end of the process: a file that a dead process left locks nothing.
+    /// `None` where rank 0 has it.
+    lock: Option<File>,
+    /// What [`Self::put`] wrote, for a folder that has to be made again.
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// Another process has taken the folder: nothing is to be written there, now or later.
+#[derive(Debug)]
+pub struct InUse(String);
+
+impl std::fmt::Display for InUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InUse {}
+
+impl RunFolder {
+    /// Makes the folder and finds out, before any work, whether it can be written and whether it is free; removes
+    /// what a killed run left half-written.
+    /// # Errors
+    /// It cannot be made or written; another process is at work in it, which is named.
+    pub fn take(dir: &Path) -> Result<Self> {
+        let lock = lock(dir).map_err(|error| error.context("output.dir"))?;
+        let folder = Self { dir: dir.into(), lock: Some(lock), files: Vec::new() };
+        checkpoint::clean(dir, usize::MAX);
+        checkpoint::clean(&folder.checkpoints(), usize::MAX);
+        Ok(folder)
+    }
+
+    /// The same folder in another process of the run than rank 0, which alone writes there: it may not even see it.
+    pub fn of_others(dir: &Path) -> Self {
+        Self { dir: dir.into(), lock: None, files: Vec::new() }
+    }
+
+    /// Whether this process writes there.
+    pub fn is_own(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where its checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
+    /// Writes a file of the run, whole or not at all.
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn put(&mut self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
+        if !self.is_own() {
+            return Ok(());
+        }
+        self.files.retain(|(known, _)| *known != name);
+        let written = checkpoint::write_file(&self.dir.join(name), &bytes);
+        self.files.push((name, bytes));
+        written
+    }
+
+    /// Makes the folder again, with its lock and files, where it was deleted or moved under the run.
+    /// # Errors
+    /// [`InUse`] if another process was faster; what the system says.
+    pub fn hold(&mut self) -> Result<()> {
+        let Some(own) = &self.lock else { return Ok(()) };
+        let own = own.metadata().context("reading the lock")?;
+        let path = self.dir.join("lock");
+        match fs::metadata(&path) {
+            Ok(found) if (found.dev(), found.ino()) == (own.dev(), own.ino()) => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("reading {}", path.display()));
+            }
+            _ => {}
+        }
+        log::warn!("{} was deleted or moved under the run: making it again", self.dir.display());
+        self.lock = Some(lock(&self.dir)?);
+        self.files.iter().try_for_each(|(name, bytes)| checkpoint::write_file(&self.dir.join(name), bytes))
+    }
+}
+
+/// Makes `dir` and takes its lock, which names this process.
+fn lock(dir: &Path) -> Result<File> {
+    let checkpoints = dir.join("checkpoints");
+    fs::create_dir_all(&checkpoints).with_context(|| format!("cannot make {}", checkpoints.display()))?;
+    let path = dir.join("lock");
+    let writing = || format!("cannot write {}", path.display());
+    let mut lock =
+        File::options().create(true).truncate(false).read(true).write(true).open(&path).with_context(writing)?;
+    if lock.try_lock().is_err() {
+        let mut owner = String::new();
+        let _ = lock.read_to_string(&mut owner);
+        let (dir, owner) = (dir.display(), owner.trim());
+        bail!(InUse(format!("{dir} is in use by process {owner}; wait for it, or choose another folder")));
+    }
+    lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).with_context(writing)?;
+    Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_one_runs_and_a_dead_ones_lock_is_no_lock() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let dir = root.path().join("run");
+        fs::create_dir(&dir)?;
+        fs::write(dir.join("lock"), "999999999\n")?; // left by a process that is no more
+        let first = RunFolder::take(&dir)?;
+        assert_eq!(fs::read_to_string(dir.join("lock"))?, format!("{}\n", std::process::id()));
+        let error = format!("{:#}", RunFolder::take(&dir).err().expect("taken"));
+        assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+        drop(first);
+        RunFolder::take(&dir)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_deleted_folder_is_made_again_unless_another_run_has_it() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let dir = root.path().join("run");
+        let mut run = RunFolder::take(&dir)?;
+        run.put("config.yaml", b"a".to_vec())?;
+        run.hold()?;
+        fs::remove_dir_all(&dir)?;
+        run.hold()?;
+        assert_eq!(fs::read(dir.join("config.yaml"))?, b"a");
+        fs::rename(&dir, root.path().join("moved"))?;
+        let _other = RunFolder::take(&dir)?;
+        let error = run.hold().expect_err("taken");
+        assert!(error.is::<InUse>(), "{error:#}");
+        Ok(())
+    }
+}
