@@ -138,7 +138,7 @@ impl Watch {
     pub fn explain(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
         let (send, receive) = mpsc::channel();
         let (store, place, grace, own) = (store.clone(), self.place.clone(), self.grace, self.progress.load(SeqCst));
-        let cause = one_line(&error);
+        let cause = without_source(one_line(&error));
         let late = cause.contains("imed out");
         // In a thread, because a store that is cut off may keep a caller for minutes.
         std::thread::spawn(move || {
@@ -210,4 +210,68 @@ fn ask(store: &Store, place: &Place, grace: Duration, own: u64, late: bool) -> R
     };
     let _ = store.set("told", "");
     Ok(verdict)
+}
+
+/// Gloo's messages without the place in its source where they come from.
+fn without_source(mut message: String) -> String {
+    if let Some(start) = message.find("[/")
+        && let Some(length) = message[start..].find("] ")
+    {
+        message.replace_range(start..start + length + 2, "");
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn asking_around_finds_who_is_gone_who_hangs_and_who_asked_first() -> Result<()> {
+        let second = Duration::from_secs(1);
+        let place = |rank| Place {
+            rank,
+            world: 3,
+            local_rank: rank,
+            local_world: 3,
+            master: "127.0.0.1".into(),
+            port: 1,
+            agent: None,
+        };
+        let asked = |answers: &[(usize, u64)], late| -> Result<(String, String)> {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let port = listener.local_addr()?.port();
+            let store = Store::open("127.0.0.1", port, Some(listener), "byol", second)?;
+            (0..3).try_for_each(|rank| store.set(&format!("host/{rank}"), &format!("h{rank}")))?;
+            answers.iter().try_for_each(|(rank, at)| store.set(&format!("alive/{rank}"), &at.to_string()))?;
+            let said = |verdict| match verdict {
+                Verdict::Reported => "reported".into(),
+                Verdict::Own => "own".into(),
+                Verdict::Gone(who) => format!("gone: {who}"),
+                Verdict::Hangs(who) => format!("hangs: {who}"),
+            };
+            let first = ask(&store, &place(0), second / 10, 7, late)?;
+            let other = ask(&store.try_clone()?, &place(1), second / 10, 7, late)?;
+            Ok((said(first), said(other)))
+        };
+        for (answers, late, expected) in [
+            (&[(1, 7), (2, 7)][..], true, "own"),
+            (&[(1, 7), (2, 6)], true, "hangs: rank 2 on h2"),
+            (&[(1, 7), (2, 6)], false, "own"), // an error of this process's own: the others may lag
+            (&[(1, 7)], true, "gone: rank 2 on h2"),
+            (&[], false, "gone: rank 1 on h1, rank 2 on h2"),
+        ] {
+            assert_eq!(asked(answers, late)?, (expected.to_string(), "reported".to_string()));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn messages_of_gloo_lose_their_source() {
+        let found = "step 3: [/a/gloo/pair.cc:538] Read error [127.0.0.1]:39: Connection reset by peer";
+        let expected = "step 3: Read error [127.0.0.1]:39: Connection reset by peer";
+        assert_eq!(without_source(found.into()), expected);
+        assert_eq!(without_source("plain".into()), "plain");
+    }
 }
