@@ -11,13 +11,15 @@ need() { # need COMMAND WHAT-TO-DO
 
 install_libtorch() {
   local venv="$root/.libtorch/venv" packages variant=$1
+  # What the build needs of CUDA beside the libraries: headers, 3 MB.
+  local headers="nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85"
   need python3 "Install it with: sudo apt-get install python3 python3-venv"
   if [ "$variant" = cuda ]; then
-    packages="torch==$torch_version"
+    packages="torch==$torch_version $headers"
     echo "byol: installing libtorch $torch_version with CUDA from PyPI into .libtorch (about 4.7 GB, once)" >&2
   else
     # Of CUDA only what the libraries link to: enough to run on the CPU, a quarter of the size.
-    packages="--no-deps torch==$torch_version nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85"
+    packages="--no-deps torch==$torch_version nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 $headers"
     echo "byol: installing libtorch $torch_version for the CPU from PyPI into .libtorch (about 1.3 GB, once)" >&2
   fi
   rm -rf "$root/.libtorch/venv"
@@ -31,7 +33,7 @@ install_libtorch() {
     exit 1
   fi
   "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$root/.libtorch/site"
-  echo "$variant $torch_version" >"$root/.libtorch/ready" # last: a killed install is done again
+  echo "$variant $torch_version 2" >"$root/.libtorch/ready" # last: a killed install is done again
 }
 
 find_libtorch() {
@@ -42,11 +44,11 @@ find_libtorch() {
   fi
   local variant=cpu
   if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null; then variant=cuda; fi
-  if [ "$(cat "$root/.libtorch/ready" 2>/dev/null)" != "$variant $torch_version" ]; then
+  if [ "$(cat "$root/.libtorch/ready" 2>/dev/null)" != "$variant $torch_version 2" ]; then
     mkdir -p "$root/.libtorch"
     (
       flock 9 # a second start waits for the first one's install
-      [ "$(cat "$root/.libtorch/ready" 2>/dev/null)" = "$variant $torch_version" ] || install_libtorch "$variant"
+      [ "$(cat "$root/.libtorch/ready" 2>/dev/null)" = "$variant $torch_version 2" ] || install_libtorch "$variant"
     ) 9>"$root/.libtorch/lock" || exit 1
   fi
   LIBTORCH="$(cat "$root/.libtorch/site")/torch"

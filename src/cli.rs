@@ -58,6 +58,8 @@ pub struct ConfigArgs {
 pub enum BenchCommand {
     /// The loader alone: decoded, augmented pairs of views a second, and where the time goes.
     Loader(BenchLoaderArgs),
+    /// Whole training steps: images a second, and where the time goes.
+    Step(BenchStepArgs),
 }
 
 /// Arguments of `byol bench loader`.
@@ -72,6 +74,20 @@ pub struct BenchLoaderArgs {
     /// Threads that decode and augment, 1 to 1024 [default: data.workers, or one per core].
     #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub workers: Option<usize>,
+}
+
+/// Arguments of `byol bench step`.
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    /// Which config.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// Steps to measure, after those that warm up.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+    /// Train on one batch of noise, again and again: no loader, no data needed.
+    #[arg(long)]
+    pub synthetic: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -26,7 +26,8 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = std::panic::catch_unwind(|| match &cli.command {
         Command::Train(args) => commands::train::run(args),
-        Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader(args),
+        Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader::run(args),
+        Command::Bench(BenchCommand::Step(args)) => commands::bench::step::run(args),
         Command::LinearEval(args) => commands::linear_eval::run(args),
         Command::KnnEval(args) => commands::knn_eval::run(args),
         Command::ExtractFeatures(args) => commands::extract_features::run(args),

@@ -77,6 +77,7 @@ impl TwoMachines {
             format!("-n {b} addr add 10.77.0.2/24 dev vb"),
             format!("-n {a} link set va up"),
             format!("-n {b} link set vb up"),
+            format!("-n {a} link set lo up"), // rank 0 talks to itself, too
         ];
         made.iter().all(|args| Self::ip(args)).then_some(this)
     }
@@ -107,7 +108,9 @@ impl TwoMachines {
 
 impl Drop for TwoMachines {
     fn drop(&mut self) {
-        self.0.iter().for_each(|name| drop(Self::ip(&format!("netns del {name}"))));
+        for name in &self.0 {
+            Self::ip(&format!("netns del {name}"));
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byol::backend::{Autocast, Listen, ProcessGroup, Reducer, Store, channels_last};
+use byol::ema::Ema;
 use byol::model::{Arch, BatchNorm, ModelConfig, Network, Params, Stem};
 use byol::optim::{Algorithm, Optimizer, OptimizerConfig};
 use byol::train::{Byol, Ranks};
@@ -224,7 +225,7 @@ fn trained(group: Option<&Arc<ProcessGroup>>, (steps, parts, algorithm, layout):
     };
     let optimizer_config = OptimizerConfig { name: algorithm, ..OptimizerConfig::default() };
     let optimizer = Optimizer::new(&optimizer_config, &online.params);
-    let mut byol = Byol { online, target, optimizer, ranks, bf16: false, device: CPU };
+    let mut byol = Byol { online, target, optimizer, ema: Ema::new(CPU), ranks, bf16: false, device: CPU };
     let start = all(&byol);
     let (rank, world) = group.map_or((0, 1), |group| (group.rank as i64, group.world as i64));
     for step in 0..steps {

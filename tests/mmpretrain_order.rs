@@ -4,7 +4,7 @@
 
 mod support;
 
-use byol::ema;
+use byol::ema::Ema;
 use byol::loss::l2_normalise;
 use byol::model::{Arch, ModelConfig, Network, Stem};
 use byol::optim::{Optimizer, OptimizerConfig};
@@ -28,9 +28,14 @@ fn start() -> Byol {
     online.params.to_kind(Kind::Double);
     let mut target = Network::target_of(&online, &config, CPU);
     target.params.to_kind(Kind::Double);
-    ema::update(&target, &online, 0.0).expect("an exact copy in f64");
+    let ema = Ema::new(CPU);
+    ema.set(0.0).and_then(|()| ema.update(&target, &online)).expect("an exact copy in f64");
     let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
-    Byol { online, target, optimizer, ranks: None, bf16: false, device: CPU }
+    Byol { online, target, optimizer, ema, ranks: None, bf16: false, device: CPU }
+}
+
+fn move_target(byol: &Byol, tau: f64) {
+    byol.ema.set(tau).and_then(|()| byol.ema.update(&byol.target, &byol.online)).expect("moved");
 }
 
 fn views(step: u64) -> Views {
@@ -56,7 +61,7 @@ fn mmpretrain_step(byol: &mut Byol, [v1, v2]: &Views, step: u64) {
     byol.optimizer.zero_grad().expect("cleared");
     let (p1, p2) = (byol.online.predict(&byol.online.project(v1)), byol.online.predict(&byol.online.project(v2)));
     if step > 0 {
-        ema::update(&byol.target, &byol.online, tau(step - 1)).expect("moved");
+        move_target(byol, tau(step - 1));
     } // its first update copies the online network, which the target is a copy of
     let (t1, t2) = {
         let _no_grad = tch::no_grad_guard();
@@ -92,6 +97,6 @@ fn both_orders_walk_through_the_same_weights() {
     assert!(difference(&ours.target, &before.target) > 1e-5, "the target moved");
     // Ours has made the update that theirs makes at the start of its next step.
     assert!(difference(&theirs.target, &ours.target) > 1e-6);
-    ema::update(&theirs.target, &theirs.online, tau(STEPS - 1)).expect("moved");
+    move_target(&theirs, tau(STEPS - 1));
     assert!(difference(&theirs.target, &ours.target) < 1e-9);
 }

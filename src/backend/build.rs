@@ -3,48 +3,86 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SHIMS: [&str; 2] = ["shim.cpp", "dist.cpp"];
+/// Folder of the shims.
+const SHIMS: &str = "src/backend";
 
 fn main() {
-    for source in ["build.rs", "guarded.h", "gloo_stub"].iter().chain(&SHIMS) {
-        println!("cargo:rerun-if-changed=src/backend/{source}");
-    }
     // Published by torch-sys to its direct dependents.
     let lib = PathBuf::from(
         std::env::var("DEP_TCH_LIBTORCH_LIB")
             .expect("torch-sys must publish where libtorch is; is it a direct dependency?"),
     );
     let include = lib.parent().expect("libtorch/lib has a parent").join("include");
-    compile_shim(&include);
+    let cuda = lib.ancestors().nth(2).map(|site| site.join("nvidia/cu13/include")).unwrap_or_default();
+    compile_shims(&lib, &include, &cuda);
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=BYOL_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-env=BYOL_COMMIT={}", commit().unwrap_or("unknown".into()));
+    for sources in ["src", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={sources}");
+    }
+    println!("cargo:rerun-if-changed={}", cuda.join("crt/host_config.h").display());
 }
 
 /// Compiles the shims, unless that was done: this script runs whenever a source changes, for [`commit`].
-fn compile_shim(include: &Path) {
+fn compile_shims(lib: &Path, include: &Path, cuda: &Path) {
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo says where to"));
-    let stamp = out.join("shim-for");
-    let text = |name: &&str| std::fs::read_to_string(format!("src/backend/{name}")).expect("the shim's source");
-    let made_from =
-        format!("{}\n{}", include.display(), SHIMS.iter().chain(&["guarded.h"]).map(text).collect::<String>());
+    let stamp = out.join("shims-for");
+    let with_cuda = cuda.join("crt/host_config.h").exists() && cuda.join("cccl").exists();
+    let made_from = format!("{} {with_cuda} {}", include.display(), sources(Path::new(SHIMS)));
     if std::fs::read_to_string(&stamp).is_ok_and(|text| text == made_from) {
         println!("cargo:rustc-link-search=native={}", out.display());
         println!("cargo:rustc-link-lib=static=byol_shim");
         println!("cargo:rustc-link-lib=stdc++");
-        return;
+    } else {
+        let files = ["shim.cpp", "foreach.cpp", "stream.cpp", "dist.cpp"];
+        cc::Build::new()
+            .cpp(true)
+            .std("c++17")
+            .warnings(false)
+            .include(include)
+            .include(include.join("torch/csrc/api/include"))
+            .include(Path::new(SHIMS).join("gloo_stub")) // c10d's declaration of its Gloo back end needs these names
+            .define("USE_C10D_GLOO", None)
+            .files(files.map(|file| Path::new(SHIMS).join(file)))
+            .compile("byol_shim");
+        graph_library(&out.join("libbyol_graph.so"), lib, include, with_cuda.then_some(cuda));
+        std::fs::write(stamp, made_from).expect("OUT_DIR can be written");
     }
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
-        .include(include)
-        .include(include.join("torch/csrc/api/include"))
-        .include("src/backend/gloo_stub") // c10d's declaration of its Gloo back end needs these names
-        .define("USE_C10D_GLOO", None)
-        .files(SHIMS.map(|name| format!("src/backend/{name}")))
-        .compile("byol_shim");
-    std::fs::write(stamp, made_from).expect("OUT_DIR can be written");
+    if !with_cuda {
+        println!("cargo:warning=CUDA's headers are not in {}: building without CUDA graphs", cuda.display());
+    }
+}
+
+/// Text of every C++ file below a folder, in the order of their names.
+fn sources(folder: &Path) -> String {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).expect("the sources").flatten().map(|e| e.path()).collect();
+    paths.sort();
+    let text = |path: PathBuf| match path.extension().and_then(|e| e.to_str()) {
+        None if path.is_dir() => sources(&path),
+        Some("cpp" | "h") => std::fs::read_to_string(path).expect("a source"),
+        _ => String::new(),
+    };
+    paths.into_iter().map(text).collect()
+}
+
+/// CUDA graphs need CUDA's headers (from PyPI, beside torch) and libtorch_cuda: a shared object of its own, for the
+/// binary to carry. Without the headers it is an empty file, and the binary says what to install when asked for a graph.
+fn graph_library(out: &Path, lib: &Path, include: &Path, cuda: Option<&Path>) {
+    let Some(cuda) = cuda else {
+        std::fs::write(out, []).expect("OUT_DIR can be written");
+        return;
+    };
+    let includes = [include, &include.join("torch/csrc/api/include"), cuda, &cuda.join("cccl")];
+    let status = Command::new(cc::Build::new().cpp(true).get_compiler().path())
+        .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-o"])
+        .arg(out)
+        .arg(format!("{SHIMS}/graph.cpp"))
+        .args(includes.map(|folder| format!("-I{}", folder.display())))
+        .arg(format!("-L{}", lib.display()))
+        .args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"])
+        .status();
+    assert!(status.is_ok_and(|s| s.success()), "{SHIMS}/graph.cpp does not compile");
 }
 
 /// What git says on this checkout; nothing where there is no git, or where the sources are a part of someone else's.
@@ -55,7 +93,7 @@ fn git(args: &[&str]) -> Option<String> {
 
 /// The commit that is being built, with `-changed` where the sources are not what was committed.
 fn commit() -> Option<String> {
-    if git(&["rev-parse", "--show-prefix"])? != "" {
+    if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None; // unpacked within another repository
     }
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
@@ -67,9 +105,6 @@ fn commit() -> Option<String> {
             println!("cargo:rerun-if-changed={path}");
         }
     }
-    for sources in ["src", "Cargo.toml", "Cargo.lock"] {
-        println!("cargo:rerun-if-changed={sources}");
-    }
-    let changed = git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])? != "";
+    let changed = !git(&["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])?.is_empty();
     Some(if changed { commit + "-changed" } else { commit })
 }

@@ -1,21 +1,28 @@
 //! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
-//! Everything unsafe lives here, in [`shim`], [`dist`], [`simd`] and [`alloc`].
+//! Everything unsafe lives here.
 
 mod alloc;
 mod cuda;
 mod dist;
+pub mod foreach;
+pub mod graph;
 mod memory;
+mod normalise;
 mod shim;
 pub mod simd;
+pub mod stream;
+
+use std::collections::BTreeSet;
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-pub use alloc::{Counted, allocated_bytes};
+pub use alloc::{Counted, allocated_bytes, keep_freed_memory};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use dist::{Listen, ProcessGroup, Reducer, Store};
 pub use memory::{Memory, out_of_memory};
-pub use shim::{add_scaled, allow_tf32, clear_grad, deterministic, freeze_torchscript, libtorch_version};
+pub use normalise::Normaliser;
+pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, libtorch_version, set_grad};
 
 /// The commit this program was built from, `-changed` after it if the sources were; `unknown` without git.
 pub const COMMIT: &str = env!("BYOL_COMMIT");
@@ -50,11 +57,25 @@ impl Drop for Autocast {
 }
 
 /// Threads for libtorch's operators and for the loader; 0 in the config means these.
-/// On the CPU both share the cores, and a training step costs some 20 times what its images cost to load,
-/// so libtorch gets every core and the loader one worker for eight of them. With a GPU the cores are the loader's.
+/// On the CPU both share the cores, and a training step costs some 20 times what its images cost to load (140 times at
+/// 32 px), so libtorch gets every core and the loader one worker for eight of them. Two hardware threads of a core
+/// have one vector unit between them: libtorch gets one of them, as PyTorch does it. With a GPU all are the loader's.
 pub fn default_threads(device: Device) -> (usize, usize) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if device.is_cuda() { (1, cores.saturating_sub(1).max(1)) } else { (cores, cores.div_ceil(8)) }
+    // Within affinity and cgroup quota.
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    share_threads(device, usable, physical_cores().unwrap_or(usable))
+}
+
+fn share_threads(device: Device, usable: usize, physical: usize) -> (usize, usize) {
+    if device.is_cuda() { (1, usable.saturating_sub(1).max(1)) } else { (usable.min(physical), usable.div_ceil(8)) }
+}
+
+/// Cores of the machine, hardware threads of one counted once; none where the system does not tell.
+fn physical_cores() -> Option<usize> {
+    let cpus = std::fs::read_dir("/sys/devices/system/cpu").ok()?.flatten();
+    let siblings =
+        cpus.filter_map(|cpu| std::fs::read_to_string(cpu.path().join("topology/thread_siblings_list")).ok());
+    Some(siblings.collect::<BTreeSet<_>>().len()).filter(|&cores| cores > 0)
 }
 
 /// Fixes the number of threads of libtorch's operators; call before the first of them runs.
@@ -82,29 +103,16 @@ pub fn resident_bytes() -> u64 {
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
+/// Most memory of this process that was in RAM at a time, bytes; 0 where the system does not tell.
+pub fn peak_resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());
+    kilobytes.map_or(0, |k: u64| k * 1024)
+}
+
 /// The same values with the channels innermost in memory (`torch.channels_last`); 4-D tensors only.
 pub fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-}
-
-/// Bytes `[batch, height, width, 3]` on the CPU to a normalised fp32 tensor `[batch, 3, height, width]` on
-/// `device`: crosses to the device as bytes, then `(x / 255 - mean) / std` there. Channels stay innermost
-/// in memory, which is `channels_last`; `contiguous` asks for the planar layout instead.
-pub fn normalised(
-    bytes: &[u8],
-    shape: [i64; 4],
-    mean: [f64; 3],
-    std: [f64; 3],
-    device: Device,
-    contiguous: bool,
-) -> Result<Tensor> {
-    let bytes = Tensor::f_from_data_size(bytes, &shape, Kind::Uint8)?.f_to_device(device)?;
-    let scale = std.map(|s| (1.0 / (255.0 * s)) as f32);
-    let shift = [0, 1, 2].map(|c| (-mean[c] / std[c]) as f32);
-    let scale = Tensor::from_slice(&scale).to_device(device);
-    let shift = Tensor::from_slice(&shift).to_device(device);
-    let floats = bytes.f_to_kind(Kind::Float)?.f_mul_(&scale)?.f_add_(&shift)?.f_permute([0, 3, 1, 2])?;
-    Ok(if contiguous { floats.f_contiguous()? } else { floats })
 }
 
 /// One line from whatever libtorch raised: its message without the C++ backtrace, also when tch has
@@ -133,6 +141,8 @@ pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     #[test]
@@ -154,6 +164,17 @@ mod tests {
     }
 
     #[test]
+    fn neither_loader_nor_libtorch_starves() {
+        for (usable, physical, expected) in
+            [(1, 1, (1, 1)), (2, 2, (2, 1)), (8, 8, (8, 1)), (8, 4, (4, 1)), (2, 32, (2, 1)), (64, 64, (64, 8))]
+        {
+            assert_eq!(share_threads(Device::Cpu, usable, physical), expected);
+            assert_eq!(share_threads(Device::Cuda(0), usable, physical), (1, usable.saturating_sub(1).max(1)));
+        }
+        assert!(physical_cores().is_none_or(|cores| cores <= 1 << 16));
+    }
+
+    #[test]
     fn a_libtorch_panic_is_one_line() {
         let caught = std::panic::catch_unwind(|| {
             Tensor::ones([2, 3], (Kind::Float, Device::Cpu)).matmul(&Tensor::ones([2, 3], (Kind::Float, Device::Cpu)))
@@ -164,22 +185,6 @@ mod tests {
     }
 
     #[test]
-    fn normalised_bytes_are_the_formula_in_channels_first_order() -> Result<()> {
-        let bytes: Vec<u8> = (0..2 * 4 * 5 * 3).map(|v| (v * 2) as u8).collect();
-        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-        let x = normalised(&bytes, [2, 4, 5, 3], mean, std, Device::Cpu, false)?;
-        assert_eq!(x.size(), [2, 3, 4, 5]);
-        assert_eq!(x.stride(), [60, 1, 15, 3]);
-        for (n, c, row, column) in [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 2, 3)] {
-            let byte = bytes[((n * 4 + row) * 5 + column) * 3 + c];
-            let expected = (byte as f64 / 255.0 - mean[c]) / std[c];
-            let found = x.double_value(&[n as i64, c as i64, row as i64, column as i64]);
-            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
-        }
-        Ok(())
-    }
-
-    #[test]
     fn a_cleared_gradient_is_stored_anew() -> Result<()> {
         let w = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         (&w * 3.0).sum(Kind::Float).backward();
@@ -187,6 +192,10 @@ mod tests {
         assert!(!w.grad().defined());
         (&w * 5.0).sum(Kind::Float).backward();
         assert_eq!(Vec::<f32>::try_from(w.grad())?, [5.0, 5.0]);
+        let other = Tensor::from_slice(&[1.0f32, 2.0]);
+        set_grad(&w, &other)?;
+        let _ = other.shallow_clone().fill_(7.0);
+        assert_eq!(Vec::<f32>::try_from(w.grad())?, [7.0, 7.0]);
         Ok(())
     }
 }

@@ -63,9 +63,9 @@ int byol_clear_grad(at::Tensor* parameter) {
   return guarded([&] { parameter->mutable_grad().reset(); });
 }
 
-// tensor += alpha * other, in place and without a temporary (tch binds no alpha).
-int byol_add_scaled(at::Tensor* tensor, const at::Tensor* other, double alpha) {
-  return guarded([&] { tensor->add_(*other, alpha); });
+// parameter.grad = gradient, the same tensor.
+int byol_set_grad(at::Tensor* parameter, const at::Tensor* gradient) {
+  return guarded([&] { parameter->mutable_grad() = *gradient; });
 }
 
 // Freezes the TorchScript module in a file (torch.jit.freeze) and writes it back.

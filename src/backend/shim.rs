@@ -15,7 +15,7 @@ unsafe extern "C" {
     fn byol_allow_tf32(allow: c_int) -> c_int;
     fn byol_deterministic(on: c_int) -> c_int;
     fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
-    fn byol_add_scaled(tensor: *mut torch_sys::C_tensor, other: *const torch_sys::C_tensor, alpha: f64) -> c_int;
+    fn byol_set_grad(parameter: *mut torch_sys::C_tensor, gradient: *const torch_sys::C_tensor) -> c_int;
     fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
@@ -69,10 +69,10 @@ pub fn clear_grad(parameter: &Tensor) -> Result<()> {
     check(unsafe { byol_clear_grad(parameter.as_ptr().cast_mut()) })
 }
 
-/// `tensor.add_(other, alpha=alpha)`: one pass and one rounding, as PyTorch's optimisers do it.
-pub fn add_scaled(tensor: &Tensor, other: &Tensor, alpha: f64) -> Result<()> {
-    // SAFETY: both pointers are valid while borrowed and the shim keeps neither.
-    check(unsafe { byol_add_scaled(tensor.as_ptr().cast_mut(), other.as_ptr(), alpha) })
+/// `parameter.grad = gradient`: the same tensor, not a copy.
+pub fn set_grad(parameter: &Tensor, gradient: &Tensor) -> Result<()> {
+    // SAFETY: both pointers are valid while borrowed; the parameter gets a handle of its own.
+    check(unsafe { byol_set_grad(parameter.as_ptr().cast_mut(), gradient.as_ptr()) })
 }
 
 /// Freezes the TorchScript module in a file, in place (`torch.jit.freeze`): nothing of it can be trained any more,
@@ -99,4 +99,26 @@ pub(super) fn load_library(name: &str) -> Result<(), String> {
     }
     // SAFETY: checked for null; copied before any other dl call of this thread.
     Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+}
+
+/// `cuDeviceGetName` of the NVIDIA driver, if that is loaded and initialised.
+pub fn device_name(index: usize) -> Option<String> {
+    type Get = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    // SAFETY: a NUL-terminated name, looked up among what is loaded.
+    let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cuDeviceGetName".as_ptr()) };
+    if symbol.is_null() {
+        return None;
+    }
+    let mut name = [0u8; 256];
+    // SAFETY: the function's type is that of CUDA's driver interface (devices are numbered by integers); it writes a
+    // NUL-terminated string of at most the length given.
+    let status = unsafe {
+        std::mem::transmute::<*mut libc::c_void, Get>(symbol)(
+            name.as_mut_ptr().cast(),
+            name.len() as c_int,
+            index as c_int,
+        )
+    };
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    (status == 0).then(|| name.to_string_lossy().into_owned())
 }

@@ -3,7 +3,7 @@
 //! and renamed, so a folder of that name is whole; what later damages it is found by the sums.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -141,18 +141,18 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// One file of a checkpoint folder, its sum checked.
+/// One file of a checkpoint folder, of `most` bytes at most, its sum checked.
 /// # Errors
-/// Missing, unreadable, or not what was written: says which file and what to do.
-pub fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
-    let sums =
-        fs::read_to_string(folder.join(SUMS)).with_context(|| format!("{}: reading {SUMS}", folder.display()))?;
+/// Missing, unreadable, larger, or not what was written: says which file.
+pub fn read(folder: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
+    let sums = String::from_utf8(read_at_most(&folder.join(SUMS), 1 << 16)?)
+        .with_context(|| format!("{}: damaged", folder.join(SUMS).display()))?;
     let expected = sums
         .lines()
         .find_map(|line| line.split_once("  ").filter(|(_, file)| *file == name).map(|(sum, _)| sum.to_string()))
         .ok_or_else(|| anyhow!("{}: {SUMS} does not name {name}", folder.display()))?;
     let path = folder.join(name);
-    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let bytes = read_at_most(&path, most)?;
     let found = sha256(&bytes);
     if found != expected {
         bail!(
@@ -163,6 +163,19 @@ pub fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
             expected.get(..12).unwrap_or(&expected)
         );
     }
+    Ok(bytes)
+}
+
+/// A file's bytes, but for one that is larger than it can be: no memory is taken for that.
+fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let reading = || format!("reading {}", path.display());
+    let file = File::open(path).with_context(reading)?;
+    let length = file.metadata().with_context(reading)?.len();
+    if length > most {
+        bail!("{}: damaged: it holds {length} bytes, expected at most {most}", path.display());
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(most).read_to_end(&mut bytes).with_context(reading)?;
     Ok(bytes)
 }
 
@@ -228,7 +241,8 @@ mod tests {
         let root = tempfile::tempdir()?;
         let files = [("model.safetensors", b"0123456789".to_vec()), ("manifest.json", b"{}".to_vec())];
         let folder = write(root.path(), 1, &files)?;
-        let readable = || files.iter().all(|(name, bytes)| read(&folder, name).is_ok_and(|found| found == *bytes));
+        let readable =
+            || files.iter().all(|(name, bytes)| read(&folder, name, 1 << 16).is_ok_and(|found| found == *bytes));
         assert!(readable());
         for name in ["model.safetensors", "manifest.json", SUMS] {
             let path = folder.join(name);

@@ -142,7 +142,7 @@ pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Re
 /// # Errors
 /// Damaged, or of a newer layout.
 pub fn read_manifest(folder: &Path) -> Result<Manifest> {
-    let bytes = folder::read(folder, MANIFEST)?;
+    let bytes = folder::read(folder, MANIFEST, 1 << 24)?;
     let place = || format!("{}/{MANIFEST}", folder.display());
     let format = serde_json::from_slice::<serde_json::Value>(&bytes).with_context(place)?["format"].as_u64();
     if format != Some(FORMAT.into()) {
@@ -152,11 +152,16 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     serde_json::from_slice(&bytes).with_context(place)
 }
 
+/// A file of tensors, of which no more is read than its header tells of.
+fn read_tensors(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    folder::read(folder, name, tensors::length_by_header(&folder.join(name))?)
+}
+
 /// Loads the tensors of a checkpoint's model whose names begin with `prefix` (such as `online.encoder.`).
 /// # Errors
 /// A damaged file; tensors that differ in name, shape or type, all listed; nothing is changed then.
 pub fn load_part(folder: &Path, prefix: &str, tensors: &[Named]) -> Result<()> {
-    let model = folder::read(folder, MODEL)?;
+    let model = read_tensors(folder, MODEL)?;
     let place = || folder.join(MODEL).display().to_string();
     let mut found = views(&model).with_context(place)?;
     found = found.into_iter().filter_map(|(n, v)| Some((n.strip_prefix(prefix)?.to_string(), v))).collect();
@@ -168,8 +173,8 @@ pub fn load_part(folder: &Path, prefix: &str, tensors: &[Named]) -> Result<()> {
 /// Damaged files (nothing is changed then); tensors that differ in name, shape or type, all listed.
 pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
     let manifest = read_manifest(folder)?;
-    let model = folder::read(folder, MODEL)?;
-    let optimizer = folder::read(folder, OPTIMIZER)?;
+    let model = read_tensors(folder, MODEL)?;
+    let optimizer = read_tensors(folder, OPTIMIZER)?;
     load_into(&model, &model_tensors(byol)).with_context(|| folder.join(MODEL).display().to_string())?;
     load_into(&optimizer, &byol.optimizer.state()).with_context(|| folder.join(OPTIMIZER).display().to_string())?;
     byol.online.batches_tracked.set(manifest.batches_tracked[0]);

@@ -2,6 +2,9 @@
 //! every difference, and nothing half loaded. (tch's own loader casts, broadcasts and ignores what is extra.)
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -36,6 +39,25 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
         .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>>>()?;
     Ok(safetensors::serialize(views, Some(metadata))?)
+}
+
+/// How long a file is by its own header, which is all that is read of it.
+/// # Errors
+/// It cannot be read, or has no such header.
+pub fn length_by_header(path: &Path) -> Result<u64> {
+    let place = || format!("{}: damaged: not a whole safetensors file", path.display());
+    let mut file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).with_context(place)?;
+    let length = u64::from_le_bytes(length);
+    if length > file.metadata().with_context(place)?.len().min(100_000_000) {
+        bail!("{}: its header is said to have {length} bytes", place());
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).with_context(place)?;
+    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(&header).with_context(place)?;
+    let ends = header.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
+    Ok((8 + length).saturating_add(ends.max().unwrap_or(0)))
 }
 
 /// A file's tensors by name.

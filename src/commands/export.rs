@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::setup::Machine;
-use crate::backend;
+use crate::backend::{self, Normaliser};
 use crate::checkpoint;
 use crate::cli::ExportArgs;
 use crate::config::Config;
@@ -127,13 +127,14 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
     let options = EncoderOptions { which: encoder.which, device, channels_last, ..EncoderOptions::default() };
     let mut there = Encoder::open(&encoder.source, &options)?;
     let (size, mean, std) = (config.augment.size as i64, config.augment.mean, config.augment.std);
+    let normaliser = Normaliser::new(mean, std, device, channels_last, false)?;
     let (bar, mut done) = (Bar::new("BatchNorm's statistics", count), 0);
     let batches = loader.map(|batch| {
         let batch = batch?;
         bar.set(done);
         done += batch.labels.len();
         let shape = [batch.labels.len() as i64, size, size, 3];
-        backend::normalised(&batch.pixels, shape, mean, std, device, !channels_last)
+        normaliser.bytes(&batch.pixels, shape)
     });
     encoder.batches_tracked = there.recompute_batchnorm(batches)?;
     let _no_grad = tch::no_grad_guard();

@@ -9,7 +9,10 @@ use crate::backend;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::LoaderOptions;
-use crate::train::{Precision, Signals};
+use crate::ema::Ema;
+use crate::model::Network;
+use crate::optim::Optimizer;
+use crate::train::{Byol, Executor, OnNonFinite, Precision, Signals};
 
 /// The machine as a config wants it used.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,9 @@ impl Machine {
         let threads = or(config.train.threads, torch_threads);
         let workers = or(config.data.workers, loader_workers);
         backend::set_threads(threads);
+        if device == Device::Cpu {
+            backend::keep_freed_memory();
+        }
         backend::allow_tf32(config.train.allow_tf32)?;
         backend::deterministic(config.train.deterministic)?;
         let bf16 = match config.train.precision {
@@ -58,6 +64,28 @@ impl Machine {
     pub fn precision(&self) -> &'static str {
         if self.bf16 { "bf16" } else { "fp32" }
     }
+}
+
+/// Both networks as they start, and the optimiser.
+pub fn networks(config: &Config, machine: &Machine) -> Byol {
+    let (device, bf16) = (machine.device, machine.bf16);
+    let mut online = Network::online(&config.model, device, config.train.seed);
+    let mut target = Network::target_of(&online, &config.model, device);
+    if config.train.channels_last {
+        online.params.to_channels_last();
+        target.params.to_channels_last();
+    }
+    let optimizer = Optimizer::new(&config.optimizer, &online.params);
+    Byol { online, target, optimizer, ema: Ema::new(device), ranks: None, bf16, device }
+}
+
+/// What runs the steps.
+/// # Errors
+/// A CUDA graph that is demanded and cannot be had.
+pub fn executor(config: &Config, machine: &Machine) -> Result<Executor> {
+    let skips = config.train.on_non_finite == OnNonFinite::SkipStep;
+    let obstacle = skips.then_some("train.on_non_finite: skip_step has the host look at every step before its update");
+    Executor::new(config.train.cuda_graph, machine.device, obstacle)
 }
 
 /// Asked between batches: has a signal come?

@@ -23,9 +23,7 @@ use crate::dist::{self, Group, Place};
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
-use crate::model::{Network, SyncBatchNorm};
-use crate::optim::Optimizer;
-use crate::train::{Byol, KnnWatch, OnWriteError, Plan, Ranks, RunFolder, Saver, Signals, Trainer};
+use crate::train::{Byol, Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Signals, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -62,6 +60,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     }
 
     ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
+    let executor = setup::executor(config, &machine)?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     let mut share = config.clone();
     share.train.batch_size /= world;
@@ -72,7 +71,10 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     let bad = BadImages::new(config.data.on_bad_image);
     let knn = knn_watch(&share, &dataset, bad.clone(), machine.loader, &signals, group.clone())?;
 
-    let byol = build(config, machine.device, machine.bf16, group.as_deref())?;
+    let mut byol = setup::networks(config, &machine);
+    if let Some(group) = &group {
+        ranks::connect(group, config, &mut byol)?;
+    }
     let mut manifest = Manifest {
         total_steps: plan.total_steps,
         steps_per_epoch: plan.steps_per_epoch,
@@ -107,6 +109,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     let first = manifest.step * parts as u64;
     let own = LoaderOptions { rank, world, ..machine.loader };
     let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), own)?;
+    let feed = Feed::new(&config.augment, machine.device, config.train.channels_last, machine.bf16)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
     let logger = || -> Result<Logger> {
         let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
@@ -118,13 +121,14 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         byol,
         plan,
         loader,
+        feed,
+        executor,
         knn,
         logger,
         group: group.clone(),
         saver: Saver::new(folder, config.output.clone(), manifest.step),
         manifest,
         train: config.train.clone(),
-        augment: config.augment.clone(),
         monitor: config.monitor.clone(),
     };
     let outcome = trainer.run(&signals)?;
@@ -133,21 +137,6 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         None => bad.count(),
     };
     summary::summarise(&mut trainer, &outcome, skipped, started)
-}
-
-fn build(config: &Config, device: Device, bf16: bool, group: Option<&Group>) -> Result<Byol> {
-    let mut online = Network::online(&config.model, device, config.train.seed);
-    let mut target = Network::target_of(&online, &config.model, device);
-    if config.train.channels_last {
-        online.params.to_channels_last();
-        target.params.to_channels_last();
-    }
-    if let Some(group) = group.filter(|_| config.model.sync_batchnorm != SyncBatchNorm::Off) {
-        [&online, &target].iter().for_each(|network| network.params.synchronise(&group.processes));
-    }
-    let ranks = group.map(|group| Ranks::new(&group.processes, &online.params)).transpose()?;
-    let optimizer = Optimizer::new(&config.optimizer, &online.params);
-    Ok(Byol { online, target, optimizer, ranks, bf16, device })
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.

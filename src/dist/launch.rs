@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::DistConfig;
@@ -66,7 +66,7 @@ pub fn launch(count: usize, config: &DistConfig) -> Result<u8> {
     let mut socket = Some(OwnedFd::from(listener));
     let (mut reports, report) = pipe().context("--nproc")?;
     fcntl_setfd(&report, FdFlags::empty()).context("--nproc")?; // for the children
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("signal handler")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP]).context("signal handler")?;
     let program = std::env::current_exe().context("--nproc: where is this program?")?;
     let mut processes = Vec::with_capacity(count);
     for rank in 0..count {
@@ -105,7 +105,8 @@ pub fn launch(count: usize, config: &DistConfig) -> Result<u8> {
     let first = wait(&mut processes, &mut signals, config.grace())?;
     forwards.into_iter().flatten().for_each(|thread| drop(thread.join()));
     let Some((rank, status)) = first else {
-        let code = processes.iter().filter_map(|p| p.status?.code()).max().unwrap_or(0);
+        let code = |status: ExitStatus| status.code().or(status.signal().map(|signal| 128 + signal));
+        let code = processes.iter().filter_map(|p| code(p.status?)).max().unwrap_or(0);
         return Ok(code as u8);
     };
     if let Some(signal) = status.signal() {
@@ -125,12 +126,15 @@ pub fn launch(count: usize, config: &DistConfig) -> Result<u8> {
 /// Waits for all; after the first failure the rest is ended within `grace`. That one, if there was any.
 fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Result<Option<(usize, ExitStatus)>> {
     let mut first: Option<(usize, ExitStatus, Instant)> = None;
+    let mut forwarded = Vec::new();
     let mut sent = None;
     loop {
         for (rank, process) in processes.iter_mut().enumerate().filter(|(_, p)| p.status.is_none()) {
             process.status = process.child.try_wait().context("--nproc")?;
-            // 130 and 143: ended by a signal as it should, like all others.
-            if let Some(status) = process.status.filter(|s| !matches!(s.code(), Some(0 | 130 | 143))) {
+            // 130 and 143: ended by a signal as it should, like all others; or before there was anything to save.
+            let told = |s: &ExitStatus| s.signal().is_some_and(|signal| forwarded.contains(&signal));
+            let well = |s: &ExitStatus| matches!(s.code(), Some(0 | 130 | 143)) || told(s);
+            if let Some(status) = process.status.filter(|s| !well(s)) {
                 first.get_or_insert((rank, status, Instant::now()));
             }
         }
@@ -138,7 +142,13 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
             return Ok(first.map(|(rank, status, _)| (rank, status)));
         }
         for signal in signals.pending() {
-            send(processes, if signal == SIGINT { Signal::INT } else { Signal::TERM });
+            forwarded.push(signal);
+            match signal {
+                SIGINT => send(processes, Signal::INT),
+                SIGTERM => send(processes, Signal::TERM),
+                SIGUSR1 => send(processes, Signal::USR1),
+                _ => {} // SIGHUP: a closed terminal ends no run
+            }
         }
         let since = first.map(|(_, _, at)| at.elapsed()).unwrap_or_default();
         for (signal, after) in [(Signal::TERM, grace / 2), (Signal::KILL, grace)] {

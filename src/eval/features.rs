@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Represent;
 use crate::augment::{self, AugmentConfig, ViewConfig};
-use crate::backend;
+use crate::backend::Normaliser;
 use crate::data::Dataset;
 use crate::data::loader::{BadImages, EvalBatch, EvalLoader, LoaderOptions};
 use crate::logging::progress::Bar;
@@ -97,15 +97,14 @@ pub fn images<'a>(
             EvalLoader::with_view(set, size, make, indices, batch, bad, workers)?
         }
     };
+    let normaliser = Normaliser::new(augment.mean, augment.std, device, options.channels_last, false)?;
     let on_device = move |batch: EvalBatch| {
         options.check()?;
         let shape = [batch.labels.len() as i64, size as i64, size as i64, 3];
-        let planar = !options.channels_last;
-        let images = backend::normalised(&batch.pixels, shape, augment.mean, augment.std, device, planar)?;
-        Ok((images, batch))
+        Ok((normaliser.bytes(&batch.pixels, shape)?, batch))
     };
     let some = |batch: &Result<EvalBatch>| batch.as_ref().is_ok_and(|b| !b.labels.is_empty()) || batch.is_err();
-    Ok(loader.filter(some).map(move |batch| batch.and_then(on_device)))
+    Ok(loader.filter(some).map(move |batch| batch.and_then(&on_device)))
 }
 
 /// Features of the images at `indices` by a frozen encoder, without augmentation, batch by batch to `each`; `what`

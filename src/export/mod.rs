@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{CModule, Kind, Tensor};
 
-use crate::backend;
+use crate::backend::Normaliser;
 use crate::checkpoint::write_file;
 use crate::eval::{Encoder, EncoderOptions, Represent};
 use crate::rng::{Purpose, Stream};
@@ -176,7 +176,7 @@ pub fn verify(encoder: &Encoder, format: Format, options: &GraphOptions, output:
         let mut random = Stream::new(0, Purpose::Verify, 0, size as u64, 0);
         let bytes: Vec<u8> = (0..shape.iter().product()).map(|_: i64| random.below(256) as u8).collect();
         let (mean, std) = (encoder.augment.mean, encoder.augment.std);
-        let normalised = |mean, std| backend::normalised(&bytes, shape, mean, std, encoder.device, true);
+        let normalised = |mean, std| Normaliser::new(mean, std, encoder.device, false, false)?.bytes(&bytes, shape);
         let images = normalised(mean, std)?;
         expected.push(encoder.represent(&images)?);
         let plain = format != Format::Safetensors && options.normalize;

@@ -1,6 +1,7 @@
 //! The networks of BYOL (paper, section 3.1): online = encoder f, projector g, predictor q; target = the
 //! same f and g with weights of their own.
 
+mod flops;
 mod heads;
 mod layers;
 mod params;

@@ -7,44 +7,35 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::{OptimizerConfig, decayed};
-use crate::backend::add_scaled;
+use super::{Group, OptimizerConfig};
+use crate::backend::foreach;
 
-pub(super) fn update(
-    weight: &mut Tensor,
-    gradient: &Tensor,
-    momentum: &mut Tensor,
-    adapted: bool,
-    lr: f64,
-    config: &OptimizerConfig,
-) -> Result<()> {
-    let direction = match (adapted, config.clip) {
-        (false, _) => gradient.shallow_clone(),
-        (true, false) => deepmind(weight, gradient, config)?,
-        (true, true) => solo_learn(weight, gradient, lr, config)?,
+pub(super) fn update(group: &Group, lr: &Tensor, config: &OptimizerConfig) -> Result<()> {
+    let directions = if group.adapted { Some(adapted(group, lr, config)?) } else { None };
+    let directions = directions.as_ref().unwrap_or(&group.gradients);
+    foreach::sgd(&group.weights, directions, &group.state[0], lr, 0.0, config.momentum, false)
+}
+
+/// r u of every parameter. The norms and their ratios are tensors `[parameters]`: no look at their values.
+fn adapted(group: &Group, lr: &Tensor, config: &OptimizerConfig) -> Result<Vec<Tensor>> {
+    let directions = foreach::sum(&group.gradients, &group.weights, config.weight_decay)?;
+    let weight_norm = foreach::norms(&group.weights)?;
+    let scaled = &weight_norm * config.eta;
+    let (ratio, norm) = if config.clip {
+        let norm = foreach::norms(&group.gradients)?;
+        // At a learning rate of 0 the quotient is infinite and the cap holds.
+        let ratio = (scaled / (&norm + &weight_norm * config.weight_decay + 1e-8) / lr).clamp_max(1.0);
+        (ratio, norm)
+    } else {
+        let norm = foreach::norms(&directions)?;
+        (scaled / &norm, norm)
     };
-    let _ = momentum.g_mul_scalar_(config.momentum).g_add_(&direction);
-    add_scaled(weight, momentum, -lr)
-}
-
-/// r u of DeepMind's form. Norms stay on the device: no look at their values.
-fn deepmind(weight: &Tensor, gradient: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
-    let direction = decayed(gradient, weight, config)?;
-    let (weight_norm, norm) = (weight.norm(), direction.norm());
-    let ratio = &weight_norm * config.eta / &norm;
-    Ok(direction * ratio.where_self(&both_positive(&weight_norm, &norm), &ratio.ones_like()))
-}
-
-/// r u of solo-learn's form.
-fn solo_learn(weight: &Tensor, gradient: &Tensor, lr: f64, config: &OptimizerConfig) -> Result<Tensor> {
-    let (weight_norm, gradient_norm) = (weight.norm(), gradient.norm());
-    let bound = &weight_norm * config.eta / (&gradient_norm + &weight_norm * config.weight_decay + 1e-8);
-    // At a learning rate of 0 the quotient is infinite and the cap holds.
-    let ratio = (bound / lr).clamp_max(1.0);
-    let adapted = decayed(gradient, weight, config)? * ratio;
-    Ok(adapted.where_self(&both_positive(&weight_norm, &gradient_norm), gradient))
-}
-
-fn both_positive(a: &Tensor, b: &Tensor) -> Tensor {
-    a.gt(0.0).logical_and(&b.gt(0.0))
+    // Where |g| = 0, solo-learn's u is g, which is 0: so is wd w times 0. Where |w| = 0, u is g in both forms.
+    let without_norm = if config.clip { ratio.zeros_like() } else { ratio.ones_like() };
+    let ratio = ratio.where_self(&norm.gt(0.0), &without_norm);
+    let ratio = ratio.where_self(&weight_norm.gt(0.0), &ratio.ones_like());
+    for (direction, ratio) in directions.iter().zip(ratio.unbind(0)) {
+        let _ = direction.shallow_clone().f_mul_(&ratio)?;
+    }
+    Ok(directions)
 }

@@ -2,16 +2,15 @@
 //! `no_grad` and read nothing back to the host.
 
 mod adamw;
-mod clip;
 mod lars;
 mod schedule;
 mod sgd;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use crate::backend;
+use crate::backend::{self, foreach};
 use crate::model::{Named, Params};
 
 pub use schedule::{EmaConfig, ScheduleConfig, TauSchedule, learning_rate, tau};
@@ -113,13 +112,6 @@ impl OptimizerConfig {
     }
 }
 
-/// g + wd w: the gradient of the loss with its L2 penalty.
-fn decayed(gradient: &Tensor, weight: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
-    let sum = gradient.copy();
-    backend::add_scaled(&sum, weight, config.weight_decay)?;
-    Ok(sum)
-}
-
 /// One parameter and what the optimiser keeps for it.
 struct Slot {
     name: String,
@@ -134,6 +126,18 @@ struct Slot {
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: Vec<Slot>,
+    /// Learning rate of the update, and updates with this one, on the device.
+    lr: Tensor,
+    count: Tensor,
+}
+
+/// Parameters that are updated alike, with their gradients and state, in the same order.
+struct Group {
+    adapted: bool,
+    weights: Vec<Tensor>,
+    gradients: Vec<Tensor>,
+    /// Momentum, or Adam's first moment; its second.
+    state: [Vec<Tensor>; 2],
 }
 
 impl Optimizer {
@@ -147,7 +151,9 @@ impl Optimizer {
             // Zeros in the weight's own memory layout.
             state: (0..states).map(|_| parameter.tensor.detach().zeros_like()).collect(),
         });
-        Self { config: config.clone(), slots: slots.collect() }
+        let device = params.parameters.first().map_or(Device::Cpu, |parameter| parameter.tensor.device());
+        let (lr, count) = (foreach::rate(device), foreach::rate(device));
+        Self { config: config.clone(), slots: slots.collect(), lr, count }
     }
 
     /// Drops all gradients.
@@ -157,45 +163,79 @@ impl Optimizer {
         self.slots.iter().try_for_each(|slot| backend::clear_grad(&slot.weight))
     }
 
+    /// The gradients, which the parameters no longer have then.
+    /// # Errors
+    /// What libtorch says.
+    pub fn take_gradients(&self) -> Result<Vec<Tensor>> {
+        let gradients = self.slots.iter().map(|slot| slot.weight.grad()).collect();
+        self.zero_grad()?;
+        Ok(gradients)
+    }
+
+    /// Gives them back what [`Self::take_gradients`] took.
+    /// # Errors
+    /// What libtorch says.
+    pub fn restore_gradients(&self, gradients: &[Tensor]) -> Result<()> {
+        self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| backend::set_grad(&slot.weight, gradient))
+    }
+
     /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).
     /// A parameter without gradient stays as it is.
     /// # Errors
     /// What libtorch says.
     pub fn step(&mut self, lr: f64, step: u64) -> Result<()> {
+        self.set(lr, step)?;
+        self.apply()
+    }
+
+    /// The learning rate of the update to come, and its number from 0.
+    /// # Errors
+    /// What libtorch says.
+    pub fn set(&self, lr: f64, step: u64) -> Result<()> {
+        foreach::set_rate(&self.lr, lr)?;
+        foreach::set_rate(&self.count, (step + 1) as f64)
+    }
+
+    /// The update itself, all of it on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn apply(&mut self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for slot in &mut self.slots {
-            let gradient = slot.weight.grad();
-            if !gradient.defined() {
-                continue;
-            }
-            let (weight, state, config) = (&mut slot.weight, &mut slot.state, &self.config);
-            match config.name {
-                Algorithm::Lars => lars::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
-                Algorithm::Sgd => sgd::update(weight, &gradient, &mut state[0], slot.adapted, lr, config),
-                Algorithm::Adamw => adamw::update(weight, &gradient, state, slot.adapted, lr, step, config),
+        for group in [self.group(true), self.group(false)].iter().filter(|group| !group.weights.is_empty()) {
+            match self.config.name {
+                Algorithm::Lars => lars::update(group, &self.lr, &self.config),
+                Algorithm::Sgd => sgd::update(group, &self.lr, &self.config),
+                Algorithm::Adamw => adamw::update(group, &self.lr, &self.count, &self.config),
             }?;
         }
         Ok(())
     }
 
-    /// Scales the gradients down where the config says so; the value is their L2 norm before that, on the device.
-    /// # Errors
-    /// What libtorch says.
-    pub fn clip_grad_norm(&self) -> Result<Tensor> {
-        let norm = self.gradient_norm();
-        if let Some(max_norm) = self.config.clip_grad_norm {
-            let gradients = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined);
-            clip::scale(gradients, &norm, max_norm)?;
+    /// The parameters that have a gradient and are subject to decay and adaptation, or are not.
+    fn group(&self, adapted: bool) -> Group {
+        let slots = || self.slots.iter().filter(|slot| slot.adapted == adapted && slot.weight.grad().defined());
+        let state = |at: usize| slots().filter_map(|slot| slot.state.get(at).map(Tensor::shallow_clone)).collect();
+        Group {
+            adapted,
+            weights: slots().map(|slot| slot.weight.shallow_clone()).collect(),
+            gradients: slots().map(|slot| slot.weight.grad()).collect(),
+            state: [state(0), state(1)],
         }
-        Ok(norm)
     }
 
-    /// L2 norm over all gradients, on the device.
-    pub fn gradient_norm(&self) -> Tensor {
+    /// L2 norm over all gradients, on the device. Where the config says so they are then scaled down as by
+    /// `torch.nn.utils.clip_grad_norm_`: g <- g min(1, max_norm / (|g| + 1e-6)).
+    /// # Errors
+    /// No gradients; what libtorch says.
+    pub fn clip_grad_norm(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let gradients = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined);
-        let norms: Vec<Tensor> = gradients.map(|g| g.norm()).collect();
-        Tensor::stack(&norms, 0).norm()
+        let gradients: Vec<_> = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();
+        let norm = foreach::norms(&gradients)?.f_norm()?;
+        if let Some(max_norm) = self.config.clip_grad_norm {
+            let factor = ((&norm + 1e-6).f_reciprocal()? * max_norm).f_clamp_max(1.0)?;
+            foreach::scale(&gradients, &factor)?;
+        }
+        Ok(norm)
     }
 
     /// The state, named `momentum.<parameter>` or `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.

@@ -3,24 +3,11 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::{OptimizerConfig, decayed};
-use crate::backend::add_scaled;
+use super::{Group, OptimizerConfig};
+use crate::backend::foreach;
 
-pub(super) fn update(
-    weight: &mut Tensor,
-    gradient: &Tensor,
-    momentum: &mut Tensor,
-    adapted: bool,
-    lr: f64,
-    config: &OptimizerConfig,
-) -> Result<()> {
-    let gradient = if adapted { decayed(gradient, weight, config)? } else { gradient.shallow_clone() };
-    let _ = momentum.g_mul_scalar_(config.momentum).g_add_(&gradient);
-    if config.nesterov {
-        let direction = gradient.copy();
-        add_scaled(&direction, momentum, config.momentum)?;
-        add_scaled(weight, &direction, -lr)
-    } else {
-        add_scaled(weight, momentum, -lr)
-    }
+pub(super) fn update(group: &Group, lr: &Tensor, config: &OptimizerConfig) -> Result<()> {
+    let decay = if group.adapted { config.weight_decay } else { 0.0 };
+    let (momentum, nesterov) = (config.momentum, config.nesterov);
+    foreach::sgd(&group.weights, &group.gradients, &group.state[0], lr, decay, momentum, nesterov)
 }

@@ -19,6 +19,18 @@ pub enum Precision {
     Bf16,
 }
 
+/// `train.cuda_graph`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CudaGraph {
+    /// On a GPU, where this build and the config allow it.
+    Auto,
+    /// On, or an error.
+    On,
+    /// Every operation is launched by itself.
+    Off,
+}
+
 /// Section `train`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -41,6 +53,9 @@ pub struct TrainConfig {
     pub allow_tf32: bool,
     /// Repeatable CUDA runs: deterministic algorithms, no autotuning. CPU runs always repeat. Default false.
     pub deterministic: bool,
+    /// auto, on or off: record a whole step as a CUDA graph and replay it, one launch in place of thousands. The first
+    /// replays are compared with the step as it is without. Default auto.
+    pub cuda_graph: CudaGraph,
     /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null: run to the end.
     pub max_steps: Option<u64>,
     /// What to do about a step whose loss or gradient is not finite: stop (the default), or skip_step, which leaves
@@ -63,6 +78,7 @@ impl Default for TrainConfig {
             channels_last: true,
             allow_tf32: true,
             deterministic: false,
+            cuda_graph: CudaGraph::Auto,
             max_steps: None,
             on_non_finite: OnNonFinite::Stop,
             max_skipped_steps: 10,

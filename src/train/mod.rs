@@ -2,6 +2,9 @@
 //! signal, or numbers that are no longer numbers.
 
 mod config;
+mod executor;
+mod feed;
+pub mod laps;
 mod numbers;
 mod plan;
 mod ranks;
@@ -18,18 +21,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use tch::Device;
 
-pub use config::{MonitorConfig, OnWriteError, OutputConfig, Precision, TrainConfig};
+pub use config::{CudaGraph, MonitorConfig, OnWriteError, OutputConfig, Precision, TrainConfig};
+pub use executor::Executor;
+pub use feed::Feed;
 pub use numbers::{Guard, OnNonFinite, Stepped};
 pub use plan::Plan;
 pub use ranks::{Asked, Ranks};
 pub use run_folder::RunFolder;
 pub use saving::Saver;
 pub use signals::Signals;
-pub use step::{Byol, StepOutput, Views};
+pub use step::{Byol, Numbers, StepOutput, Views};
 pub use watch::{CollapseWatch, KnnWatch};
 
-use crate::augment::AugmentConfig;
-use crate::backend;
+use crate::backend::stream::Later;
 use crate::checkpoint::Manifest;
 use crate::data::loader::{Batch, Loader};
 use crate::dist::Group;
@@ -43,6 +47,10 @@ pub struct Trainer {
     pub plan: Plan,
     /// Micro-batches, from the first one not yet trained on.
     pub loader: Loader,
+    /// Brings them to the device.
+    pub feed: Feed,
+    /// Runs the steps.
+    pub executor: Executor,
     /// k-NN accuracy, where there are labels and the config asks for it.
     pub knn: Option<KnnWatch>,
     /// Bars, metrics.jsonl, TensorBoard; rank 0's alone.
@@ -55,8 +63,6 @@ pub struct Trainer {
     pub saver: Saver,
     /// Section `train`.
     pub train: TrainConfig,
-    /// Section `augment`: size and normalisation.
-    pub augment: AugmentConfig,
     /// Section `monitor`.
     pub monitor: MonitorConfig,
 }
@@ -93,10 +99,10 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
 }
 
-/// What the last step left on the device, not yet looked at.
+/// What the last step told, not yet looked at.
 struct Pending {
     step: u64,
-    output: StepOutput,
+    numbers: Later,
 }
 
 impl Trainer {
@@ -108,7 +114,7 @@ impl Trainer {
     pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
         let mut sound = Some(self.manifest.step);
         let outcome = self.steps(signals, &mut sound);
-        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| done > self.saver.saved())) {
+        if let (Err(_), Some(done)) = (&outcome, sound.filter(|&done| !self.saver.tried(done))) {
             match self.save(done) {
                 Ok(()) if self.saver.failing() => {} // which was said
                 Ok(()) => log::warn!("saved step {done} before ending"),
@@ -147,10 +153,15 @@ impl Trainer {
             }
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
-            let (device, planar) = (self.byol.device, !self.train.channels_last);
-            let views = micro_batches.iter().map(|batch| to_device(batch, &self.augment, device, planar));
             let done = step + 1;
-            let stepped = guard.step(&mut self.byol, views, lr, tau, step).with_context(|| format!("step {done}"))?;
+            let stepped = if guard.looks_first(self.byol.device) {
+                guard.step(&mut self.byol, micro_batches.iter().map(|batch| self.feed.views(batch)), lr, tau, step)
+            } else {
+                let batches: Vec<&Batch> = micro_batches.iter().collect();
+                let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, (lr, tau, step));
+                output.map(Stepped::Taken)
+            };
+            let stepped = stepped.with_context(|| format!("step {done}"))?;
             micro_batches.into_iter().for_each(|batch| self.loader.recycle(batch));
             interval.steps += 1;
             let (output, skipped) = match stepped {
@@ -165,37 +176,38 @@ impl Trainer {
             let epoch_end = done.is_multiple_of(self.plan.steps_per_epoch);
             let mut asked = if self.group.is_none() { Asked::here(signals) } else { Asked::default() };
             let mut saving = asked.checkpoint || done == end || self.saver.due(done, self.plan.steps_per_epoch);
-            // Reading a value waits for the device. On the CPU it is there; on a GPU the step before has long
-            // ended when this one is queued, so that is the one to look at, except where this one is logged or saved.
-            let previous = pending.replace(Pending { step: done, output });
+            // On the CPU the numbers are there. On a GPU the step before has long ended when this one is queued, so
+            // that is the one to look at, except where this one is logged or saved: that waits for it.
+            let previous = pending.replace(Pending { step: done, numbers: output.fetch()? });
             let current = logging || saving || skipped || self.byol.device == Device::Cpu;
             let seen = if current { pending.take() } else { previous };
-            if let Some(Pending { step, output }) = seen {
-                if let Some(what) = output.not_finite().filter(|_| !skipped) {
+            if let Some(Pending { step, numbers }) = seen {
+                let numbers = Numbers::of(&numbers)?;
+                if let Some(what) = numbers.not_finite().filter(|_| !skipped) {
                     let culprit = numbers::bad_parameter(&self.byol).map(|name| format!(" ({name} is not finite)"));
                     bail!("{}", self.not_finite(step, &(what + &culprit.unwrap_or_default())));
                 }
                 if self.group.is_some() {
-                    asked = output.asked();
+                    asked = numbers.asked;
                     saving |= asked.checkpoint;
                 }
                 *sound = Some(done);
                 if !skipped {
-                    loss = output.loss.double_value(&[]);
+                    loss = numbers.loss;
                 }
                 if logging {
-                    z_std = output.z_std.double_value(&[]);
+                    z_std = numbers.z_std;
                     collapse.look(done, z_std);
                     let metrics = StepMetrics {
                         step: done,
                         epoch: self.plan.epochs(done),
-                        loss: output.loss.double_value(&[]),
+                        loss: numbers.loss,
                         lr,
                         tau,
                         z_std,
                         images_per_second: interval.images_per_second(self.train.batch_size),
                         data_wait_seconds: interval.waited,
-                        grad_norm: output.grad_norm.double_value(&[]),
+                        grad_norm: numbers.grad_norm,
                     };
                     if let Some(logger) = &mut self.logger {
                         logger.log(&metrics)?;
@@ -276,14 +288,6 @@ impl Trainer {
             self.saver.kept()
         )
     }
-}
-
-/// Both views of a micro-batch, normalised, on the device.
-fn to_device(batch: &Batch, augment: &AugmentConfig, device: Device, planar: bool) -> Result<Views> {
-    let size = augment.size as i64;
-    let shape = [batch.indices.len() as i64, size, size, 3];
-    let view = |bytes: &[u8]| backend::normalised(bytes, shape, augment.mean, augment.std, device, planar);
-    Ok([view(&batch.views[0])?, view(&batch.views[1])?])
 }
 
 /// Time spent on steps since the last log record; pauses leave out checkpoints and evaluations.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Byol, StepOutput, Views};
+use super::{Byol, Numbers, StepOutput, Views};
 use crate::model::{Named, Network};
 
 /// `train.on_non_finite`.
@@ -29,7 +29,7 @@ pub struct Guard {
 
 /// What became of a step.
 pub enum Stepped {
-    /// Taken, as far as was looked: on a GPU, unless steps may be skipped, its numbers are read one step later.
+    /// Taken. By the executor: before its numbers were looked at.
     Taken(StepOutput),
     /// Left out, for this reason; the state is that before the step.
     Skipped(StepOutput, String),
@@ -43,8 +43,13 @@ impl Guard {
         Self { policy, most_in_a_row, in_a_row: 0, skipped: 0 }
     }
 
-    /// One step of BYOL. On the CPU, and wherever steps may be skipped, loss and gradient are looked at before
-    /// anything is updated.
+    /// Whether [`Self::step`] is to take the steps: on the CPU, and wherever steps may be skipped. Else a step is run
+    /// by the executor and its numbers are read when the next one is queued.
+    pub fn looks_first(&self, device: Device) -> bool {
+        self.policy == OnNonFinite::SkipStep || device == Device::Cpu
+    }
+
+    /// One step of BYOL; loss and gradient are looked at before anything is updated.
     /// # Errors
     /// What libtorch says.
     pub fn step(
@@ -55,13 +60,11 @@ impl Guard {
         tau: f64,
         step: u64,
     ) -> Result<Stepped> {
-        if self.policy == OnNonFinite::Stop && byol.device != Device::Cpu {
-            return Ok(Stepped::Taken(byol.step(micro_batches, lr, tau, step)?));
-        }
         let before = (self.policy == OnNonFinite::SkipStep).then(|| Buffers::of(byol));
+        byol.set_rates(lr, tau, step)?;
         let output = byol.gradients(micro_batches)?;
-        let Some(what) = output.not_finite() else {
-            byol.update(lr, tau, step)?;
+        let Some(what) = Numbers::of(&output.fetch()?)?.not_finite() else {
+            byol.update()?;
             self.in_a_row = 0;
             return Ok(Stepped::Taken(output));
         };
@@ -88,10 +91,10 @@ impl Guard {
     }
 }
 
-impl StepOutput {
-    /// What of loss and gradient norm is not finite; waits for the device.
+impl Numbers {
+    /// What of loss and gradient norm is not finite.
     pub fn not_finite(&self) -> Option<String> {
-        let (loss, norm) = (self.loss.double_value(&[]), self.grad_norm.double_value(&[]));
+        let (loss, norm) = (self.loss, self.grad_norm);
         match (loss.is_finite(), norm.is_finite()) {
             (true, true) => None,
             (false, _) => Some(format!("the loss is {loss}")),

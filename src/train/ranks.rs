@@ -18,7 +18,7 @@ pub struct Ranks {
     arrived: Cell<[f32; 3]>,
 }
 
-/// The signals that have arrived at any process: all have to do the same at the same step.
+/// What signals ask for. With several processes those at any of them count: all have to do the same at the same step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
     /// The exit code of a signal to end; SIGTERM's where both came.
@@ -28,6 +28,12 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// From how many processes got SIGINT, SIGTERM and SIGUSR1; nothing from nothing.
+    pub fn of(counts: &[f64]) -> Self {
+        let [int, term, checkpoint] = [0, 1, 2].map(|index| counts.get(index).is_some_and(|&count| count > 0.0));
+        Self { end: term.then_some(143).or(int.then_some(130)), checkpoint }
+    }
+
     /// Those of this process alone.
     pub fn here(signals: &Signals) -> Self {
         Self { end: signals.exit_code(), checkpoint: signals.checkpoint_asked() }
@@ -68,14 +74,5 @@ impl Ranks {
         self.group.all_reduce(&sums)?;
         let mean = |index| sums.get(index) / self.group.world as f64;
         Ok(StepOutput { loss: mean(0), z_std: mean(1), asked: Some(sums.narrow(0, 2, 3)), ..output })
-    }
-}
-
-impl StepOutput {
-    /// What the processes of the run were asked for by this step; nothing where there is one. Waits for the device.
-    pub fn asked(&self) -> Asked {
-        let Some(counts) = &self.asked else { return Asked::default() };
-        let [int, term, checkpoint] = [0, 1, 2].map(|index| counts.double_value(&[index]) > 0.0);
-        Asked { end: term.then_some(143).or(int.then_some(130)), checkpoint }
     }
 }

@@ -1,5 +1,6 @@
 //! When and how a run's checkpoints are written, and what becomes of one that cannot be.
 
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -15,8 +16,8 @@ pub struct Saver {
     output: OutputConfig,
     /// Steps of the last checkpoint that is on disk, as far as this run knows.
     saved: u64,
-    /// Why the last one is not.
-    failure: Option<String>,
+    /// Steps of the one that was tried last, and why it is not.
+    failure: Option<(u64, String)>,
 }
 
 impl Saver {
@@ -33,8 +34,9 @@ impl Saver {
         by_epoch || (steps > 0 && done.is_multiple_of(steps))
     }
 
-    /// Writes a checkpoint of the state after `manifest.step` steps. One that cannot be written is warned of and
-    /// left to the next time, unless the config says otherwise; those before it stay.
+    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, older ones make room for
+    /// it, but never the newest. One that cannot be written is warned of and left to the next time, unless the config
+    /// says otherwise.
     /// # Errors
     /// It cannot be written and `output.on_write_error` is `stop`; another run has taken the folder.
     pub fn save(&mut self, byol: &Byol, manifest: &Manifest) -> Result<()> {
@@ -42,11 +44,8 @@ impl Saver {
             self.saved = manifest.step;
             return Ok(());
         }
-        let keep = self.output.keep_checkpoints;
-        let checkpoints = self.folder.checkpoints();
-        let written = self.folder.hold().and_then(|()| checkpoint::save(&checkpoints, byol, manifest.clone(), keep));
-        match written {
-            Ok(_) => {
+        match self.try_to_save(byol, manifest) {
+            Ok(()) => {
                 if self.failure.take().is_some() {
                     log::info!("the checkpoint of step {} could be written again", manifest.step);
                 }
@@ -57,8 +56,28 @@ impl Saver {
             Err(error) => {
                 let why = format!("{error:#}");
                 log::warn!("{why}; {}; trying again at the next one (output.on_write_error: retry)", self.kept());
-                self.failure = Some(why);
+                self.failure = Some((manifest.step, why));
                 Ok(())
+            }
+        }
+    }
+
+    fn try_to_save(&mut self, byol: &Byol, manifest: &Manifest) -> Result<()> {
+        let mut keep = self.output.keep_checkpoints;
+        let checkpoints = self.folder.checkpoints();
+        loop {
+            self.folder.hold()?;
+            let Err(error) = checkpoint::save(&checkpoints, byol, manifest.clone(), keep) else { return Ok(()) };
+            let full = error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind);
+            let there = checkpoint::list(&checkpoints).len();
+            if !matches!(full, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) || there < 2 {
+                return Err(error);
+            }
+            keep = there - 1;
+            log::warn!("{error:#}; removing the oldest of {there} checkpoints to make room");
+            checkpoint::clean(&checkpoints, keep);
+            if checkpoint::list(&checkpoints).len() == there {
+                return Err(error); // it cannot be removed, as was said
             }
         }
     }
@@ -68,15 +87,18 @@ impl Saver {
         self.failure.is_some()
     }
 
+    /// Whether the state after `step` steps is on disk, or was tried to be put there.
+    pub fn tried(&self, step: u64) -> bool {
+        step <= self.saved || self.failure.as_ref().is_some_and(|(tried, _)| *tried == step)
+    }
+
     /// At the end of a run: is the state of its last step on disk?
     /// # Errors
     /// It is not: why, and what there is.
     pub fn finish(&self, step: u64) -> Result<()> {
-        if let Some(why) = &self.failure {
+        if let Some((_, why)) = &self.failure {
             let kept = self.kept();
-            bail!(
-                "step {step}, the run's last, could not be saved: {why}; {kept}: make room, go on with --resume auto"
-            );
+            bail!("step {step}, the run's last, could not be saved: {why}; {kept}; make room, then add --resume auto");
         }
         Ok(())
     }
@@ -87,11 +109,6 @@ impl Saver {
             Some(path) => format!("the last good checkpoint is {}", path.display()),
             None => "there is no checkpoint yet".into(),
         }
-    }
-
-    /// Steps of the last checkpoint that was written, or from which the run began.
-    pub fn saved(&self) -> u64 {
-        self.saved
     }
 
     /// The last checkpoint that was written.

@@ -3,9 +3,11 @@
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-use super::Ranks;
+use super::laps::{Part, lap};
+use super::{Asked, Ranks};
 use crate::backend::Autocast;
-use crate::ema;
+use crate::backend::stream::Later;
+use crate::ema::Ema;
 use crate::eval::Represent;
 use crate::loss::{regression_loss, z_std};
 use crate::model::Network;
@@ -22,6 +24,8 @@ pub struct Byol {
     pub target: Network,
     /// Moves theta.
     pub optimizer: Optimizer,
+    /// Moves xi.
+    pub ema: Ema,
     /// The processes that share each batch, where there are several.
     pub ranks: Option<Ranks>,
     /// Forward passes in bf16 autocast; weights, loss, optimiser and EMA stay in fp32.
@@ -38,8 +42,51 @@ pub struct StepOutput {
     pub z_std: Tensor,
     /// L2 norm of the whole gradient, before clipping; a scalar.
     pub grad_norm: Tensor,
-    /// Signals that have arrived, counted over all processes; see [`Self::asked`].
+    /// Where several processes share the batch: signals that have arrived, see [`Asked`]; `[3]`.
     pub asked: Option<Tensor>,
+}
+
+/// The numbers of a [`StepOutput`].
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    /// The loss.
+    pub loss: f64,
+    /// The deviation of the projections.
+    pub z_std: f64,
+    /// The norm of the gradient.
+    pub grad_norm: f64,
+    /// What any of several processes was asked for.
+    pub asked: Asked,
+}
+
+impl StepOutput {
+    /// The same tensors again.
+    pub fn handles(&self) -> Self {
+        let [loss, z_std, grad_norm] = [&self.loss, &self.z_std, &self.grad_norm].map(Tensor::shallow_clone);
+        Self { loss, z_std, grad_norm, asked: self.asked.as_ref().map(Tensor::shallow_clone) }
+    }
+
+    /// Begins to fetch the numbers; [`Numbers::of`] waits for them.
+    /// # Errors
+    /// What libtorch says.
+    pub fn fetch(&self) -> Result<Later> {
+        let numbers = Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?;
+        Later::new(match &self.asked {
+            Some(asked) => Tensor::f_cat(&[&numbers, asked], 0)?,
+            None => numbers,
+        })
+    }
+}
+
+impl Numbers {
+    /// What [`StepOutput::fetch`] fetched.
+    /// # Errors
+    /// What the step met on the device.
+    pub fn of(fetched: &Later) -> Result<Self> {
+        let values = fetched.get()?;
+        let asked = Asked::of(&values[3..]);
+        Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2], asked })
+    }
 }
 
 impl Byol {
@@ -54,8 +101,24 @@ impl Byol {
         tau: f64,
         step: u64,
     ) -> Result<StepOutput> {
+        self.set_rates(lr, tau, step)?;
+        self.run(micro_batches)
+    }
+
+    /// Learning rate and tau of the update to come, and its number from 0.
+    /// # Errors
+    /// What libtorch says.
+    pub fn set_rates(&self, lr: f64, tau: f64, step: u64) -> Result<()> {
+        self.optimizer.set(lr, step)?;
+        self.ema.set(tau)
+    }
+
+    /// A step with the rates set, all of it on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn run(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
         let output = self.gradients(micro_batches)?;
-        self.update(lr, tau, step)?;
+        self.update()?;
         Ok(output)
     }
 
@@ -74,6 +137,7 @@ impl Byol {
             }
             // Gradients add up in theta's `.grad`.
             (&loss / parts as f64).f_backward()?;
+            lap(Part::Backward);
             losses.push(loss.detach());
             z_stds.push(z_std);
         }
@@ -89,9 +153,12 @@ impl Byol {
     /// The second half: both networks move.
     /// # Errors
     /// What libtorch says.
-    pub fn update(&mut self, lr: f64, tau: f64, step: u64) -> Result<()> {
-        self.optimizer.step(lr, step)?; // theta <- optimizer(theta, gradient, lr)
-        ema::update(&self.target, &self.online, tau) // xi <- tau xi + (1 - tau) theta, the new theta
+    pub fn update(&mut self) -> Result<()> {
+        self.optimizer.apply()?; // theta <- optimizer(theta, gradient, lr)
+        lap(Part::Optimizer);
+        self.ema.update(&self.target, &self.online)?; // xi <- tau xi + (1 - tau) theta, the new theta
+        lap(Part::Ema);
+        Ok(())
     }
 
     /// The loss of one micro-batch, and its z_std. Each view goes through each network by itself, so that BatchNorm
@@ -102,14 +169,18 @@ impl Byol {
         let z2 = self.online.project(v2);
         let p1 = self.online.predict(&z1); // q(z)                       [N, D]
         let p2 = self.online.predict(&z2);
+        lap(Part::OnlineForward);
         let (t1, t2) = {
             let _no_grad = tch::no_grad_guard(); // the gradient stops at the target
             (self.target.project(v1), self.target.project(v2)) // z'     [N, D]
         };
+        lap(Part::TargetForward);
         drop(autocast); // the loss is taken in fp32
         // The prediction from one view meets the target's projection of the other.
         let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
-        Ok((loss, z_std(&z1)))
+        let z_std = z_std(&z1);
+        lap(Part::Loss);
+        Ok((loss, z_std))
     }
 }
 

@@ -175,6 +175,7 @@ pub fn from_environment(name: &str, otherwise: u64) -> u64 {
 }
 
 /// Random numbers: those of BYOL_SEED, or others every time; the seed is printed.
+#[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {

@@ -12,7 +12,8 @@ use crate::cli::TrainArgs;
 use crate::commands::setup::Machine;
 use crate::config::Config;
 use crate::dist::{Group, Place};
-use crate::train::Byol;
+use crate::model::SyncBatchNorm;
+use crate::train::{Byol, Ranks};
 
 /// Runs this process's part. An error of any process ends all, and one of them says it.
 /// # Errors
@@ -58,6 +59,15 @@ pub(super) fn check_shares(config: &Config, world: usize) -> Result<()> {
         "train.batch_size: found {batch}, expected a multiple of {world} processes times {parts} micro-batches, with at \
          least 2 images for each"
     );
+    Ok(())
+}
+
+/// Has gradients averaged over all processes, and BatchNorm see the batches of all.
+pub(super) fn connect(group: &Group, config: &Config, byol: &mut Byol) -> Result<()> {
+    if config.model.sync_batchnorm != SyncBatchNorm::Off {
+        [&byol.online, &byol.target].iter().for_each(|network| network.params.synchronise(&group.processes));
+    }
+    byol.ranks = Some(Ranks::new(&group.processes, &byol.online.params)?);
     Ok(())
 }
 

@@ -57,7 +57,7 @@ struct StageTimes {
 /// Runs the command.
 /// # Errors
 /// One line: what is wrong, where, and what to do.
-pub fn loader(args: &BenchLoaderArgs) -> Result<u8> {
+pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;

@@ -1,0 +1,143 @@
+//! CUDA graphs: work that is queued once, recorded, and then repeated with one launch. The shared object that can do
+//! it needs libtorch_cuda; it is part of this binary where the build found CUDA's headers, and is loaded when the
+//! first graph is recorded.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+
+use anyhow::{Result, anyhow, bail};
+
+/// The shared object; empty where it could not be built.
+static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libbyol_graph.so"));
+
+/// The functions of `graph.cpp`.
+struct Functions {
+    error: unsafe extern "C" fn() -> *const c_char,
+    begin: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
+    end: unsafe extern "C" fn(*mut c_void) -> c_int,
+    replay: unsafe extern "C" fn(*mut c_void) -> c_int,
+    free: unsafe extern "C" fn(*mut c_void),
+}
+
+impl Functions {
+    fn check(&self, status: c_int) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: a NUL-terminated thread-local string that lives until the next call.
+        let message = unsafe { CStr::from_ptr((self.error)()) }.to_string_lossy().into_owned();
+        bail!("CUDA graph: {}", message.lines().next().unwrap_or_default())
+    }
+}
+
+/// Loads the shared object, once.
+/// # Errors
+/// It is not part of this build, or libtorch_cuda is not there: the loader's own line.
+fn functions() -> Result<&'static Functions> {
+    static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
+    FUNCTIONS.get_or_init(load).as_ref().map_err(|why| anyhow!("CUDA graphs cannot be used: {why}"))
+}
+
+fn load() -> Result<Functions, String> {
+    if LIBRARY.is_empty() {
+        return Err("this binary was built without CUDA's headers (pip install nvidia-cuda-runtime, nvidia-cuda-crt \
+                    and nvidia-cuda-cccl beside torch, then build again)"
+            .into());
+    }
+    let memory = rustix::fs::memfd_create("libbyol_graph.so", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut file = std::fs::File::from(memory.map_err(|e| e.to_string())?);
+    file.write_all(LIBRARY).map_err(|e| e.to_string())?;
+    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
+    // SAFETY: `path` names a file of this build. Its dependencies are those of libtorch_cuda, loaded before; all
+    // symbols are resolved now or not at all.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        // SAFETY: after a failed dlopen a NUL-terminated string, copied before any other dl call of this thread.
+        return Err(unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned());
+    }
+    // SAFETY: the types are those of the functions in `graph.cpp`, which was built with this file.
+    unsafe {
+        Ok(Functions {
+            error: symbol(handle, c"byol_graph_error")?,
+            begin: symbol(handle, c"byol_graph_begin")?,
+            end: symbol(handle, c"byol_graph_end")?,
+            replay: symbol(handle, c"byol_graph_replay")?,
+            free: symbol(handle, c"byol_graph_free")?,
+        })
+    }
+}
+
+/// A function of a loaded library.
+/// # Safety
+/// `F` is the function's pointer type.
+unsafe fn symbol<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F, String> {
+    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+    // SAFETY: `library` is loaded, `name` is NUL-terminated.
+    let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+    if symbol.is_null() {
+        return Err(format!("{} is missing", name.to_string_lossy()));
+    }
+    // SAFETY: both are pointers; the caller promises the type.
+    Ok(unsafe { std::mem::transmute_copy(&symbol) })
+}
+
+/// Work that was recorded. The tensors that it reads and writes must be alive, and where they were, when it is replayed.
+pub struct Graph {
+    raw: *mut c_void,
+    functions: &'static Functions,
+}
+
+impl Graph {
+    /// Records what `work` queues on the current stream, see [`own_stream`](super::stream::own_stream); none of it
+    /// runs. Memory that it takes belongs to the graph. `work` must not wait for the device.
+    /// # Errors
+    /// Graphs cannot be used here; work that cannot be recorded; `work`'s own.
+    pub fn record<T>(work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+        let functions = functions()?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: `raw` outlives the call; after success it is ours to free.
+        functions.check(unsafe { (functions.begin)(&mut raw) })?;
+        let graph = Self { raw, functions };
+        let result = work();
+        // SAFETY: `raw` is alive and recording; that must end, whatever `work` came to.
+        let ended = functions.check(unsafe { (functions.end)(graph.raw) });
+        let result = result?;
+        ended?;
+        Ok((graph, result))
+    }
+
+    /// Queues the recorded work on the current stream.
+    /// # Errors
+    /// What CUDA says.
+    pub fn replay(&self) -> Result<()> {
+        // SAFETY: `raw` is alive and was recorded to its end.
+        self.functions.check(unsafe { (self.functions.replay)(self.raw) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made by `begin` and freed once.
+        unsafe { (self.functions.free)(self.raw) }
+    }
+}
+
+/// Whether CUDA graphs can be recorded in this process: `Ok`, or why not.
+/// # Errors
+/// The binary lacks the shared object, or libtorch_cuda is not loaded.
+pub fn available() -> Result<()> {
+    functions().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_was_built() {
+        assert!(LIBRARY.starts_with(b"\x7fELF"), "built without CUDA's headers, which scripts/libtorch.sh installs");
+    }
+}

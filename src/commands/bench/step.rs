@@ -1,0 +1,246 @@
+//! `byol bench step`: how fast training steps are, and where their time goes.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::super::setup::{self, Machine};
+use super::peaks;
+use crate::backend;
+use crate::backend::stream::{self, Later};
+use crate::cli::BenchStepArgs;
+use crate::config::Config;
+use crate::data;
+use crate::data::loader::{BadImages, Batch, Loader};
+use crate::data::sampler::Sampler;
+use crate::rng::{Purpose, Stream};
+use crate::train::laps::{self, Part, Times};
+use crate::train::{Byol, Executor, Feed, Plan};
+use tch::Device;
+
+/// Steps before the measured ones: buffers are made, kernels chosen, on a GPU a graph is recorded and compared.
+const WARM_UP: u64 = 8;
+
+/// Steps whose parts are timed, at most.
+const TIMED_BY_PART: u64 = 10;
+
+/// The line of JSON on stdout.
+#[derive(Serialize)]
+struct Report {
+    bench: &'static str,
+    /// Images a second, two views of each, all in all.
+    images_per_second: f64,
+    batch: usize,
+    micro_batches: usize,
+    /// Side of a view, pixels.
+    size: usize,
+    steps: usize,
+    /// Without a loader.
+    synthetic: bool,
+    step_ms: Spread,
+    /// Of a step, waiting for the loader.
+    data_wait_ms: f64,
+    /// Of a step, in a second measurement that waits for each part.
+    parts_ms: Parts,
+    device: String,
+    precision: &'static str,
+    /// Of libtorch and of the loader.
+    threads: [usize; 2],
+    /// Most memory in use at a time, megabytes.
+    peak_resident_mb: f64,
+    /// The same of tensors on the GPU.
+    peak_device_mb: Option<f64>,
+    /// Steps were replayed.
+    cuda_graph: bool,
+    /// Arithmetic of convolutions and linear layers, 10^12 a second.
+    tflops: f64,
+    /// What the GPU's data sheet says for dense products in this precision, where it is known.
+    peak_tflops: Option<f64>,
+    share_of_peak: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Spread {
+    median: f64,
+    p10: f64,
+    p90: f64,
+}
+
+#[derive(Serialize)]
+struct Parts {
+    copy: f64,
+    normalise: f64,
+    online_forward: f64,
+    target_forward: f64,
+    loss: f64,
+    backward: f64,
+    optimizer: f64,
+    ema: f64,
+}
+
+impl Parts {
+    /// Per step, from the times of `steps` steps.
+    fn of(times: &Times, steps: u64) -> Self {
+        let each = |part: Part| times[part as usize].as_secs_f64() * 1e3 / steps as f64;
+        Self {
+            copy: each(Part::Copy),
+            normalise: each(Part::Normalise),
+            online_forward: each(Part::OnlineForward),
+            target_forward: each(Part::TargetForward),
+            loss: each(Part::Loss),
+            backward: each(Part::Backward),
+            optimizer: each(Part::Optimizer),
+            ema: each(Part::Ema),
+        }
+    }
+}
+
+/// Where batches come from.
+enum Source {
+    Loader(Box<Loader>),
+    Noise(Batch),
+}
+
+/// What is measured.
+struct Bench {
+    source: Source,
+    feed: Feed,
+    byol: Byol,
+    executor: Executor,
+    plan: Plan,
+    micro_batches: usize,
+    /// Of the step before.
+    pending: Option<Later>,
+}
+
+impl Bench {
+    fn new(config: &Config, machine: &Machine, synthetic: bool, place: impl Fn(&str) -> String) -> Result<Self> {
+        let train = &config.train;
+        let (source, images) = if synthetic {
+            (Source::Noise(noise(train.micro_batch(), config.augment.size)), train.batch_size)
+        } else {
+            let dataset =
+                data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
+            let images = dataset.len();
+            let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)
+                .with_context(|| place("train.batch_size"))?;
+            let bad = BadImages::new(config.data.on_bad_image);
+            let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, machine.loader)?;
+            (Source::Loader(Box::new(loader)), images)
+        };
+        let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
+            .with_context(|| place("train.batch_size"))?;
+        let byol = setup::networks(config, machine);
+        let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
+        let executor = setup::executor(config, machine)?;
+        Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
+    }
+
+    /// One step; the seconds that it waited for data.
+    fn step(&mut self, step: u64) -> Result<f64> {
+        let asked = Instant::now();
+        let fresh = match &mut self.source {
+            Source::Loader(loader) => (0..self.micro_batches).map(|_| loader.next_batch()).collect::<Result<_>>()?,
+            Source::Noise(_) => Vec::new(),
+        };
+        let waited = asked.elapsed().as_secs_f64();
+        let batches: Vec<&Batch> = match &self.source {
+            Source::Loader(_) => fresh.iter().collect(),
+            Source::Noise(batch) => vec![batch; self.micro_batches],
+        };
+        let rates = (self.plan.lr(step), self.plan.tau(step), step);
+        let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, rates)?;
+        // As in training, the host looks at the numbers of the step before.
+        let numbers = output.fetch()?;
+        if let Some(before) = self.pending.replace(numbers) {
+            before.get()?;
+        }
+        if let Source::Loader(loader) = &self.source {
+            fresh.into_iter().for_each(|batch| loader.recycle(batch));
+        }
+        Ok(waited)
+    }
+}
+
+impl Bench {
+    /// Until the device has done everything.
+    fn wait(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), |numbers| numbers.get().map(|_| ()))
+    }
+}
+
+/// Runs the command.
+/// # Errors
+/// One line: what is wrong, where, and what to do.
+pub fn run(args: &BenchStepArgs) -> Result<u8> {
+    let config = Config::load(&args.source.config, &args.source.set)?;
+    let machine = Machine::set_up(&config)?;
+    let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
+    let mut bench = Bench::new(&config, &machine, args.synthetic, place)?;
+    let mut done = 0;
+    while done < WARM_UP {
+        bench.step(done)?;
+        done += 1;
+    }
+    bench.wait()?;
+    let cuda_graph = bench.executor.replays();
+    let (mut seconds, mut waited) = (Vec::with_capacity(args.steps as usize), 0.0);
+    let (whole, mut started) = (Instant::now(), Instant::now());
+    for _ in 0..args.steps {
+        waited += bench.step(done)?;
+        seconds.push(started.elapsed().as_secs_f64());
+        started = Instant::now();
+        done += 1;
+    }
+    bench.wait()?;
+    let total = whole.elapsed().as_secs_f64();
+    bench.executor.stop_replaying();
+    let by_part = TIMED_BY_PART.min(args.steps.into());
+    let (result, times) =
+        laps::measure(machine.device, || (done..done + by_part).try_for_each(|step| bench.step(step).map(|_| ())));
+    result?;
+
+    let steps = seconds.len();
+    seconds.sort_by(f64::total_cmp);
+    let quantile = |q: f64| seconds[(q * (steps - 1) as f64).round() as usize] * 1e3;
+    let images_per_second = (steps * config.train.batch_size) as f64 / total;
+    let tflops = bench.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
+    let peak_tflops = peaks::tflops(machine.device, machine.bf16, config.train.allow_tf32);
+    let report = Report {
+        bench: "step",
+        images_per_second,
+        batch: config.train.batch_size,
+        micro_batches: config.train.accumulation_steps,
+        size: config.augment.size,
+        steps,
+        synthetic: args.synthetic,
+        step_ms: Spread { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9) },
+        data_wait_ms: waited * 1e3 / steps as f64,
+        parts_ms: Parts::of(&times, by_part),
+        device: backend::describe_device(machine.device),
+        precision: machine.precision(),
+        threads: [machine.threads, if args.synthetic { 0 } else { machine.loader.workers }],
+        peak_resident_mb: backend::peak_resident_bytes() as f64 / 1e6,
+        peak_device_mb: peak_device_mb(machine.device)?,
+        cuda_graph,
+        peak_tflops,
+        share_of_peak: peak_tflops.map(|peak| tflops / peak),
+        tflops,
+    };
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
+    Ok(0)
+}
+
+/// A micro-batch of random bytes.
+fn noise(images: usize, size: usize) -> Batch {
+    let mut random = Stream::new(0, Purpose::Verify, 0, 0, 0);
+    let mut view = || (0..images * size * size * 3).map(|_| random.below(256) as u8).collect();
+    Batch { views: [view(), view()], labels: vec![-1; images], indices: vec![0; images], ..Batch::default() }
+}
+
+fn peak_device_mb(device: Device) -> Result<Option<f64>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    Ok(Some(stream::peak_device_bytes(index)? as f64 / 1e6))
+}

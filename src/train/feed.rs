@@ -1,0 +1,96 @@
+//! Batches of the loader as views on the device.
+
+use anyhow::Result;
+use tch::{Device, Tensor};
+
+use super::Views;
+use super::laps::{Part, lap};
+use crate::augment::AugmentConfig;
+use crate::backend::Normaliser;
+use crate::backend::stream::Ring;
+use crate::data::loader::Batch;
+
+/// Buffers that batches go to a GPU in: one being computed on, one on its way, one being filled.
+const SLOTS: usize = 3;
+
+/// Brings micro-batches to the device as bytes and normalises them there. The host does not wait for a GPU.
+pub struct Feed {
+    normaliser: Normaliser,
+    device: Device,
+    size: i64,
+    /// For a GPU, made for the first batch.
+    ring: Option<Ring>,
+}
+
+impl Feed {
+    /// Views are in bf16 where forward passes are, so that autocast has nothing to cast.
+    /// # Errors
+    /// What libtorch says.
+    pub fn new(augment: &AugmentConfig, device: Device, channels_last: bool, bf16: bool) -> Result<Self> {
+        let normaliser = Normaliser::new(augment.mean, augment.std, device, channels_last, bf16)?;
+        Ok(Self { normaliser, device, size: augment.size as i64, ring: None })
+    }
+
+    /// Both views of a micro-batch.
+    /// # Errors
+    /// What libtorch says.
+    pub fn views(&mut self, batch: &Batch) -> Result<Views> {
+        if !self.device.is_cuda() {
+            let shape = [batch.indices.len() as i64, self.size, self.size, 3];
+            let view = |bytes: &[u8]| self.normaliser.bytes(bytes, shape);
+            let views = [view(&batch.views[0])?, view(&batch.views[1])?];
+            lap(Part::Normalise);
+            return Ok(views);
+        }
+        let (normaliser, size) = (&self.normaliser, self.size);
+        Self::send(&mut self.ring, self.device, batch, |bytes| normalised(normaliser, bytes, size))
+    }
+
+    /// The bytes of a micro-batch's views to `to`, `[2 N, S, S, 3]` on the GPU, for [`Self::normalised`] to read.
+    /// # Errors
+    /// What libtorch says.
+    pub fn copy(&mut self, batch: &Batch, to: &Tensor) -> Result<()> {
+        Self::send(&mut self.ring, self.device, batch, |bytes| Ok(to.view([-1]).f_copy_(bytes)?))
+    }
+
+    /// A place for [`Self::copy`] to put a micro-batch of `images`.
+    /// # Errors
+    /// What libtorch says.
+    pub fn place(&self, images: usize) -> Result<Tensor> {
+        let shape = [2 * images as i64, self.size, self.size, 3];
+        Ok(Tensor::f_empty(shape, (tch::Kind::Uint8, self.device))?)
+    }
+
+    /// Views from such a place.
+    /// # Errors
+    /// What libtorch says.
+    pub fn normalised(&self, place: &Tensor) -> Result<Views> {
+        normalised(&self.normaliser, place, self.size)
+    }
+
+    fn send<T>(
+        ring: &mut Option<Ring>,
+        device: Device,
+        batch: &Batch,
+        work: impl FnOnce(&Tensor) -> Result<T>,
+    ) -> Result<T> {
+        let [first, second] = &batch.views;
+        let ring = match (ring, device) {
+            (Some(ring), _) => ring,
+            (none, Device::Cuda(index)) => none.insert(Ring::new(index, SLOTS, 2 * first.len())?),
+            _ => unreachable!("the CPU needs no copies"),
+        };
+        ring.put([first, second], |bytes| {
+            lap(Part::Copy);
+            work(bytes)
+        })
+    }
+}
+
+/// Bytes of both views, one after the other, as two tensors.
+fn normalised(normaliser: &Normaliser, bytes: &Tensor, size: i64) -> Result<Views> {
+    let both = bytes.view([2, -1, size, size, 3]);
+    let views = [normaliser.tensor(&both.get(0))?, normaliser.tensor(&both.get(1))?];
+    lap(Part::Normalise);
+    Ok(views)
+}
