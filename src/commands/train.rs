@@ -64,7 +64,9 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     let mut share = config.clone();
     share.train.batch_size /= world;
-    memory::check(&share, &machine)?;
+    if rank == 0 {
+        memory::check(&share, &machine)?;
+    }
     signals.listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
         .with_context(|| place("train.batch_size"))?;
@@ -82,6 +84,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         data: dataset.fingerprint(),
         device: backend::describe_device(machine.device),
         threads: machine.threads,
+        processes: world,
         precision: machine.precision().into(),
         config_sha256: config.fingerprint()?,
         seed: config.train.seed,

@@ -76,6 +76,19 @@ impl DistConfig {
     }
 }
 
+/// For commands that do not share their work.
+/// # Errors
+/// A launcher has started this process as one of several.
+pub fn refuse_ranks() -> Result<()> {
+    if let Some(place) = Place::from_env()? {
+        let (rank, world) = (place.rank, place.world);
+        bail!(
+            "found rank {rank} of {world} processes, expected one: only train shares its work; start the command by itself"
+        );
+    }
+    Ok(())
+}
+
 /// The processes of a run, seen from one of them.
 pub struct Group {
     /// For gradients and BatchNorm.

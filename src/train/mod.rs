@@ -167,7 +167,9 @@ impl Trainer {
             let (output, skipped) = match stepped {
                 Stepped::Taken(output) => (output, false),
                 Stepped::Skipped(output, why) => {
-                    log::warn!("step {done} is skipped: {why}");
+                    if self.logger.is_some() {
+                        log::warn!("step {done} is skipped: {why}");
+                    }
                     (output, true)
                 }
                 Stepped::NotFinite(what) => bail!("{}", self.not_finite(done, &what)),
@@ -197,7 +199,9 @@ impl Trainer {
                 }
                 if logging {
                     z_std = numbers.z_std;
-                    collapse.look(done, z_std);
+                    if self.logger.is_some() {
+                        collapse.look(done, z_std);
+                    }
                     let metrics = StepMetrics {
                         step: done,
                         epoch: self.plan.epochs(done),

@@ -30,9 +30,12 @@ pub(super) fn run(place: Place, args: &TrainArgs, config: &Config) -> Result<u8>
     let differences = |first: &str| -> Result<Vec<String>> {
         let first: serde_json::Value = serde_json::from_str(first).context("rank 0's config")?;
         let mut differences = config.differences(&first["manifest"]["config"])?;
-        for (what, path) in
-            [("byol", "/manifest/byol"), ("libtorch", "/manifest/libtorch"), ("train.precision", "/precision")]
-        {
+        for (what, path) in [
+            ("byol", "/manifest/byol"),
+            ("commit", "/manifest/commit"),
+            ("libtorch", "/manifest/libtorch"),
+            ("train.precision", "/precision"),
+        ] {
             let [ours, theirs] = [&own, &first].map(|of| of.pointer(path).cloned().unwrap_or_default());
             if ours != theirs {
                 differences.push(format!("{what}: {ours}, was {theirs}"));
