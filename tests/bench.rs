@@ -1,5 +1,5 @@
 //! `byol bench` from end to end, and what it shows: in the steady state the loader takes nothing from the heap per
-//! image, and memory does not grow.
+//! image, and memory grows neither there nor over training steps. Starting is quick.
 
 use std::process::{Command, Output};
 
@@ -11,6 +11,20 @@ fn bench(extra: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
     command.args(["bench", "loader", "--config"]).arg(format!("{root}/configs/cifar10_resnet18.yaml"));
     command.args(["--set", "data.format=cifar10", "--set", "train.batch_size=4"]);
+    command.arg("--set").arg(format!("data.path={root}/tests/fixtures/data/cifar"));
+    command.args(extra).output().expect("byol runs")
+}
+
+/// Runs `byol bench step` on views of 8 px with the smallest network.
+fn bench_step(extra: &[&str]) -> Output {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
+    command.args(["bench", "step", "--config"]).arg(format!("{root}/configs/cifar10_resnet18.yaml"));
+    for key in ["model.width=0.25", "augment.size=8", "model.projector_hidden=16", "model.predictor_hidden=16"] {
+        command.args(["--set", key]);
+    }
+    command.args(["--set", "data.format=cifar10", "--set", "train.device=cpu", "--set", "train.threads=1"]);
+    command.args(["--set", "train.batch_size=4"]);
     command.arg("--set").arg(format!("data.path={root}/tests/fixtures/data/cifar"));
     command.args(extra).output().expect("byol runs")
 }
@@ -50,4 +64,78 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
         assert!(!output.status.success() && message.contains(part), "{extra:?}: {message}");
         assert!(output.stdout.is_empty());
     }
+}
+
+#[test]
+fn a_step_is_its_parts_and_memory_does_not_grow() {
+    for synthetic in [true, false] {
+        let mut arguments =
+            vec!["--set", "train.batch_size=4", "--set", "train.accumulation_steps=2", "--steps", "150"];
+        arguments.extend(synthetic.then_some("--synthetic"));
+        let output = bench_step(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let report: Value = serde_json::from_str(&text).expect("JSON");
+        let counts = ["batch", "micro_batches", "size", "steps"].map(|key| number(&report, &format!("/{key}")));
+        assert_eq!(counts, [4.0, 2.0, 8.0, 150.0]);
+        let busy = ["normalise", "online_forward", "target_forward", "loss", "backward", "optimizer", "ema"];
+        let parts = busy.map(|part| number(&report, &format!("/parts_ms/{part}")));
+        assert!(parts.iter().all(|&part| part > 0.0), "{report}");
+        // The median of whole steps is measured apart from the parts; a machine may be busy with something else.
+        let (sum, step) = (parts.iter().sum::<f64>(), number(&report, "/step_ms/median"));
+        assert!(sum > 0.2 * step && sum < 5.0 * step, "{report}");
+        assert_eq!((number(&report, "/parts_ms/copy"), &report["cuda_graph"]), (0.0, &Value::Bool(false)));
+        assert!((number(&report, "/data_wait_ms") > 0.001) != synthetic, "{report}");
+        assert!(number(&report, "/tflops") > 0.0 && report["peak_tflops"].is_null(), "{report}");
+        let grown = number(&report, "/resident_mb/1") - number(&report, "/resident_mb/0");
+        assert!(grown < 3.0, "{report}");
+    }
+}
+
+#[test]
+fn a_step_needs_enough_images_and_a_device_that_is_there() {
+    for (extra, part) in [
+        (["--steps", "0"], "0 is not in 1..=1000000"),
+        (["--set", "train.batch_size=64"], "train.batch_size: found 64"),
+        (["--set", "train.cuda_graph=on"], "train.cuda_graph: found on, expected auto or off on the CPU"),
+    ] {
+        let output = bench_step(&extra);
+        let message = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(!output.status.success() && message.contains(part), "{extra:?}: {message}");
+        assert!(output.stdout.is_empty() && (extra[0] == "--steps" || message.lines().count() == 1), "{message}");
+    }
+}
+
+/// Seconds of CPU time, which other work on the machine does not lengthen as it does the time on the clock.
+fn cpu_seconds(arguments: &[String]) -> f64 {
+    let script = r#""$0" "$@" >/dev/null || exit 1; times"#;
+    let output = Command::new("bash").args(["-c", script, env!("CARGO_BIN_EXE_byol")]).args(arguments).output();
+    let output = output.expect("bash runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    // The second line is the children's: user and system time, each as 0m0.123s.
+    let times = text.lines().nth(1).expect("two lines").split_whitespace();
+    let seconds = times.map(|time| {
+        let (minutes, seconds) = time.trim_end_matches('s').split_once('m').expect("minutes");
+        60.0 * minutes.parse::<f64>().expect("minutes") + seconds.parse::<f64>().expect("seconds")
+    });
+    seconds.sum()
+}
+
+#[test]
+fn help_takes_0_3_seconds_at_most_and_the_first_step_3() {
+    let help = cpu_seconds(&["--help".to_string()]);
+    assert!(help > 0.0 && help < 0.3, "{help}");
+    let (root, run) = (env!("CARGO_MANIFEST_DIR"), tempfile::tempdir().expect("a folder"));
+    let mut arguments: Vec<String> = ["train", "--config"].map(str::to_string).to_vec();
+    arguments.push(format!("{root}/configs/cifar10_resnet18.yaml"));
+    let data = format!("data.path={root}/tests/fixtures/data/cifar");
+    let dir = format!("output.dir={}", run.path().display());
+    for key in ["data.format=cifar10", "train.batch_size=4", "train.max_steps=1", "train.threads=1", &data, &dir] {
+        arguments.extend(["--set".to_string(), key.to_string()]);
+    }
+    arguments.extend(["--set", "monitor.knn_every=0", "--set", "train.device=cpu"].map(str::to_string));
+    let first_step = cpu_seconds(&arguments); // the full ResNet-18, and its checkpoint
+    assert!(first_step < 3.0, "{first_step}");
 }

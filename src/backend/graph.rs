@@ -140,4 +140,19 @@ mod tests {
     fn the_library_was_built() {
         assert!(LIBRARY.starts_with(b"\x7fELF"), "built without CUDA's headers, which scripts/libtorch.sh installs");
     }
+
+    #[test]
+    fn it_loads_beside_libtorch_cuda_and_refuses_without_a_gpu_in_one_line() {
+        if let Err(why) = crate::backend::shim::load_library("libtorch_cuda.so") {
+            println!("skipped: {why}");
+            let error = available().expect_err("libtorch_cuda cannot be loaded").to_string();
+            assert!(error.starts_with("CUDA graphs cannot be used: ") && error.contains("libtorch_cuda"), "{error}");
+            return;
+        }
+        available().expect("every symbol is found");
+        if !tch::Cuda::is_available() {
+            let error = Graph::record(|| Ok(())).map(|_| ()).expect_err("no GPU").to_string();
+            assert!(error.starts_with("CUDA graph: ") && error.lines().count() == 1, "{error}");
+        }
+    }
 }

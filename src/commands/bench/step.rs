@@ -48,7 +48,8 @@ struct Report {
     precision: &'static str,
     /// Of libtorch and of the loader.
     threads: [usize; 2],
-    /// Most memory in use at a time, megabytes.
+    /// Resident memory before and after the measured steps, and the most at a time, megabytes.
+    resident_mb: [f64; 2],
     peak_resident_mb: f64,
     /// The same of tensors on the GPU.
     peak_device_mb: Option<f64>,
@@ -118,20 +119,20 @@ struct Bench {
 impl Bench {
     fn new(config: &Config, machine: &Machine, synthetic: bool, place: impl Fn(&str) -> String) -> Result<Self> {
         let train = &config.train;
-        let (source, images) = if synthetic {
-            (Source::Noise(noise(train.micro_batch(), config.augment.size)), train.batch_size)
-        } else {
-            let dataset =
-                data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
-            let images = dataset.len();
-            let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)
-                .with_context(|| place("train.batch_size"))?;
-            let bad = BadImages::new(config.data.on_bad_image);
-            let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, machine.loader)?;
-            (Source::Loader(Box::new(loader)), images)
-        };
+        let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")));
+        let dataset = if synthetic { None } else { Some(open()?) };
+        let images = dataset.as_ref().map_or(train.batch_size, |set| set.len());
         let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| place("train.batch_size"))?;
+        let source = match dataset {
+            None => Source::Noise(noise(train.micro_batch(), config.augment.size)),
+            Some(dataset) => {
+                let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)?;
+                let bad = BadImages::new(config.data.on_bad_image);
+                let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, machine.loader)?;
+                Source::Loader(Box::new(loader))
+            }
+        };
         let byol = setup::networks(config, machine);
         let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
         let executor = setup::executor(config, machine)?;
@@ -186,6 +187,7 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
     }
     bench.wait()?;
     let cuda_graph = bench.executor.replays();
+    let resident = backend::resident_bytes();
     let (mut seconds, mut waited) = (Vec::with_capacity(args.steps as usize), 0.0);
     let (whole, mut started) = (Instant::now(), Instant::now());
     for _ in 0..args.steps {
@@ -196,6 +198,7 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
     }
     bench.wait()?;
     let total = whole.elapsed().as_secs_f64();
+    let resident_mb = [resident, backend::resident_bytes()].map(|bytes| bytes as f64 / 1e6);
     bench.executor.stop_replaying();
     let by_part = TIMED_BY_PART.min(args.steps.into());
     let (result, times) =
@@ -222,6 +225,7 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
         device: backend::describe_device(machine.device),
         precision: machine.precision(),
         threads: [machine.threads, if args.synthetic { 0 } else { machine.loader.workers }],
+        resident_mb,
         peak_resident_mb: backend::peak_resident_bytes() as f64 / 1e6,
         peak_device_mb: peak_device_mb(machine.device)?,
         cuda_graph,

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""`byol train` against PyTorch with lightly on the same machine: images/s of whole training runs on the CPU.
+
+    scripts/byol --version    # builds it
+    scripts/compare/step.py --cifar data/cifar10 --byol target/release/byol
+
+ResNet-18 of width 0.25 with a 3x3 stem on 32 px views of CIFAR-10's JPEGs, batch 256, heads 1024/128, SGD, bf16 autocast,
+channels last. The peer (torch_step.py) is plain PyTorch with multi-tensor SGD and moving average; its images come
+through lightly's BYOLTransform in 2 DataLoader workers. Both count from asking for the first batch to the end of the
+last step. A second pair has no loader: views of noise, byol's still bytes to be normalised. All run in turn, in the
+reverse order every other round; the table, on stdout, has medians. lightly, torch and pyarrow are those of
+requirements.txt, installed into --venv as loader.py does it.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from loader import HERE, ROOT, fail, prepare
+
+WIDTH, HIDDEN, DIM, BATCH = 0.25, 1024, 128, 256
+
+
+def settings(data: pathlib.Path, steps: int, out: str) -> list[str]:
+    keys = {
+        "data.path": data,
+        "data.limit": "null",
+        "model.width": WIDTH,
+        "model.projector_hidden": HIDDEN,
+        "model.predictor_hidden": HIDDEN,
+        "model.projection_dim": DIM,
+        "train.batch_size": BATCH,
+        "train.precision": "bf16",
+        "train.device": "cpu",
+        "train.max_steps": steps,
+        "monitor.knn_every": 0,
+        "output.dir": out,
+        "output.checkpoint_every_epochs": 0,
+    }
+    return [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+
+
+def run(command: list) -> str:
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        fail(f"exit code {done.returncode} of {' '.join(map(str, command))}\n{done.stderr}")
+    return done.stdout
+
+
+def measure(args: argparse.Namespace, python: pathlib.Path) -> dict:
+    config = ROOT / "configs/cifar10_cpu.yaml"
+    peer = [python, HERE / "torch_step.py", "--width", WIDTH, "--hidden", HIDDEN, "--dim", DIM, "--batch", BATCH]
+    peer += ["--steps", args.steps, "--device", "cpu"]
+
+    def byol() -> float:
+        with tempfile.TemporaryDirectory() as out:
+            run([args.byol, "-q", "train", "--config", config, *settings(args.cifar, args.steps, out)])
+            return json.loads((pathlib.Path(out) / "summary.json").read_text())["images_per_second"]
+
+    def byol_noise() -> float:
+        command = [args.byol, "-q", "bench", "step", "--synthetic", "--steps", args.steps, "--config", config]
+        return json.loads(run([*command, *settings(args.cifar, args.steps, "unused")]))["images_per_second"]
+
+    def lightly() -> float:
+        report = json.loads(run([*peer, "--feed", "lightly", "--data", args.cifar, "--workers", 2]))
+        return report["whole_run_images_per_second"]
+
+    def tensors() -> float:
+        return json.loads(run([*peer, "--feed", "tensors"]))["images_per_second"]
+
+    contenders = {
+        "byol train": byol,
+        "PyTorch with lightly": lightly,
+        "byol bench step --synthetic": byol_noise,
+        "PyTorch on tensors": tensors,
+    }
+    results: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(args.rounds):
+        names = list(contenders)
+        for name in names if number % 2 == 0 else reversed(names):
+            rate = contenders[name]()
+            print(f"round {number + 1} of {args.rounds}: {name}: {rate:.0f} images/s", file=sys.stderr)
+            results[name].append(rate)
+    return results
+
+
+def table(results: dict) -> str:
+    """Markdown."""
+    median = {name: statistics.median(rates) for name, rates in results.items()}
+    (byol, lightly), (noise, tensors) = [list(median.values())[at : at + 2] for at in (0, 2)]
+    return "\n".join(
+        [
+            "| images/s | byol | PyTorch | ratio |",
+            "|---|---|---|---|",
+            f"| whole run, CIFAR-10 JPEGs (PyTorch: lightly, 2 workers) | {byol:.0f} | {lightly:.0f} | {byol / lightly:.2f} |",
+            f"| steps without a loader | {noise:.0f} | {tensors:.0f} | {noise / tensors:.2f} |",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=pathlib.Path, required=True, help="folder with train*.parquet, 32 px")
+    parser.add_argument("--byol", type=pathlib.Path, default=ROOT / "target/release/byol", help="the binary")
+    parser.add_argument("--venv", type=pathlib.Path, default=ROOT / "target/compare", help="the peers' environment")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=pathlib.Path, help="also write all rounds here")
+    args = parser.parse_args()
+    if args.steps < 1 or args.rounds < 1:
+        fail("found --steps or --rounds below 1, expected something to measure")
+    results = measure(args, prepare(args.venv))
+    print(table(results))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
