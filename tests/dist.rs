@@ -209,6 +209,9 @@ fn processes_that_disagree_or_do_not_come_say_so() {
     }
     let path = |name: &str| format!("dist.timeout=20 data.format=image_folder data.path={}", runs.dir(name).display());
     one_failed(pair([&path("a"), &path("b")]), &["rank 1 on", "data: found 17 images", "rank 0 has 16 images"]);
+    // An error of rank 0 alone, which takes the store with it: no other speaks of its end.
+    succeeded(&runs.train("run", "train.max_steps=1"));
+    one_failed(pair(["dist.timeout=20"; 2]), &["rank 0 on", "holds a run already"]);
     one_failed(
         vec![runs.rank("run", "dist.timeout=5", 0, 2, port())],
         &["rank 0 on", "rank 1 did not come within 5 s"],

@@ -65,6 +65,8 @@ pub(super) struct Watch {
     first_host: String,
     progress: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
+    /// Another process has said that something failed; it may have gone since, and the store with it.
+    told: Arc<AtomicBool>,
     started: Instant,
     timeout: Duration,
     /// How long the others get to answer.
@@ -76,13 +78,15 @@ impl Watch {
     pub fn start(store: &Store, place: &Place, host: String, config: &DistConfig) -> Result<Self> {
         let timeout = Duration::from_secs(config.timeout);
         let first_host = store.get("host/0", timeout).context("rank 0 did not come")?;
-        let (progress, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (progress, ended, told) =
+            (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let watch = Self {
             place: place.clone(),
             host,
             first_host,
             progress: progress.clone(),
             ended: ended.clone(),
+            told: told.clone(),
             started: Instant::now(),
             timeout,
             grace: config.grace(),
@@ -101,6 +105,7 @@ impl Watch {
                 }
             };
             if failed {
+                told.store(true, SeqCst);
                 let _ = own.set(&format!("alive/{rank}"), &progress.load(SeqCst).to_string());
             }
             // The main thread finds out by itself; where it hangs this is the end.
@@ -159,6 +164,7 @@ impl Watch {
                 "{who} hangs: it did not come to a step that all others are at; the run has ended, go on from its last \
                  checkpoint with --resume auto"
             ),
+            Ok(Err(_)) | Err(_) if self.told.load(SeqCst) => Reported.into(),
             Ok(Err(_)) | Err(_) if self.place.rank == 0 => error, // its own store does not answer: nothing is known
             Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => anyhow!(
                 "{} is gone or cannot be reached; the run has ended, go on from its last checkpoint with --resume auto",

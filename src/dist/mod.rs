@@ -228,11 +228,10 @@ impl Group {
     }
 }
 
-/// Rank 0's socket, at that address and no other: the one that the launcher bound, or one of its own.
+/// Rank 0's socket, at that address and no other: the one that the launcher bound and made its standard input, or one
+/// of its own.
 fn listen(master: &str, port: u16) -> Result<TcpListener> {
     if launched() {
-        // rank 0's standard input
-
         return Ok(TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?));
     }
     TcpListener::bind((master, port)).with_context(|| {
