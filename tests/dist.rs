@@ -36,7 +36,7 @@ fn alike(a: &BTreeMap<String, Vec<f64>>, b: &BTreeMap<String, Vec<f64>>, what: &
 #[test]
 fn one_two_and_four_processes_end_with_the_same_weights() {
     let runs = Runs::new();
-    let common = "monitor.knn_every=1 monitor.knn_k=5 monitor.log_every=1";
+    let common = "monitor.knn_every=5 monitor.knn_k=5 monitor.log_every=1";
     succeeded(&runs.train("one", common));
     let one = runs.tensors("one", 20);
     for count in [2, 4] {
@@ -61,13 +61,13 @@ fn one_two_and_four_processes_end_with_the_same_weights() {
 #[test]
 fn accumulation_is_the_same_and_batchnorm_alone_is_not() {
     let runs = Runs::new();
-    let accumulated = "train.accumulation_steps=2 model.sync_batchnorm=on";
+    let accumulated = "schedule.epochs=2 train.accumulation_steps=2 model.sync_batchnorm=on";
     succeeded(&runs.train("one", accumulated));
     succeeded(&runs.train("two", &format!("{accumulated} --nproc 2")));
-    let one = runs.tensors("one", 20);
-    alike(&one, &runs.tensors("two", 20), "two micro-batches");
-    succeeded(&runs.train("off", "train.accumulation_steps=2 model.sync_batchnorm=off --nproc 2"));
-    let (name, off) = ("online.encoder.bn1.running_var", runs.tensors("off", 20));
+    let one = runs.tensors("one", 8);
+    alike(&one, &runs.tensors("two", 8), "two micro-batches");
+    succeeded(&runs.train("off", "schedule.epochs=2 train.accumulation_steps=2 model.sync_batchnorm=off --nproc 2"));
+    let (name, off) = ("online.encoder.bn1.running_var", runs.tensors("off", 8));
     let difference: f64 = one[name].iter().zip(&off[name]).map(|(a, b)| (a - b).abs() / a).sum();
     assert!(difference / one[name].len() as f64 > 1e-2, "{difference}");
 }
@@ -83,17 +83,18 @@ fn a_batch_that_does_not_divide_is_refused() {
 #[test]
 fn a_run_goes_on_with_another_number_of_processes() {
     let runs = Runs::new();
-    succeeded(&runs.train("whole", ""));
-    for (first, second) in [("--nproc 2", ""), ("", "--nproc 4")] {
+    let epochs = "schedule.epochs=2";
+    succeeded(&runs.train("whole", epochs));
+    for (first, second) in [("--nproc 2", ""), ("", "--nproc 2")] {
         let name = format!("from{first}");
-        succeeded(&runs.train(&name, &format!("train.max_steps=7 {first}")));
-        let stderr = succeeded(&runs.train(&name, &format!("--resume auto {second}")));
-        assert!(stderr.contains("step 7 of 20"), "{stderr}");
-        alike(&runs.tensors("whole", 20), &runs.tensors(&name, 20), &format!("{first:?}, then {second:?}"));
-        let stderr = succeeded(&runs.train(&name, &format!("--resume auto {second}")));
+        succeeded(&runs.train(&name, &format!("{epochs} train.max_steps=3 {first}")));
+        let stderr = succeeded(&runs.train(&name, &format!("{epochs} --resume auto {second}")));
+        assert!(stderr.contains("step 3 of 8"), "{stderr}");
+        alike(&runs.tensors("whole", 8), &runs.tensors(&name, 8), &format!("{first:?}, then {second:?}"));
+        let stderr = succeeded(&runs.train(&name, &format!("{epochs} --resume auto {second}")));
         assert_eq!(stderr.matches("nothing left to do").count(), 1, "{stderr}");
     }
-    failed(&runs.train("whole", "--nproc 2"), &["holds a run already"]);
+    failed(&runs.train("whole", &format!("{epochs} --nproc 2")), &["holds a run already"]);
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn processes_that_disagree_or_do_not_come_say_so() {
         (0..2).map(|rank| runs.rank("run", args[rank], rank, 2, port)).collect::<Vec<_>>()
     };
     one_failed(
-        pair(["dist.timeout=20", "dist.timeout=20 optimizer.base_lr=0.25"]),
+        pair(["dist.timeout=12", "dist.timeout=12 optimizer.base_lr=0.25"]),
         &["rank 1 on", "differs from rank 0", "optimizer.base_lr: 0.25, was 0.005"],
     );
     // The same config, but another machine's folder holds other images.
@@ -207,11 +208,11 @@ fn processes_that_disagree_or_do_not_come_say_so() {
             pixels.save(folder.join(format!("{i}.png"))).expect("written");
         });
     }
-    let path = |name: &str| format!("dist.timeout=20 data.format=image_folder data.path={}", runs.dir(name).display());
+    let path = |name: &str| format!("dist.timeout=12 data.format=image_folder data.path={}", runs.dir(name).display());
     one_failed(pair([&path("a"), &path("b")]), &["rank 1 on", "data: found 17 images", "rank 0 has 16 images"]);
     // An error of rank 0 alone, which takes the store with it: no other speaks of its end.
     succeeded(&runs.train("run", "train.max_steps=1"));
-    one_failed(pair(["dist.timeout=20"; 2]), &["rank 0 on", "holds a run already"]);
+    one_failed(pair(["dist.timeout=12"; 2]), &["rank 0 on", "holds a run already"]);
     one_failed(
         vec![runs.rank("run", "dist.timeout=5", 0, 2, port())],
         &["rank 0 on", "rank 1 did not come within 5 s"],
