@@ -57,5 +57,8 @@ find_libtorch() {
 
 find_compilers() {
   need cargo "Install Rust with: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
-  need g++ "Install it with: sudo apt-get install g++"
+  local tool
+  for tool in g++ make cmake nasm; do # the last three build libjpeg-turbo
+    need "$tool" "Install it with: sudo apt-get install $tool"
+  done
 }

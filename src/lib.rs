@@ -16,6 +16,7 @@ pub mod dist;
 pub mod ema;
 pub mod eval;
 pub mod export;
+pub mod files;
 pub mod logging;
 pub mod loss;
 pub mod model;

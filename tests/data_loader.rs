@@ -7,11 +7,11 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use byol::augment::AugmentConfig;
+use byol::augment::{AugmentConfig, Scratch, two_views};
 use byol::data::loader::{BadImages, Batch, EvalLoader, Loader, LoaderOptions};
 use byol::data::sampler::Sampler;
 use byol::data::synthetic::{Synthetic, SyntheticConfig};
-use byol::data::{Dataset, OnBadImage};
+use byol::data::{DataConfig, Dataset, Format, OnBadImage, open_train};
 use byol::pixels::Pixels;
 
 /// Synthetic images of which some are bad, and one may panic.
@@ -133,6 +133,34 @@ fn a_batch_holds_the_sampled_images() {
         assert_eq!(batch.indices, sampler.batch(&order, step));
         let labels = batch.indices.iter().map(|&index| index as i64 % 10);
         assert_eq!(batch.labels, labels.collect::<Vec<_>>());
+    }
+}
+
+/// The loader decodes only what the crops need; the views are those of whole images.
+#[test]
+fn views_are_those_of_whole_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/images");
+    for name in ["large_420.jpg", "large_444.jpg", "large_cmyk.jpg", "large_exif7.jpg", "large_420_progressive.jpg"] {
+        std::fs::copy(images.join(name), folder.path().join(name)).unwrap();
+    }
+    let path = Some(folder.path().to_path_buf());
+    let set = open_train(&DataConfig { format: Format::ImageFolder, path, ..Default::default() }).unwrap();
+    let sampler = Sampler::new(5, 5, 1, 7).unwrap();
+    let mut loader = Loader::new(set.clone(), augment(), sampler, 0, skip(), options(2)).unwrap();
+    let (size, mut image, mut scratch) = (augment().size, Pixels::default(), Scratch::default());
+    let mut expected = [vec![0; size * size * 3], vec![0; size * size * 3]];
+    for _ in 0..20 {
+        let batch = loader.next_batch().unwrap();
+        for (at, &index) in batch.indices.iter().enumerate() {
+            set.load(index as usize, &mut image).unwrap();
+            let [first, second] = &mut expected;
+            two_views(&augment(), &image, 7, batch.epoch, index.into(), &mut scratch, [first, second]);
+            for (view, expected) in batch.views.iter().zip(&expected) {
+                let found = &view[at * expected.len()..][..expected.len()];
+                assert!(found == expected, "{} in epoch {}", set.describe(index as usize), batch.epoch);
+            }
+        }
     }
 }
 

@@ -193,6 +193,7 @@ fn one_learning_rate_needs_no_held_out_images_and_a_fraction_takes_few() {
     for bad in ["0", "1", "1.5", "nan"] {
         run.failed("linear-eval", &["--fraction", bad], &["--fraction", "expected above 0 and below 1"]);
     }
+    run.failed("linear-eval", &["--fraction", "0.999"], &["--fraction: found 0.999, which leaves 0 of 200 images"]);
 }
 
 #[test]
@@ -230,7 +231,9 @@ fn neighbours_vote_for_every_k_in_one_pass() {
     assert!(table.contains("60 held-out images, 200 training images"), "{table}");
     run.failed("knn-eval", &["--k", "5,201"], &["--k: found 201, expected 1 to 200"]);
     run.failed("knn-eval", &["--k", "0"], &["--k: found 0, expected 1 to 200"]);
-    run.failed("knn-eval", &["--temperature", "0"], &["--temperature: found 0"]);
+    run.failed("knn-eval", &["--temperature", "0"], &["--temperature: found 0.0, expected 0.001 to 100"]);
+    run.failed("knn-eval", &["--temperature", "1e-300"], &["--temperature: found 1e-300, expected 0.001 to 100"]);
+    run.failed("knn-eval", &["--k", "5,1,5"], &["--k: found 5 twice, expected different numbers"]);
 }
 
 #[test]
@@ -394,8 +397,11 @@ fn a_signal_ends_an_evaluation_cleanly() {
     let arguments = run.arguments("extract-features", &many);
     let mut command = byol(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("byol runs");
-    let partial = run.folder.path().join(".partial-f.safetensors");
-    while !partial.exists() {
+    let partial = || {
+        let mut names = fs::read_dir(run.folder.path()).expect("listed").map(|e| e.expect("an entry").file_name());
+        names.any(|name| name.to_string_lossy().starts_with(".partial-f.safetensors"))
+    };
+    while !partial() {
         std::thread::sleep(Duration::from_millis(10));
     }
     std::thread::sleep(Duration::from_millis(300));
@@ -404,5 +410,5 @@ fn a_signal_ends_an_evaluation_cleanly() {
     let output = child.wait_with_output().expect("ended");
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("stopped by a signal; nothing was written"), "{}", text(&output.stderr));
-    assert!(!partial.exists() && output.stdout.is_empty());
+    assert!(!partial() && output.stdout.is_empty());
 }

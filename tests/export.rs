@@ -273,13 +273,13 @@ fn what_cannot_be_written_is_refused_before_any_work() {
     check(other("safetensors", &run, &["--fold-batchnorm"]), &["is for --format onnx"]);
     check(other("safetensors", &run, &["--image-size", "dynamic"]), &["is for --format onnx"]);
     check(other("torchscript", &run, &["--image-size", "16"]), &["a torchscript module takes any size"]);
-    check(other("onnx", &path("nothing"), &[]), &["nothing", "No such file"]);
+    check(other("onnx", &path("nothing"), &[]), &["nothing: no such file"]);
     check(other("onnx", &path(""), &[]), &["found no checkpoint in this folder"]);
     let foreign = path("model.pth");
     fs::write(&foreign, b"PK\x03\x04").expect("written");
     check(other("onnx", &foreign, &[]), &["found a PyTorch pickle", "convert it with: python -c"]);
     check(other("onnx", &there, &[]), &["not a whole safetensors file"]);
-    check(other("onnx", &pipe, &[]), &["found no regular file, expected safetensors"]);
+    check(other("onnx", &pipe, &[]), &["pipe: found a named pipe, expected a file"]);
     check(other("onnx", &there, &["--network", "target", "--config", "x"]), &["found a file, expected a run's"]);
     assert!(!Path::new(&new).exists());
     let usage = byol(&["--checkpoint", &run, "--format", "onnx", "--output", &new, "--image-size", "7"]);
@@ -290,7 +290,7 @@ fn what_cannot_be_written_is_refused_before_any_work() {
 #[test]
 fn an_export_that_does_not_fit_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
-    for format in ["onnx", "safetensors"] {
+    for format in ["onnx", "safetensors", "torchscript"] {
         let command = format!(
             "ulimit -f 100; exec '{}' -q export-encoder --checkpoint '{}' --format {format} --output '{}/x'",
             env!("CARGO_BIN_EXE_byol"),
@@ -300,7 +300,8 @@ fn an_export_that_does_not_fit_leaves_nothing() {
         let output = Command::new("bash").args(["-c", &command]).output().expect("bash runs");
         let message = String::from_utf8_lossy(&output.stderr);
         assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
-        assert!(message.contains("File too large"), "{message}");
+        let expected = if format == "torchscript" { "raise the limit (ulimit -f)" } else { "File too large" };
+        assert!(message.contains(expected), "{message}");
         assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 0, "{format}");
     }
 }

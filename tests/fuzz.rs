@@ -2,8 +2,8 @@
 //! may take long or much memory, and every error is one line.
 //!
 //! `scripts/test` tries a few seconds of it; `BYOL_FUZZ_SECONDS=600 scripts/test --test fuzz` goes on
-//! for ten minutes. Input N is a function of N, so that a finding is repeated with
-//! `BYOL_FUZZ_FIRST=N`.
+//! for ten minutes, `BYOL_FUZZ_INPUTS=200000` for so many. Input N is a function of N, so that a finding is repeated
+//! with `BYOL_FUZZ_FIRST=N`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use byol::augment::{AugmentConfig, Scratch, eval_view, two_views};
 use byol::data::decode::{DecodeOptions, decode};
 use byol::pixels::Pixels;
 use byol::rng::{Purpose, Stream};
+
+mod damage;
 
 const MAX_PIXELS: usize = 1 << 20;
 
@@ -23,60 +25,26 @@ const MOST_KEPT_KIB: usize = 256 << 10;
 /// Most that may be reserved, used or not.
 const MOST_RESERVED_KIB: usize = 1 << 20;
 
-fn corpus() -> Vec<Vec<u8>> {
+/// Format and bytes of every image of the fixtures.
+fn corpus() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/images");
     let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension != "rgb"));
     paths.sort();
-    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+    let format = |path: &Path| path.extension().unwrap().to_string_lossy().into_owned();
+    paths.iter().map(|path| (format(path), std::fs::read(path).unwrap())).collect()
 }
 
-/// Input `number`: one of the corpus, damaged in one to three ways.
-fn input(corpus: &[Vec<u8>], number: u64) -> Vec<u8> {
+/// Input `number`, a damaged one of the corpus, and which.
+fn input(corpus: &[(String, Vec<u8>)], number: u64) -> (usize, Vec<u8>) {
     let mut rng = Stream::new(1, Purpose::Synthetic, 0, number, 0);
     let mut draw = |below: usize| rng.below(below.max(1));
-    let mut bytes = corpus[draw(corpus.len())].clone();
-    for _ in 0..1 + draw(3) {
-        if bytes.is_empty() {
-            break;
-        }
-        // Headers are where most decisions are made.
-        let near = [bytes.len(), bytes.len().min(64)][draw(4) / 3];
-        let at = draw(near);
-        match draw(8) {
-            0 => bytes.truncate(at),
-            1 => bytes[at] ^= 1 << draw(8),
-            2 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff, 0xd9][draw(6)],
-            3 => {
-                let value = [0, 1, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff_u32][draw(7)];
-                let value = if draw(2) == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
-                let length = (bytes.len() - at).min(2 + 2 * draw(2));
-                bytes[at..at + length].copy_from_slice(&value[4 - length.max(2)..][..length]);
-            }
-            4 => {
-                let other = &corpus[draw(corpus.len())];
-                bytes.truncate(at);
-                bytes.extend_from_slice(&other[draw(other.len())..]);
-            }
-            5 => drop(bytes.drain(at..at + draw((bytes.len() - at).min(40)))),
-            6 => {
-                let part = bytes[at..at + draw((bytes.len() - at).min(200))].to_vec();
-                for _ in 0..1 + draw(20) {
-                    let to = draw(bytes.len());
-                    bytes.splice(to..to, part.iter().copied());
-                }
-            }
-            _ => (0..draw(16)).for_each(|offset| {
-                if let Some(byte) = bytes.get_mut(at + offset) {
-                    *byte = draw(256) as u8;
-                }
-            }),
-        }
-    }
+    let chosen = draw(corpus.len());
+    let mut bytes = damage::damaged(corpus, chosen, &mut draw);
     if draw(4) > 0 {
         mend_png_checksums(&mut bytes);
     }
-    bytes
+    (chosen, bytes)
 }
 
 /// Without it hardly any damage would get past the checksums.
@@ -114,9 +82,8 @@ fn memory() -> [usize; 3] {
 
 #[test]
 fn any_bytes_end_in_views_or_in_one_line() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seconds = number("BYOL_FUZZ_SECONDS").unwrap_or(4);
-    let first = number("BYOL_FUZZ_FIRST").unwrap_or(0);
+    let budget = damage::Budget::new(4);
+    let first = budget.first;
     let corpus = corpus();
     let options = DecodeOptions { max_pixels: MAX_PIXELS, max_bytes: 1 << 20, exif_orientation: true };
     let augment = AugmentConfig { size: 32, ..Default::default() };
@@ -126,14 +93,14 @@ fn any_bytes_end_in_views_or_in_one_line() {
     std::panic::set_hook(Box::new(|_| ()));
     let (mut tried, mut decoded, mut panicked) = (0_u64, 0_u64, 0_u64);
     let (mut slowest, mut largest, mut findings) = (Duration::ZERO, 0, Vec::new());
-    let started = Instant::now();
+    let mut tally = damage::Tally::default();
     memory();
     let [_, at_first, reserved_at_first] = memory();
     let mut before = at_first;
-    while started.elapsed() < Duration::from_secs(seconds) && findings.len() < 10 {
+    while budget.goes_on(tried) && findings.len() < 10 {
         let number = first + tried;
         tried += 1;
-        let bytes = input(&corpus, number);
+        let (chosen, bytes) = input(&corpus, number);
         let start = Instant::now();
         let run = || match decode(&bytes, options, &mut image) {
             Ok(()) => {
@@ -146,8 +113,12 @@ fn any_bytes_end_in_views_or_in_one_line() {
             }
             Err(error) => Some(format!("{error:#}")),
         };
-        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-            Ok(None) => decoded += 1,
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        tally.add(&corpus[chosen].0, matches!(ended, Ok(None)));
+        match ended {
+            Ok(None) => {
+                decoded += 1;
+            }
             Ok(Some(text)) if text.contains("decoder panicked") => {
                 panicked += 1;
                 eprintln!("input {number}: {text}");
@@ -172,6 +143,7 @@ fn any_bytes_end_in_views_or_in_one_line() {
         }
     }
     drop(std::panic::take_hook());
+    println!("{tally}");
     println!("{tried} inputs: {decoded} decoded, {panicked} panics caught, slowest {slowest:?}, largest {largest} KiB");
     assert!(findings.is_empty(), "{findings:#?}");
     assert!(decoded * 10 > tried && decoded * 10 < tried * 9, "{decoded} of {tried} decoded: poor damage");

@@ -21,6 +21,12 @@ fn newest(run: &Run) -> u64 {
     steps.max().unwrap_or(0)
 }
 
+/// Whether a checkpoint is being written, or was when the run was killed.
+fn is_writing(run: &Run) -> bool {
+    let mut entries = fs::read_dir(run.dir().join("checkpoints")).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_string_lossy().starts_with(".partial"))
+}
+
 /// What must be true of a run at its end, however it came there.
 fn assert_as_if_nothing_had_happened(run: &Run, whole: &Run, last: u64, seed: &str) {
     assert!(run.weights(last) == whole.weights(last), "{seed}: weights or optimiser state differ");
@@ -49,25 +55,22 @@ fn killed_at_random_moments_a_run_ends_with_the_same_bits() {
     while killed < kills {
         let before = newest(&run);
         let mut child = run.spawn_logged(&every_step);
-        if random.next() < 0.75 {
-            // While steps are taken and checkpoints written.
-            let start = Instant::now();
-            while newest(&run) <= before && child.try_wait().expect("waited").is_none() {
-                assert!(start.elapsed() < run::PATIENCE, "{seed}: no step in {:?}", start.elapsed());
-                std::thread::sleep(Duration::from_micros(500));
-            }
-            std::thread::sleep(Duration::from_secs_f64(0.1 * random.next()));
-        } else {
-            std::thread::sleep(Duration::from_secs_f64(0.3 * random.next()));
+        // In the middle of a write, between steps, or at the start.
+        let (moment, start) = (random.next(), Instant::now());
+        let awaited = || if moment < 0.4 { is_writing(&run) } else { moment > 0.75 || newest(&run) > before };
+        while !awaited() && child.try_wait().expect("waited").is_none() {
+            assert!(start.elapsed() < run::PATIENCE, "{seed}: no checkpoint in {:?}", start.elapsed());
+            std::thread::sleep(Duration::from_micros(200));
         }
+        let most = if moment < 0.4 { 0.02 } else { 0.3 };
+        std::thread::sleep(Duration::from_secs_f64(most * random.next()));
         if child.try_wait().expect("waited").is_none() {
             child.kill().expect("kill -9");
             killed += 1;
         }
         let status = child.wait().expect("ended");
         assert!(status.success() || status.signal() == Some(9), "{seed}: {status}");
-        let partial = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".partial");
-        in_a_write += fs::read_dir(run.dir().join("checkpoints")).into_iter().flatten().flatten().any(partial) as u64;
+        in_a_write += is_writing(&run) as u64;
         if status.success() || killed == kills {
             succeeded(&run.train(&[&SHORT_STEPS[..], &RESUME].concat()));
             assert_as_if_nothing_had_happened(&run, &whole, 170, &seed);

@@ -62,7 +62,7 @@ fn a_closed_terminal_does_not_end_a_run() {
     let mut script = Command::new("script");
     script.arg("--quiet").arg("--flush").arg("--command").arg(format!("exec {}", words.join(" "))).arg(&typescript);
     let mut child = script.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("script runs");
-    run.wait_for(&run.dir().join("metrics.jsonl"));
+    run.wait_for(&run.checkpoint(4));
     child.kill().expect("killed");
     child.wait().expect("ended");
     run.wait_for(&run.dir().join("summary.json"));

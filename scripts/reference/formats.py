@@ -174,7 +174,6 @@ def samples(path):
         found.append({
             "member": f"{sample['__key__']}.{kind}",
             "label": label if label >= 0 else None,
-            "tolerance": 4 if kind in ("jpg", "jpeg") else 0,
             "pixels": pixels.tobytes().hex(),
         })
     return found

@@ -44,7 +44,7 @@ def xmp(orientation):
 
 def odd_images(rng):
     """Name, encoded bytes and the largest allowed difference of a channel. Lossless formats must
-    match exactly; JPEG decoders may round and interpolate halved chroma differently."""
+    match exactly, and JPEGs but for those inside TIFFs."""
     rgb = picture(rng)
     grey = rgb.convert("L")
     alpha = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8))
@@ -62,37 +62,53 @@ def odd_images(rng):
 
 def jpegs(rgb, grey, cmyk):
     jpeg = lambda image, **options: encode(image, "JPEG", quality=90, **options)
-    yield "plain.jpg", jpeg(rgb), 4
-    yield "full_colour.jpg", jpeg(rgb, subsampling=0), 4
-    yield "half_width.jpg", jpeg(rgb, subsampling=1), 4
-    yield "quarter_width.jpg", jpeg(rgb, subsampling="4:1:1"), 4
-    yield "progressive.jpg", jpeg(rgb, progressive=True), 4
-    yield "restarts.jpg", jpeg(rgb, restart_marker_blocks=1), 4
-    yield "grey.jpg", jpeg(grey), 4
-    yield "grey_progressive.jpg", jpeg(grey, progressive=True), 4
-    yield "rgb_inside.jpg", jpeg(rgb, keep_rgb=True), 4
-    yield "cmyk.jpg", jpeg(cmyk), 4
-    yield "cmyk_progressive.jpg", jpeg(cmyk, progressive=True), 4
+    yield "plain.jpg", jpeg(rgb), 0
+    yield "full_colour.jpg", jpeg(rgb, subsampling=0), 0
+    yield "half_width.jpg", jpeg(rgb, subsampling=1), 0
+    yield "quarter_width.jpg", jpeg(rgb, subsampling="4:1:1"), 0
+    yield "progressive.jpg", jpeg(rgb, progressive=True), 0
+    yield "restarts.jpg", jpeg(rgb, restart_marker_blocks=1), 0
+    yield "grey.jpg", jpeg(grey), 0
+    yield "grey_progressive.jpg", jpeg(grey, progressive=True), 0
+    yield "rgb_inside.jpg", jpeg(rgb, keep_rgb=True), 0
+    yield "cmyk.jpg", jpeg(cmyk), 0
+    yield "cmyk_progressive.jpg", jpeg(cmyk, progressive=True), 0
     # The same four channels, declared as YCCK by the last byte of Adobe's segment.
     at = jpeg(cmyk).index(b"Adobe") + 11
-    yield "ycck.jpg", jpeg(cmyk)[:at] + b"\2" + jpeg(cmyk)[at + 1:], 4
+    yield "ycck.jpg", jpeg(cmyk)[:at] + b"\2" + jpeg(cmyk)[at + 1:], 0
     # Odd sizes end in the middle of a block, and of a pair of columns and rows that share chroma.
     for width, height in [(1, 1), (7, 3), (17, 9), (33, 31)]:
         data = jpeg(picture(np.random.default_rng(width), width, height))
-        yield f"size{width}x{height}.jpg", data, 4
+        yield f"size{width}x{height}.jpg", data, 0
+    # Of many blocks, so that parts can be cut out: for every way to store chroma.
+    noise = np.random.default_rng(3)
+    large = np.asarray(picture(noise, 83, 70)) // 2 + noise.integers(0, 128, (70, 83, 3), dtype=np.uint8)
+    large = Image.fromarray(large)
+    for name, options in [
+        ("444", dict(subsampling="4:4:4")),
+        ("422", dict(subsampling="4:2:2")),
+        ("420", dict(subsampling="4:2:0")),
+        ("411", dict(subsampling="4:1:1")),
+        ("420_restarts", dict(subsampling="4:2:0", restart_marker_blocks=4)),
+        ("420_progressive", dict(subsampling="4:2:0", progressive=True)),
+    ]:
+        yield f"large_{name}.jpg", encode(large, "JPEG", quality=50, **options), 0
+    yield "large_grey.jpg", encode(large.convert("L"), "JPEG", quality=50), 0
+    yield "large_cmyk.jpg", encode(large.convert("CMYK"), "JPEG", quality=50), 0
+    yield "large_exif7.jpg", encode(large, "JPEG", quality=50, exif=turned(7)), 0
     for orientation in range(1, 9):
-        yield f"exif{orientation}.jpg", jpeg(rgb, exif=turned(orientation)), 4
-    yield "exif0.jpg", jpeg(rgb, exif=turned(0)), 4
-    yield "exif6_progressive.jpg", jpeg(rgb, exif=turned(6), progressive=True), 4
-    yield "exif6_grey.jpg", jpeg(grey, exif=turned(6)), 4
-    yield "exif6_cmyk.jpg", jpeg(cmyk, exif=turned(6)), 4
+        yield f"exif{orientation}.jpg", jpeg(rgb, exif=turned(orientation)), 0
+    yield "exif0.jpg", jpeg(rgb, exif=turned(0)), 0
+    yield "exif6_progressive.jpg", jpeg(rgb, exif=turned(6), progressive=True), 0
+    yield "exif6_grey.jpg", jpeg(grey, exif=turned(6)), 0
+    yield "exif6_cmyk.jpg", jpeg(cmyk, exif=turned(6)), 0
     little = turned(6).tobytes()
-    yield "exif6_damaged.jpg", jpeg(rgb, exif=little[:10] + b"\xff" * 12), 4
-    yield "xmp8.jpg", jpeg(rgb, xmp=xmp(8)), 4
-    yield "xmp8_exif3.jpg", jpeg(rgb, xmp=xmp(8), exif=turned(3)), 4
+    yield "exif6_damaged.jpg", jpeg(rgb, exif=little[:10] + b"\xff" * 12), 0
+    yield "xmp8.jpg", jpeg(rgb, xmp=xmp(8)), 0
+    yield "xmp8_exif3.jpg", jpeg(rgb, xmp=xmp(8), exif=turned(3)), 0
     thumbnail = turned(1)
-    yield "trailer.jpg", jpeg(rgb, exif=thumbnail) + b"\0\xff\xda\0moving picture", 4
-    yield "comment.jpg", jpeg(rgb, comment=b"\xff\xd9 \xff\xda", icc_profile=b"unused" * 40), 4
+    yield "trailer.jpg", jpeg(rgb, exif=thumbnail) + b"\0\xff\xda\0moving picture", 0
+    yield "comment.jpg", jpeg(rgb, comment=b"\xff\xd9 \xff\xda", icc_profile=b"unused" * 40), 0
 
 
 def pngs(rgb, grey, alpha, rgba, wide, deep):

@@ -16,6 +16,19 @@ pub struct Crop {
 }
 
 impl Crop {
+    /// All of an image.
+    pub fn whole(width: usize, height: usize) -> Self {
+        Self { left: 0, top: 0, width, height }
+    }
+
+    /// The smallest box around both.
+    pub fn around(self, other: Self) -> Self {
+        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let right = (self.left + self.width).max(other.left + other.width);
+        let bottom = (self.top + self.height).max(other.top + other.height);
+        Self { left, top, width: right - left, height: bottom - top }
+    }
+
     /// Draws up to 10 boxes, of uniform area and log-uniform aspect, and takes the first that fits; failing
     /// that the largest central box with an aspect in `ratio`. Only for aspects beyond the image's size in
     /// pixels does this differ from torchvision: the box then has one row or column, not none.

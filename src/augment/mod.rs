@@ -142,6 +142,22 @@ pub fn apply(
     laps.end(|stages| &mut stages.color);
 }
 
+impl AugmentConfig {
+    /// Makes the choices for both views of image `index`, of `width` x `height` pixels: a function of
+    /// (seed, epoch, index).
+    pub fn draw(&self, width: usize, height: usize, seed: u64, epoch: u64, index: u64) -> [Draws; 2] {
+        [(&self.view1, 0), (&self.view2, 1)]
+            .map(|(view, part)| view.draw(width, height, &mut Stream::new(seed, Purpose::Augment, epoch, index, part)))
+    }
+
+    /// Makes both views; see [`apply`].
+    pub fn apply(&self, image: &Pixels, draws: &[Draws; 2], scratch: &mut Scratch, out: [&mut [u8]; 2]) {
+        for ((view, draws), out) in [&self.view1, &self.view2].into_iter().zip(draws).zip(out) {
+            apply(image, draws, self.size, view.interpolation, scratch, out);
+        }
+    }
+}
+
 /// Makes the two training views of image `index`, whose choices are a function of (seed, epoch, index).
 pub fn two_views(
     config: &AugmentConfig,
@@ -152,11 +168,7 @@ pub fn two_views(
     scratch: &mut Scratch,
     out: [&mut [u8]; 2],
 ) {
-    for ((part, view), out) in (0..).zip([&config.view1, &config.view2]).zip(out) {
-        let mut rng = Stream::new(seed, Purpose::Augment, epoch, index, part);
-        let draws = view.draw(image.width, image.height, &mut rng);
-        apply(image, &draws, config.size, view.interpolation, scratch, out);
-    }
+    config.apply(image, &config.draw(image.width, image.height, seed, epoch, index), scratch, out);
 }
 
 /// Makes the evaluation view: bicubic resize of the short side to `config.eval_side()`, then the central
@@ -169,7 +181,7 @@ pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, 
     let (width, height) = (scaled(image.width), scaled(image.height));
     let offset = |length: usize| ((length - size) as f64 / 2.0).round_ties_even() as usize;
     let target = Target { width, height, left: offset(width), top: offset(height), size, flip: false };
-    let whole = Crop { left: 0, top: 0, width: image.width, height: image.height };
+    let whole = Crop::whole(image.width, image.height);
     let Scratch { resizer, steps, planes, .. } = scratch;
     widest(
         #[inline(always)]

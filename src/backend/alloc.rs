@@ -2,10 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static BYTES: AtomicU64 = AtomicU64::new(0);
+/// Of what was taken since counting began less what was given back; what was taken before makes it negative.
+static LIVE: AtomicI64 = AtomicI64::new(0);
+static PEAK: AtomicI64 = AtomicI64::new(0);
 
 /// The system's allocator with a counter, for `#[global_allocator]`.
 pub struct Counted;
@@ -17,9 +20,24 @@ pub fn allocated_bytes() -> u64 {
     BYTES.load(Ordering::Relaxed)
 }
 
-fn count(bytes: usize) {
+/// Runs `work` and gives what it returns, and the most bytes that Rust code (all threads of it) held meanwhile beyond
+/// what it held before; of calls at the same time only the last to begin is told right.
+pub fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    COUNTING.store(true, Ordering::Relaxed);
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let result = work();
+    (result, (PEAK.load(Ordering::Relaxed) - before).max(0) as u64)
+}
+
+fn count(taken: usize, given_back: usize) {
     if COUNTING.load(Ordering::Relaxed) {
-        BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+        BYTES.fetch_add(taken.saturating_sub(given_back) as u64, Ordering::Relaxed);
+        let change = taken as i64 - given_back as i64;
+        let live = LIVE.fetch_add(change, Ordering::Relaxed) + change;
+        if change > 0 {
+            PEAK.fetch_max(live, Ordering::Relaxed);
+        }
     }
 }
 
@@ -36,24 +54,25 @@ pub fn keep_freed_memory() {
 // SAFETY: every call goes to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
+        count(layout.size(), 0);
         // SAFETY: the caller's promises are those of `System`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
+        count(layout.size(), 0);
         // SAFETY: the same.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size.saturating_sub(layout.size()));
+        count(size, layout.size());
         // SAFETY: the same.
         unsafe { System.realloc(old, layout, size) }
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        count(0, layout.size());
         // SAFETY: the same.
         unsafe { System.dealloc(old, layout) }
     }

@@ -1,4 +1,5 @@
-//! Build script: compiles the C++ shims against libtorch, and bakes libtorch's folder and the commit into the binary.
+//! Build script: compiles the shims against libtorch and libjpeg-turbo, and bakes libtorch's folder and the commit into
+//! the binary.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,11 +30,13 @@ fn compile_shims(lib: &Path, include: &Path, cuda: &Path) {
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo says where to"));
     let stamp = out.join("shims-for");
     let with_cuda = cuda.join("crt/host_config.h").exists() && cuda.join("cccl").exists();
-    let made_from = format!("{} {with_cuda} {}", include.display(), sources(Path::new(SHIMS)));
+    let jpeg = std::env::var("DEP_TURBOJPEG_INCLUDE").expect("turbojpeg-sys must publish where its headers are");
+    let made_from = format!("{} {jpeg} {with_cuda} {}", include.display(), sources(Path::new(SHIMS)));
     if std::fs::read_to_string(&stamp).is_ok_and(|text| text == made_from) {
         println!("cargo:rustc-link-search=native={}", out.display());
         println!("cargo:rustc-link-lib=static=byol_shim");
         println!("cargo:rustc-link-lib=stdc++");
+        println!("cargo:rustc-link-lib=static=byol_jpeg");
     } else {
         let files = ["shim.cpp", "foreach.cpp", "stream.cpp", "dist.cpp"];
         cc::Build::new()
@@ -46,6 +49,7 @@ fn compile_shims(lib: &Path, include: &Path, cuda: &Path) {
             .define("USE_C10D_GLOO", None)
             .files(files.map(|file| Path::new(SHIMS).join(file)))
             .compile("byol_shim");
+        cc::Build::new().include(jpeg).file(Path::new(SHIMS).join("jpeg.c")).compile("byol_jpeg");
         graph_library(&out.join("libbyol_graph.so"), lib, include, with_cuda.then_some(cuda));
         std::fs::write(stamp, made_from).expect("OUT_DIR can be written");
     }
@@ -54,13 +58,13 @@ fn compile_shims(lib: &Path, include: &Path, cuda: &Path) {
     }
 }
 
-/// Text of every C++ file below a folder, in the order of their names.
+/// Text of every C and C++ file below a folder, in the order of their names.
 fn sources(folder: &Path) -> String {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).expect("the sources").flatten().map(|e| e.path()).collect();
     paths.sort();
     let text = |path: PathBuf| match path.extension().and_then(|e| e.to_str()) {
         None if path.is_dir() => sources(&path),
-        Some("cpp" | "h") => std::fs::read_to_string(path).expect("a source"),
+        Some("c" | "cpp" | "h") => std::fs::read_to_string(path).expect("a source"),
         _ => String::new(),
     };
     paths.into_iter().map(text).collect()

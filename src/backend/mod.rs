@@ -6,6 +6,7 @@ mod cuda;
 mod dist;
 pub mod foreach;
 pub mod graph;
+pub mod jpeg;
 mod memory;
 mod normalise;
 mod shim;
@@ -17,7 +18,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-pub use alloc::{Counted, allocated_bytes, keep_freed_memory};
+pub use alloc::{Counted, allocated_bytes, keep_freed_memory, peak_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use dist::{Listen, ProcessGroup, Reducer, Store};
 pub use memory::{Memory, out_of_memory};

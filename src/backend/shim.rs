@@ -26,7 +26,7 @@ pub(super) fn check(status: c_int) -> Result<()> {
     }
     // SAFETY: the shim returns a NUL-terminated thread-local string that lives until its next call.
     let message = unsafe { CStr::from_ptr(byol_last_error()) }.to_string_lossy().into_owned();
-    bail!("libtorch: {}", message.lines().next().unwrap_or_default())
+    bail!("libtorch: {}", super::first_line(&message))
 }
 
 /// The version of libtorch, from the headers that the shim was compiled with, such as `2.11.0`.

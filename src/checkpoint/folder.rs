@@ -10,8 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 const SUMS: &str = "SHA256SUMS";
-/// Files and folders being written; a killed run may leave one.
-const TEMPORARY: &str = ".partial-";
+/// Folders being written or thrown away; a killed run may leave one.
+const TEMPORARY: &str = crate::files::UNFINISHED;
 /// Checkpoints of a branch that the run has left, see [`set_aside`].
 const ABANDONED: &str = "abandoned-";
 
@@ -107,22 +107,6 @@ pub fn check_output(output: &Path, force: bool) -> Result<()> {
     }
     let trial = tempfile::NamedTempFile::new_in(folder);
     trial.map(drop).with_context(|| format!("--output: folder {} cannot be written", folder.display()))
-}
-
-/// Writes a file under another name, syncs it, and renames it into place.
-/// # Errors
-/// What the system says, with the path.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let partial = folder.join(format!("{TEMPORARY}{name}"));
-    let renamed = || fs::rename(&partial, path).with_context(|| format!("renaming to {}", path.display()));
-    if let Err(error) = write_synced(&partial, bytes).and_then(|()| renamed()) {
-        // Gives back the room that it took, if the disk is full.
-        let _ = fs::remove_file(&partial);
-        return Err(error);
-    }
-    sync_folder(folder)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-pub use folder::{check_output, clean, list, path_of, set_aside, sha256, write_file};
-pub use tensors::{load_into, load_views, serialize, views};
+pub use crate::files::write_atomic as write_file;
+pub use folder::{check_output, clean, list, path_of, set_aside, sha256};
+pub use tensors::{load_views, serialize, views};
 
 use crate::backend;
 use crate::model::{Named, Network};
@@ -184,8 +185,14 @@ pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
     let manifest = read_manifest(folder)?;
     let model = read_tensors(folder, MODEL)?;
     let optimizer = read_tensors(folder, OPTIMIZER)?;
-    load_into(&model, &model_tensors(byol)).with_context(|| folder.join(MODEL).display().to_string())?;
-    load_into(&optimizer, &byol.optimizer.state()).with_context(|| folder.join(OPTIMIZER).display().to_string())?;
+    let fitting = |name: &str, bytes, tensors: &[Named]| {
+        let place = || folder.join(name).display().to_string();
+        views(bytes).and_then(|found| tensors::fitting(found, tensors, false)).with_context(place)
+    };
+    let model = fitting(MODEL, &model, &model_tensors(byol))?;
+    let optimizer = fitting(OPTIMIZER, &optimizer, &byol.optimizer.state())?;
+    tensors::copy(model)?;
+    tensors::copy(optimizer)?;
     byol.online.batches_tracked.set(manifest.batches_tracked[0]);
     byol.target.batches_tracked.set(manifest.batches_tracked[1]);
     Ok(manifest)

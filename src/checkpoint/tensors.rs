@@ -68,17 +68,25 @@ pub fn views(bytes: &[u8]) -> Result<BTreeMap<String, TensorView<'_>>> {
     Ok(file.tensors().into_iter().collect())
 }
 
-/// Copies a file's tensors into existing ones. Nothing is changed unless everything fits.
-/// # Errors
-/// Not a safetensors file; missing or extra names, other shapes or types, all listed.
-pub fn load_into(bytes: &[u8], tensors: &[Named]) -> Result<()> {
-    load_views(views(bytes)?, tensors, false)
-}
-
-/// The same for tensors that are found already; `cast` takes other floating-point types too.
+/// Copies a file's tensors into existing ones; nothing is changed unless everything fits. `cast` takes other
+/// floating-point types too.
 /// # Errors
 /// Missing or extra names, other shapes or types, all listed.
-pub fn load_views(mut found: BTreeMap<String, TensorView>, tensors: &[Named], cast: bool) -> Result<()> {
+pub fn load_views(found: BTreeMap<String, TensorView>, tensors: &[Named], cast: bool) -> Result<()> {
+    copy(fitting(found, tensors, cast)?)
+}
+
+/// A tensor, what it is to hold, and the type of that.
+type Fitting<'a> = (Tensor, TensorView<'a>, Kind);
+
+/// Finds for every tensor what a file has for it.
+/// # Errors
+/// Missing or extra names, other shapes or types, all listed.
+pub(super) fn fitting<'a>(
+    mut found: BTreeMap<String, TensorView<'a>>,
+    tensors: &[Named],
+    cast: bool,
+) -> Result<Vec<Fitting<'a>>> {
     let mut differences = Vec::new();
     let mut matched = Vec::with_capacity(tensors.len());
     for Named { name, tensor } in tensors {
@@ -96,7 +104,7 @@ pub fn load_views(mut found: BTreeMap<String, TensorView>, tensors: &[Named], ca
         let floats = |kind: Kind| matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double);
         let fits = |found: Kind| found == tensor.kind() || (cast && floats(found) && floats(tensor.kind()));
         match kind.filter(|&kind| fits(kind) && shape == tensor.size()) {
-            Some(kind) => matched.push((tensor, view, kind)),
+            Some(kind) => matched.push((tensor.shallow_clone(), view, kind)),
             None => {
                 let expected = format!("{:?} {:?}", dtype(tensor.kind())?, tensor.size());
                 differences.push(format!("{name}: found {:?} {shape:?}, expected {expected}", view.dtype()));
@@ -109,10 +117,17 @@ pub fn load_views(mut found: BTreeMap<String, TensorView>, tensors: &[Named], ca
         let more = if differences.len() > 8 { format!("; and {} more", differences.len() - 8) } else { String::new() };
         bail!("{} differences: {shown}{more}", differences.len());
     }
+    Ok(matched)
+}
+
+/// Fills the tensors.
+/// # Errors
+/// What libtorch says.
+pub(super) fn copy(matched: Vec<Fitting>) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
-    for (tensor, view, kind) in matched {
+    for (mut tensor, view, kind) in matched {
         let values = Tensor::f_from_data_size(view.data(), &tensor.size(), kind)?;
-        tensor.shallow_clone().f_copy_(&values).context("copying a tensor")?;
+        tensor.f_copy_(&values).context("copying a tensor")?;
     }
     Ok(())
 }
@@ -120,6 +135,10 @@ pub fn load_views(mut found: BTreeMap<String, TensorView>, tensors: &[Named], ca
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn load_into(bytes: &[u8], tensors: &[Named]) -> Result<()> {
+        load_views(views(bytes)?, tensors, false)
+    }
 
     fn named(name: &str, tensor: Tensor) -> Named {
         Named { name: name.into(), tensor }

@@ -14,6 +14,7 @@ use crate::data;
 use crate::data::loader::{BadImages, EvalLoader};
 use crate::eval::{Encoder, EncoderOptions, Which};
 use crate::export::{self, Format, GraphOptions, ImageSize};
+use crate::files;
 use crate::logging::progress::Bar;
 
 /// Images of a batch whose statistics BatchNorm gets.
@@ -23,6 +24,7 @@ const BATCH: usize = 256;
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExportArgs) -> Result<u8> {
+    files::end_clean_on_signals()?;
     check_options(args)?;
     checkpoint::check_output(&args.output, args.force)?;
     // The export is made and verified on the CPU in fp32, whatever the run was trained on.

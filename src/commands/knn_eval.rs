@@ -13,11 +13,12 @@ use crate::eval::{Classes, extract, knn};
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &KnnEvalArgs) -> Result<u8> {
-    ensure!(
-        args.temperature > 0.0 && args.temperature.is_finite(),
-        "--temperature: found {}, expected a number above 0",
-        args.temperature
-    );
+    // The range of monitor.knn_temperature: beyond it all weights but the first vanish, or none differs.
+    let temperature = args.temperature;
+    ensure!((0.001..=100.0).contains(&temperature), "--temperature: found {temperature:?}, expected 0.001 to 100");
+    for (at, k) in args.k.iter().enumerate() {
+        ensure!(!args.k[..at].contains(k), "--k: found {k} twice, expected different numbers");
+    }
     let evaluation = Evaluation::open(&args.encoder)?;
     evaluation.end(classify(&evaluation, args))
 }

@@ -12,6 +12,7 @@ use crate::backend;
 use crate::checkpoint::{check_output, write_file};
 use crate::cli::LinearEvalArgs;
 use crate::eval::{Classes, Encoder, Outcome, Split, Task, Trial};
+use crate::logging;
 
 /// Classes shown in the table from either end of the ranking, where there are many.
 const SHOWN: usize = 10;
@@ -238,7 +239,7 @@ fn table(report: &Report, encoder: &str) -> String {
     }
     let _ = writeln!(text, "\n{:20}  {:>7}  {:>9}", "class", "images", "top-1");
     let line = |text: &mut String, class: &Class| {
-        let name: String = class.name.chars().take(20).collect();
+        let name: String = logging::one_line(&class.name).chars().take(20).collect();
         let _ = writeln!(text, "{name:20}  {:>7}  {:>9}", class.images, percent(class.top1));
     };
     let mut classes = report.scores.per_class.clone();

@@ -5,12 +5,13 @@ use std::io::{Cursor, Write};
 use anyhow::{Context, Result, bail};
 use image::ImageFormat;
 
-use crate::augment::{Scratch, two_views};
+use crate::augment::{Crop, Scratch, two_views};
 use crate::checkpoint;
 use crate::cli::PreviewArgs;
 use crate::config::Config;
 use crate::data::loader::BadImages;
 use crate::data::{self, Dataset};
+use crate::files;
 use crate::pixels::Pixels;
 use crate::preview::{Layout, Picture};
 use crate::rng::{Purpose, Stream};
@@ -19,6 +20,7 @@ use crate::rng::{Purpose, Stream};
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
+    files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;
     if !args.output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         bail!("--output: found {}, expected a name ending in .png", args.output.display());
@@ -40,7 +42,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let mut views = [vec![0; size * size * 3], vec![0; size * size * 3]];
     for (row, &wanted) in indices.iter().enumerate() {
-        let found = bad.load_next(&*dataset, wanted, &mut image)?;
+        let (found, _) = bad.load_next(&*dataset, wanted, &mut Crop::whole, &mut image)?;
         let mut lines = label(&*dataset, &names, found, &image);
         if found != wanted {
             lines.push(format!("in place of unreadable #{wanted}"));

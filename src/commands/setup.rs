@@ -56,7 +56,7 @@ impl Machine {
             Precision::Bf16 => true,
             Precision::Auto => backend::computes_in_bf16(device),
         };
-        let loader = LoaderOptions { workers, prefetch: config.data.prefetch_batches, ..LoaderOptions::default() };
+        let loader = config.data.loader(workers);
         Ok(Self { device, bf16, threads, loader })
     }
 

@@ -1,6 +1,7 @@
 //! The configuration of a run: one YAML file, one typed section per concern, unknown keys refused.
 
 mod source;
+mod wording;
 
 use std::path::Path;
 
@@ -89,11 +90,12 @@ impl Config {
 
     /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
     pub fn place(path: &Path, overrides: &[String], key: &str) -> String {
-        match (source::overridden(overrides, key), source::Source::read(path)) {
-            (Some(text), _) => format!("--set {text}"),
-            (None, Ok(source)) => source.place(key),
-            (None, Err(_)) => path.display().to_string(),
+        if let Some(text) = source::overridden(overrides, key) {
+            return format!("--set {text}");
         }
+        // A pipe is read only once.
+        let source = if path.is_file() { source::Source::read(path).ok() } else { None };
+        source.map_or_else(|| path.display().to_string(), |source| source.place(key))
     }
 
     /// The config as YAML, every key written out.
@@ -139,7 +141,8 @@ impl Config {
     /// that `other` lacks, because the program did not have them yet, had their default; those that it
     /// has and we do not are differences. Fails for what no version of the program wrote.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        let own = serde_json::to_value(self)?;
+        // By way of text, as the other came: reading may move a number by its last digit.
+        let own: serde_json::Value = serde_json::from_str(&serde_json::to_string(self)?)?;
         let (mut known, mut unknown) = (other.clone(), Vec::new());
         remove_unknown("", &own, &mut known, &mut unknown);
         let theirs: Config = serde_json::from_value(known).context("cannot read the saved config")?;
@@ -159,21 +162,24 @@ impl Config {
 
 /// Whether a key changes the result of training.
 fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 17] = [
+    const HARMLESS: [&str; 20] = [
         "dist.",
         "data.path",
         "data.eval_path",
         "data.on_bad_image",
         "data.workers",
         "data.prefetch_batches",
+        "data.prefetch_bytes",
         "data.cache_bytes",
         "data.spill_dir",
+        "augment.eval_resize",
         "monitor.",
         "output.",
         "linear_eval.",
         "train.device",
         "train.threads",
         "train.max_steps",
+        "train.cuda_graph",
         "train.deterministic",
         "train.on_non_finite",
         "train.max_skipped_steps",

@@ -1,15 +1,21 @@
 //! Reading YAML so that every complaint can say where: the only module that knows serde_yaml.
 
-use std::io::Read;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::de::IgnoredAny;
 use serde_yaml::Value;
 
 use super::Config;
+use super::wording::{is_about_values, plain, split_path, suggestion};
+use crate::files;
 
 /// Config files are a page long; anything over this is something else.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
+
+/// The YAML parser's time grows with the square of the depth of lists in lists.
+const MOST_BRACKETS: usize = 1000;
 
 /// A config file's text and name.
 pub(super) struct Source {
@@ -20,19 +26,14 @@ pub(super) struct Source {
 impl Source {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        if path.is_dir() {
-            bail!("config {name}: found a folder, expected a YAML file");
-        }
-        // Of a device such as /dev/zero the size would say nothing.
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).with_context(|| format!("config {name}"))?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(|| format!("config {name}"))?;
-        if bytes.len() as u64 > MAX_BYTES {
-            bail!("config {name}: found more, expected at most {MAX_BYTES} bytes; is this a config file?");
-        }
+        let bytes = files::read_text_or_pipe(path, MAX_BYTES).with_context(|| format!("config {name}"))?;
         let text = String::from_utf8(bytes).map_err(|e| {
             anyhow!("config {name}: byte {} is not UTF-8; is this a text file?", e.utf8_error().valid_up_to())
         })?;
+        let brackets = text.bytes().filter(|byte| b"[{".contains(byte)).count();
+        if brackets > MOST_BRACKETS {
+            bail!("config {name}: found {brackets} brackets, expected at most {MOST_BRACKETS}; is this a config file?");
+        }
         Ok(Self { name, text })
     }
 
@@ -40,23 +41,55 @@ impl Source {
         if self.text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
             return Ok(Config::default());
         }
-        serde_yaml::from_str(&self.text).map_err(|error| {
-            let message = error.to_string();
-            // serde_yaml ends its messages with the place, which is said first here.
-            let message = message.split(" at line ").next().unwrap_or_default();
-            match error.location() {
-                Some(at) => anyhow!("{}:{}: {}", self.name, at.line(), plain(message)),
-                None => anyhow!("{}: {}", self.name, plain(message)),
-            }
-        })
+        let config = serde_yaml::from_str(&self.text).map_err(|error| self.complaint(&error))?;
+        // Tags would be passed over, whatever the user meant by them.
+        let whole: Value = serde_yaml::from_str(&self.text).unwrap_or_default();
+        if let Some((key, tag)) = tagged("", &whole) {
+            bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
+        }
+        Ok(config)
+    }
+
+    /// What serde or the YAML parser says, with its place first.
+    fn complaint(&self, error: &serde_yaml::Error) -> anyhow::Error {
+        let message = error.to_string();
+        // serde_yaml ends its messages with the place, at times in bytes.
+        let message = message.split(" at line ").next().unwrap_or_default();
+        let (message, position) = match message.rsplit_once(" at position ") {
+            Some((message, position)) => (message, position.parse::<usize>().ok()),
+            None => (message, None),
+        };
+        let counted = position.map(|at| 1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count());
+        let line = |line: Option<usize>| line.map_or(self.name.clone(), |line| format!("{}:{line}", self.name));
+        let reported = counted.or(error.location().map(|at| at.line()));
+        if message.contains("more than one document") {
+            let starts = |(_, line): &(usize, &str)| line.starts_with("---");
+            let ends = self.text.lines().enumerate().filter(starts).last().map(|(number, _)| number + 1);
+            return anyhow!("{}: found a second YAML document, expected one; remove the line ---", line(ends));
+        }
+        let (path, rest) = split_path(message);
+        let key = rest.split('`').nth(1).unwrap_or_default();
+        let full = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+        // Of a wrong key serde knows no more than where its section begins.
+        let at = match rest.split_once(" field `").map_or("", |(kind, _)| kind) {
+            "unknown" => self.lines(&full).first().copied().or(reported),
+            "duplicate" => self.lines(&full).last().copied().or(reported),
+            _ => reported,
+        };
+        if !is_about_values(rest) {
+            let tab = at.and_then(|at| self.text.lines().nth(at - 1)).is_some_and(|line| line.contains('\t'));
+            let hint = if tab { " (YAML is indented with spaces, the line has a tab)" } else { "" };
+            return anyhow!("{}: not valid YAML: {rest}{hint}", line(at));
+        }
+        anyhow!("{}: {}", line(at), plain(message))
     }
 
     /// `base` with every section that the file has in place of its own.
     pub fn parse_over(&self, base: Config) -> Result<Config> {
         let (parsed, place) = (self.parse()?, || format!("config {}", self.name));
-        let written: Value = serde_yaml::from_str(&self.text).with_context(place)?;
+        let written: Option<BTreeMap<String, IgnoredAny>> = serde_yaml::from_str(&self.text).with_context(place)?;
         let (mut whole, parsed) = (serde_yaml::to_value(base)?, serde_yaml::to_value(parsed)?);
-        for key in written.as_mapping().into_iter().flat_map(|sections| sections.keys()) {
+        for key in written.unwrap_or_default().keys() {
             whole[key] = parsed[key].clone();
         }
         serde_yaml::from_value(whole).with_context(place)
@@ -65,10 +98,17 @@ impl Source {
     /// `file:line` of a key such as `train.batch_size`: its own line, or its section's where the key is absent
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {
-        let wanted: Vec<&str> = key.split('.').collect();
+        let prefixes = key.match_indices('.').map(|(dot, _)| &key[..dot]).chain([key]);
+        let line = prefixes.filter_map(|part| self.lines(part).first().copied()).next_back();
+        line.map_or(self.name.clone(), |line| format!("{}:{line}", self.name))
+    }
+
+    /// The lines that a key has for itself.
+    fn lines(&self, key: &str) -> Vec<usize> {
         let mut path: Vec<(usize, &str)> = Vec::new(); // (indent, key) from the root to the current line
-        let mut best = (0, 0); // (depth matched, line)
+        let mut found = Vec::new();
         for (number, line) in self.text.lines().enumerate() {
+            let line = if number == 0 { line.trim_start_matches('\u{feff}') } else { line };
             let trimmed = line.trim_start();
             let Some((name, _)) = trimmed.split_once(':').filter(|_| !trimmed.starts_with(['#', '-'])) else {
                 continue;
@@ -76,15 +116,22 @@ impl Source {
             let indent = line.len() - trimmed.len();
             path.retain(|(outer, _)| *outer < indent);
             path.push((indent, name.trim().trim_matches(['"', '\''])));
-            let depth = path.len();
-            if depth > best.0
-                && depth <= wanted.len()
-                && path.iter().map(|(_, k)| *k).eq(wanted[..depth].iter().copied())
-            {
-                best = (depth, number + 1);
+            if path.iter().map(|(_, name)| *name).eq(key.split('.')) {
+                found.push(number + 1);
             }
         }
-        if best.0 > 0 { format!("{}:{}", self.name, best.1) } else { self.name.clone() }
+        found
+    }
+}
+
+/// The first value with a tag of the user's own, such as `!env`, and the tag.
+fn tagged(path: &str, value: &Value) -> Option<(String, String)> {
+    let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+    match value {
+        Value::Tagged(tagged) => Some((path.to_string(), tagged.tag.to_string())),
+        Value::Mapping(map) => map.iter().find_map(|(key, value)| tagged(&below(key.as_str()?), value)),
+        Value::Sequence(list) => list.iter().find_map(|value| tagged(path, value)),
+        _ => None,
     }
 }
 
@@ -93,17 +140,22 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
     let Some((key, value)) = text.split_once('=') else {
         bail!("--set {text}: found no '=', expected key.path=value");
     };
+    if key.split('.').any(str::is_empty) {
+        bail!("--set {text}: found {key:?}, expected key.path=value, such as train.seed=1");
+    }
     let mut root = serde_yaml::to_value(config).context("config to YAML")?;
     let mut place = &mut root;
     let mut walked = String::new();
+    let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
+        map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()
+    };
     for part in key.split('.') {
         let Some(map) = place.as_mapping_mut() else {
             bail!("--set {text}: {walked} is a value, it has no keys below it");
         };
         if !map.contains_key(part) {
-            let known: Vec<String> = map.keys().filter_map(|k| k.as_str().map(str::to_string)).collect();
-            let within = if walked.is_empty() { "the config".to_string() } else { walked };
-            bail!("--set {text}: unknown key {part} in {within}{}", suggestion(part, &known));
+            let within = if walked.is_empty() { "the config" } else { &walked };
+            bail!("--set {text}: unknown key {part} in {within}{}", suggestion(part, &keys(map)));
         }
         if !walked.is_empty() {
             walked.push('.');
@@ -111,32 +163,51 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
         walked.push_str(part);
         place = map.get_mut(part).expect("looked up above");
     }
-    if place.is_mapping() {
-        bail!("--set {text}: {key} is a section, set its keys");
+    if let Some(map) = place.as_mapping() {
+        bail!("--set {text}: {key} is a section, expected one of its keys ({})", keys(map).join(", "));
     }
-    // In YAML a # may start a comment; in a path it does not.
-    let parsed = match value.contains('#') && !value.starts_with(['"', '\'']) {
-        true => Value::String(value.to_string()),
-        false => {
-            serde_yaml::from_str(value).map_err(|e| anyhow!("--set {text}: {value:?} is not a YAML value: {e}"))?
-        }
-    };
+    let parsed = value_of(value).map_err(|error| anyhow!("--set {text}: {value:?} is not a YAML value: {error}"))?;
+    if let Some((_, tag)) = tagged(key, &parsed) {
+        bail!("--set {text}: {key}: found the tag {tag}, expected a plain value");
+    }
     *place = parsed.clone();
-    match serde_yaml::from_value(root.clone()) {
-        Ok(config) => Ok(config),
-        Err(error) => {
-            // A path such as 2024 or true reads as a number or a truth value; take it as text where text is wanted.
-            if !parsed.is_string() && !parsed.is_mapping() && !parsed.is_sequence() {
-                put(&mut root, key, Value::String(value.to_string()));
-                if let Ok(config) = serde_yaml::from_value(root) {
-                    return Ok(config);
-                }
-            }
-            let message = error.to_string();
-            let message = message.strip_prefix(&format!("{key}: ")).unwrap_or(&message);
-            Err(anyhow!("--set {text}: {key}: {}", plain(message)))
+    let mut message = match serde_yaml::from_value(root.clone()) {
+        Ok(config) => return Ok(config),
+        Err(error) => error.to_string(),
+    };
+    // A path such as 2024 or true reads as a number or a truth value; take it as text where text is wanted.
+    if !parsed.is_string() && !parsed.is_mapping() && !parsed.is_sequence() {
+        put(&mut root, key, Value::String(value.to_string()));
+        match serde_yaml::from_value(root) {
+            Ok(config) => return Ok(config),
+            Err(error) if error.to_string().contains("unknown variant") => message = error.to_string(),
+            Err(_) => {}
         }
     }
+    if value.parse::<i128>().is_ok() {
+        // As it was written, not as the nearest float.
+        message = message.replacen("floating point `", "integer `", 1);
+        message = message.replacen(message.split('`').nth(1).unwrap_or_default(), value, 1);
+    }
+    let message = message.strip_prefix(&format!("{key}: ")).unwrap_or(&message);
+    Err(anyhow!("--set {text}: {key}: {}", plain(message)))
+}
+
+/// An override's value as YAML reads it.
+fn value_of(text: &str) -> Result<Value, String> {
+    // In YAML a # may start a comment and control characters are errors; in a path they are characters.
+    let odd = text.contains(|c: char| c == '#' || c.is_control() && c != '\t');
+    if odd && !text.starts_with(['"', '\'']) {
+        return Ok(Value::String(text.to_string()));
+    }
+    if text.bytes().filter(|byte| b"[{".contains(byte)).count() > MOST_BRACKETS {
+        return Err(format!("more than {MOST_BRACKETS} brackets"));
+    }
+    serde_yaml::from_str(text).or_else(|error| match text.parse::<i128>() {
+        // A YAML value ends at 64 bits; where any number will do, the nearest does.
+        Ok(number) => Ok(Value::from(number as f64)),
+        Err(_) => Err(error.to_string().split(" at line ").next().unwrap_or_default().to_string()),
+    })
 }
 
 /// Replaces the value of an existing key.
@@ -153,34 +224,4 @@ pub(super) fn overridden<'a>(overrides: &'a [String], key: &str) -> Option<&'a S
         text.split_once('=')
             .is_some_and(|(set, _)| key == set || key.strip_prefix(set).is_some_and(|r| r.starts_with('.')))
     })
-}
-
-/// serde's words as this project's: found and expected, and the nearest known key.
-fn plain(message: &str) -> String {
-    let between = |text: &str| text.split('`').nth(1).unwrap_or_default().to_string();
-    let (path, rest) = match message.split_once(": ") {
-        Some((path, rest)) if !path.contains(' ') => (format!("{path}: "), rest),
-        _ => (String::new(), message),
-    };
-    if rest.starts_with("unknown field") {
-        let unknown = between(rest);
-        let known: Vec<String> = rest.split('`').skip(3).step_by(2).map(str::to_string).collect();
-        return format!("{path}unknown key {unknown}{}", suggestion(&unknown, &known));
-    }
-    let rest = rest
-        .replace("unknown variant", "found")
-        .replace("invalid type: ", "found ")
-        .replace("invalid value: ", "found ");
-    format!(
-        "{path}{}",
-        rest.replace("struct ", "section ").replace("a YAML tag starting with '!'", "a word").replace('\n', " ")
-    )
-}
-
-/// `, did you mean X?` for a near miss, then all that is accepted.
-fn suggestion(unknown: &str, known: &[String]) -> String {
-    let near = known.iter().map(|k| (strsim::damerau_levenshtein(unknown, k), k)).min();
-    let hint =
-        near.filter(|(d, k)| *d <= 1 + k.len() / 4).map(|(_, k)| format!(", did you mean {k}?")).unwrap_or_default();
-    format!("{hint} (accepted: {})", known.join(", "))
 }

@@ -4,15 +4,15 @@
 //!
 //! The Python version, which torchvision downloads, holds pickles; these are programs and not read here.
 
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::MultiGzDecoder;
 
-use super::decode::caught;
+use super::decode::{caught, one_line};
 use super::{DataConfig, Dataset, Format, digest};
+use crate::files;
 use crate::pixels::Pixels;
 
 const SIDE: usize = 32;
@@ -20,7 +20,7 @@ const PLANE: usize = SIDE * SIDE;
 const IMAGE: usize = 3 * PLANE;
 
 /// Of a file in an archive; the largest one, CIFAR-100's training file, has 154 MB.
-const MOST_BYTES: usize = 1 << 30;
+const MOST_BYTES: u64 = 256 << 20;
 
 /// What tells the two sets apart.
 struct Variant {
@@ -204,33 +204,38 @@ fn pickle_message(variant: &Variant, path: &Path) -> String {
 
 /// The content of a file; `None` if it is not there.
 fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        result => result.map(Some).with_context(|| format!("cannot read {}", path.display())),
+    // A link that leads nowhere is there.
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
     }
+    files::read_regular(path, MOST_BYTES).map(Some).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The contents of the wanted files of a `.tar.gz` or `.tar`, whatever their folder; `None` for those it lacks.
 fn read_archive(variant: &Variant, path: &Path, wanted: &[&str]) -> Result<Vec<Option<Vec<u8>>>> {
     let mut magic = [0; 2];
-    File::open(path)?.read_exact(&mut magic).context("found an empty file, expected an archive")?;
-    let file = BufReader::with_capacity(1 << 16, File::open(path)?);
+    files::open_regular(path)?.read_exact(&mut magic).context("found an empty file, expected an archive")?;
+    let file = BufReader::with_capacity(1 << 16, files::open_regular(path)?);
     let plain: Box<dyn Read> = if magic == [0x1f, 0x8b] { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let mut archive = tar::Archive::new(plain);
     let mut contents = vec![None; wanted.len()];
     let mut pickled = false;
     let damaged = "is it cut off, or no archive? get it again";
-    for entry in archive.entries().context(damaged)? {
-        let mut entry = entry.context(damaged)?;
-        let name = entry.path()?.file_name().unwrap_or_default().display().to_string();
+    // Of a damaged header the library repeats the bytes, line ends and all.
+    let damage = |error: std::io::Error| one_line(error.into()).context(damaged);
+    for entry in archive.entries().map_err(damage)? {
+        let mut entry = entry.map_err(damage)?;
+        let name = entry.path().map_err(damage)?.file_name().unwrap_or_default().display().to_string();
         pickled |= entry.header().entry_type().is_file()
             && wanted.iter().any(|wanted| wanted.strip_suffix(".bin") == Some(&name));
         if let Some(at) = wanted.iter().position(|wanted| *wanted == name) {
-            let size = entry.size() as usize;
+            let size = entry.size();
             ensure!(size <= MOST_BYTES, "found {size} bytes of {name}, expected at most {MOST_BYTES}");
-            let mut content = Vec::with_capacity(size);
-            entry.read_to_end(&mut content).context(damaged)?;
-            ensure!(content.len() == size, "found {} of {} bytes of {name}: {damaged}", content.len(), size);
+            // Not reserved: the header may promise what does not come.
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).map_err(damage)?;
+            content.shrink_to_fit();
+            ensure!(content.len() as u64 == size, "found {} of {} bytes of {name}: {damaged}", content.len(), size);
             contents[at] = Some(content);
         }
     }

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::decode::{DecodeOptions, decode_file};
-use super::{DataConfig, Dataset, digest, image_list};
+use super::{DataConfig, Dataset, Want, digest, image_list};
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
@@ -107,7 +108,11 @@ impl Dataset for ImageFolder {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        decode_file(&self.root.join(&self.files[index]), self.options, out)
+        self.load_part(index, &mut Crop::whole, out).map(drop)
+    }
+
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+        decode_file(&self.root.join(&self.files[index]), self.options, want, out)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -7,15 +7,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::image_folder::is_image_name;
+use crate::files;
 
 /// Of so many images at the head of a list one must exist; else the paths are relative to another folder.
 const MOST_MISSING: usize = 100;
+
+/// A hundred million lines, all of which are held in memory.
+const MOST_BYTES: u64 = 8 << 30;
 
 /// The paths as they are in the list, and their classes (-1 for none; empty if no image has one).
 pub(super) fn read(list: &Path) -> Result<(Vec<PathBuf>, Vec<i64>)> {
     let place = list.display();
     ensure!(!is_image_name(list), "found an image, expected a folder of images or a text file of paths: {place}");
-    let bytes = std::fs::read(list).with_context(|| format!("cannot read {place}"))?;
+    let bytes = files::read_regular(list, MOST_BYTES).with_context(|| format!("cannot read {place}"))?;
     let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     let text =
         text.with_context(|| format!("found no text, expected a folder of images or a text file of paths: {place}"))?;

@@ -12,10 +12,13 @@ use sha2::{Digest, Sha256};
 
 use super::decode::caught;
 use super::tar_index::{Index, Member, scan};
+use crate::files;
 
 /// The last byte is the version of the layout.
 const MAGIC: &[u8] = b"byol-index\x01";
 const MEMBER_BYTES: usize = 14;
+/// Three hundred million images.
+const MOST_BYTES: u64 = 4 << 30;
 
 /// The index of a shard, from the cache or by reading its headers.
 pub(super) fn open(shard: &Path) -> Result<Index> {
@@ -24,7 +27,7 @@ pub(super) fn open(shard: &Path) -> Result<Index> {
 
 fn open_from(shard: &Path, places: &[PathBuf]) -> Result<Index> {
     let stamp = stamp(shard).context("cannot read its size")?;
-    let cached = places.iter().find_map(|place| decode(&fs::read(place).ok()?, &stamp));
+    let cached = places.iter().find_map(|place| decode(&files::read_regular(place, MOST_BYTES).ok()?, &stamp));
     if let Some(index) = cached {
         return Ok(index);
     }
@@ -96,7 +99,7 @@ fn decode(bytes: &[u8], stamp: &[u8; 24]) -> Option<Index> {
     })
 }
 
-/// Writes a file that is there whole or not at all, also when several runs do it at once.
+/// Writes a file that is there whole or not at all, also when several runs do it at once. Not synced: a lost one is made again.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;

@@ -15,7 +15,7 @@ use super::Dataset;
 pub use super::producer::BadImages;
 use super::producer::{Producer, guarded};
 use super::sampler::Sampler;
-use crate::augment::{AugmentConfig, Scratch, eval_view, two_views};
+use crate::augment::{AugmentConfig, Draws, Scratch, eval_view};
 use crate::pixels::Pixels;
 
 thread_local! {
@@ -31,6 +31,8 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Most finished batches that wait, at least 1.
     pub prefetch: usize,
+    /// Most bytes of all batches that are finished, in the making or kept for reuse; one batch is always made.
+    pub prefetch_bytes: usize,
     /// This process among `world` that share each batch, from 0.
     pub rank: usize,
     /// Number of processes.
@@ -39,9 +41,20 @@ pub struct LoaderOptions {
 
 impl Default for LoaderOptions {
     fn default() -> Self {
-        Self { workers: 0, prefetch: 4, rank: 0, world: 1 }
+        Self { workers: 0, prefetch: 4, prefetch_bytes: 4 << 30, rank: 0, world: 1 }
     }
 }
+
+impl LoaderOptions {
+    /// Batches of `bytes` each that may wait while one more is made.
+    fn waiting(&self, bytes: usize) -> Result<usize> {
+        ensure!(self.prefetch > 0, "found 0 batches to prefetch, expected at least 1");
+        Ok(self.prefetch.min((self.prefetch_bytes / bytes.max(1)).saturating_sub(1)))
+    }
+}
+
+/// Bytes of a label and an index.
+const ABOUT: usize = size_of::<i64>() + size_of::<u32>();
 
 /// Two augmented views of B images of S x S pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,10 +71,31 @@ pub struct Batch {
     pub batch_in_epoch: usize,
 }
 
+impl Batch {
+    /// What it takes from the heap.
+    fn bytes(&self) -> usize {
+        self.views.iter().map(Vec::capacity).sum::<usize>() + self.labels.capacity() * ABOUT
+    }
+}
+
+/// Used batches that serve again, and the bytes of these and of all that are made and not handed over yet.
+#[derive(Default)]
+struct Spare {
+    batches: Vec<Batch>,
+    bytes: usize,
+}
+
+impl Spare {
+    fn lock(this: &Mutex<Self>) -> std::sync::MutexGuard<'_, Self> {
+        this.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// An endless source of training batches.
 pub struct Loader {
     producer: Producer<Batch>,
-    spare: Arc<Mutex<Vec<Batch>>>,
+    spare: Arc<Mutex<Spare>>,
+    most_bytes: usize,
 }
 
 impl Loader {
@@ -75,18 +109,20 @@ impl Loader {
         bad: Arc<BadImages>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let LoaderOptions { workers, prefetch, rank, world } = options;
+        let LoaderOptions { workers, prefetch_bytes: most_bytes, rank, world, .. } = options;
         ensure!(
             sampler.images() == dataset.len(),
             "found a sampler for {} images, expected one for {}",
             sampler.images(),
             dataset.len()
         );
-        let spare = Arc::new(Mutex::new(Vec::<Batch>::new()));
+        let spare = Arc::new(Mutex::new(Spare::default()));
         let reused = spare.clone();
         let seed = sampler.seed();
         let (mut number, mut order) = (first_batch, (0, sampler.epoch_order(0)));
-        Sampler::share(sampler.batch(&order.1, 0), rank, world)?;
+        let view_bytes = augment.size * augment.size * 3;
+        let images = Sampler::share(sampler.batch(&order.1, 0), rank, world)?.len();
+        let waiting = options.waiting(images * (2 * view_bytes + ABOUT))?;
         let plan = move || {
             let (epoch, batch_in_epoch) = sampler.position(number);
             number += 1;
@@ -98,41 +134,72 @@ impl Loader {
         };
         let make = move |(epoch, batch_in_epoch, share): (u64, usize, Result<Vec<u32>>), stop: &AtomicBool| {
             let share = share?;
-            let old = reused.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut batch = Batch { epoch, batch_in_epoch, ..old.unwrap_or_default() };
-            let view_bytes = augment.size * augment.size * 3;
+            let old = Spare::lock(&reused).batches.pop().unwrap_or_default();
+            let mut batch = Batch { epoch, batch_in_epoch, ..old };
+            let before = batch.bytes();
             batch.views.iter_mut().for_each(|view| view.resize(share.len() * view_bytes, 0));
             batch.labels.resize(share.len(), -1);
             batch.indices.resize(share.len(), 0);
+            Spare::lock(&reused).bytes += batch.bytes() - before;
             let [first, second] = &mut batch.views;
             let views = first.par_chunks_mut(view_bytes).zip(second.par_chunks_mut(view_bytes));
             let about = batch.indices.par_iter_mut().zip(&mut batch.labels);
             let images = views.zip(about).zip(&share);
             images.try_for_each(|(((first, second), (index, label)), &wanted)| {
                 on_worker(&*dataset, wanted, stop, |pixels, scratch| {
-                    let found = bad.load_next(&*dataset, wanted as usize, pixels)?;
+                    let (found, draws) = load_for_views(&*dataset, wanted, &bad, &augment, seed, epoch, pixels)?;
                     (*index, *label) = (found as u32, dataset.label(found).unwrap_or(-1));
-                    // The draws are those of the wanted image: should its replacement be in the
-                    // batch too, their views still differ.
-                    two_views(&augment, pixels, seed, epoch, wanted as u64, scratch, [first, second]);
+                    augment.apply(pixels, &draws, scratch, [first, second]);
                     Ok(())
                 })
             })?;
             Ok(batch)
         };
-        Ok(Self { producer: Producer::start(workers, prefetch, plan, make)?, spare })
+        Ok(Self { producer: Producer::start(workers, waiting, plan, make)?, spare, most_bytes })
     }
 
     /// The next batch, waiting for it. Fails for a bad image where these are fatal, for too many
     /// bad images in a row, for a panic in a worker, and ever after.
     pub fn next_batch(&mut self) -> Result<Batch> {
-        self.producer.next().context("the loader has stopped after an earlier error")?
+        let batch = self.producer.next().context("the loader has stopped after an earlier error")??;
+        let mut spare = Spare::lock(&self.spare);
+        spare.bytes = spare.bytes.saturating_sub(batch.bytes());
+        Ok(batch)
     }
 
-    /// Gives a used batch back, so that its memory serves a later one.
+    /// Gives a used batch back, so that its memory serves a later one, or is freed where there is enough of it.
     pub fn recycle(&self, batch: Batch) {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
+        let mut spare = Spare::lock(&self.spare);
+        if spare.bytes + batch.bytes() <= self.most_bytes {
+            spare.bytes += batch.bytes();
+            spare.batches.push(batch);
+        }
     }
+}
+
+/// Loads what both views of image `wanted` need of it, or of the next readable one: returns which image it is, and
+/// the choices for the views of `out`.
+pub fn load_for_views(
+    dataset: &dyn Dataset,
+    wanted: u32,
+    bad: &BadImages,
+    augment: &AugmentConfig,
+    seed: u64,
+    epoch: u64,
+    out: &mut Pixels,
+) -> Result<(usize, [Draws; 2])> {
+    let mut draws = None;
+    let mut want = |width, height| {
+        // Those of the wanted image: should its replacement be in the batch too, their views still differ.
+        let [first, second] = draws.insert(augment.draw(width, height, seed, epoch, wanted.into()));
+        first.crop.around(second.crop)
+    };
+    let (found, part) = bad.load_next(dataset, wanted as usize, &mut want, out)?;
+    let mut draws = draws.context("a data set did not ask which part of an image is needed")?;
+    for Draws { crop, .. } in &mut draws {
+        (crop.left, crop.top) = (crop.left - part.left, crop.top - part.top);
+    }
+    Ok((found, draws))
 }
 
 /// Evaluation views of B images of S x S pixels.
@@ -180,6 +247,8 @@ impl EvalLoader {
         options: LoaderOptions,
     ) -> Result<Self> {
         ensure!(batch_size > 0, "found batch size 0, expected at least 1");
+        let view_bytes = size * size * 3;
+        let waiting = options.waiting(batch_size.min(indices.len()) * (view_bytes + ABOUT))?;
         let mut done = 0;
         let plan = move || {
             let part = indices[done..indices.len().min(done + batch_size)].to_vec();
@@ -187,7 +256,6 @@ impl EvalLoader {
             (!part.is_empty()).then_some(part)
         };
         let make = move |part: Vec<u32>, stop: &AtomicBool| {
-            let view_bytes = size * size * 3;
             let mut pixels = vec![0; part.len() * view_bytes];
             let fill = |(out, &index): (&mut [u8], &u32)| {
                 on_worker(&*dataset, index, stop, |image, scratch| {
@@ -205,11 +273,11 @@ impl EvalLoader {
             }
             pixels.truncate(kept.len() * view_bytes);
             let indices: Vec<u32> = kept.iter().map(|&at| part[at]).collect();
-            let label = |&index: &u32| dataset.label(index as usize).unwrap_or(-1);
-            let labels = indices.iter().map(label).collect();
+            let label = |index: usize| guarded(&*dataset, index, || Ok(dataset.label(index).unwrap_or(-1)));
+            let labels = indices.iter().map(|&index| label(index as usize)).collect::<Result<_>>()?;
             Ok(EvalBatch { pixels, labels, indices })
         };
-        Ok(Self { producer: Producer::start(options.workers, options.prefetch, plan, make)? })
+        Ok(Self { producer: Producer::start(options.workers, waiting, plan, make)? })
     }
 }
 

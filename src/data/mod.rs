@@ -11,6 +11,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 use decode::DecodeOptions;
 
@@ -31,6 +32,9 @@ mod tar_index;
 pub mod textures;
 pub mod webdataset;
 
+/// Told width and height of an image, says which part of it is needed.
+pub type Want<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
+
 /// A set of images that any thread can read in any order.
 pub trait Dataset: Send + Sync {
     /// Number of images.
@@ -41,6 +45,14 @@ pub trait Dataset: Send + Sync {
     fn class_names(&self) -> Vec<String>;
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
+    /// The same for a part at least, which may cost less: the part of the image that `out` then is. It holds the
+    /// wanted one, whose pixels are those of the whole image; others may differ. `want` is asked once or, for an
+    /// unreadable image, at most once; which images are unreadable does not depend on it.
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+        self.load(index, out)?;
+        want(out.width, out.height);
+        Ok(Crop::whole(out.width, out.height))
+    }
     /// Where an image comes from, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of what it reads, but not its contents:
@@ -136,6 +148,9 @@ pub struct DataConfig {
     pub workers: usize,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,
+    /// Most bytes of batches that wait, are in the making or are kept for reuse, in each loader; at least 1, and one
+    /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one being made).
+    pub prefetch_bytes: usize,
     /// The drawn images of format `synthetic`.
     pub synthetic: synthetic::SyntheticConfig,
 }
@@ -159,6 +174,7 @@ impl Default for DataConfig {
             spill_dir: None,
             workers: 0,
             prefetch_batches: 4,
+            prefetch_bytes: 4 << 30,
             synthetic: synthetic::SyntheticConfig::default(),
         }
     }
@@ -175,13 +191,18 @@ impl DataConfig {
         };
         let format = serde_json::json!(self.format);
         let synthetic = self.format == Format::Synthetic;
-        check(synthetic || self.path.is_some(), "path", format!("found nothing, expected a path for format {format}"));
+        let named = self.path.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        check(synthetic || named, "path", format!("found nothing, expected a path for format {format}"));
         for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
-            let found = path.iter().map(|path| path.display()).next();
-            let found = found.map(|path| path.to_string()).unwrap_or_default();
+            let found = path.as_ref().map_or(String::new(), |path| path.display().to_string());
+            let found = if found.is_empty() { "an empty path".to_string() } else { found };
             let refused = synthetic || key == "eval_path" && self.format.has_own_test_set();
             let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
             check(!refused || path.is_none(), key, format!("found {found}, expected none for format {format}{why}"));
+        }
+        for (key, path) in [("eval_path", &self.eval_path), ("spill_dir", &self.spill_dir)] {
+            let empty = path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+            check(!empty, key, "found an empty path, expected null or a path".into());
         }
         let split = serde_json::json!(self.split);
         check(
@@ -193,7 +214,7 @@ impl DataConfig {
             check(
                 self.format == Format::Parquet || column.is_none(),
                 key,
-                format!("found {column:?}, expected none for format {format}"),
+                format!("found {:?}, expected none for format {format}", column.as_deref().unwrap_or_default()),
             );
         }
         for (key, value, low, high) in [
@@ -202,6 +223,7 @@ impl DataConfig {
             ("max_bytes", self.max_bytes, 1, usize::MAX),
             ("workers", self.workers, 0, 1024),
             ("prefetch_batches", self.prefetch_batches, 1, 1024),
+            ("prefetch_bytes", self.prefetch_bytes, 1, usize::MAX),
         ] {
             check((low..=high).contains(&value), key, format!("found {value}, expected {low} to {high}"));
         }
@@ -214,6 +236,12 @@ impl DataConfig {
         let inner = self.synthetic.problems().into_iter();
         problems.extend(inner.map(|(key, message)| (format!("synthetic.{key}"), message)));
         problems
+    }
+
+    /// How a loader of these images works on one machine alone.
+    pub fn loader(&self, workers: usize) -> loader::LoaderOptions {
+        let (prefetch, prefetch_bytes) = (self.prefetch_batches, self.prefetch_bytes);
+        loader::LoaderOptions { workers, prefetch, prefetch_bytes, ..Default::default() }
     }
 
     fn decode_options(&self) -> DecodeOptions {
@@ -301,11 +329,20 @@ mod tests {
             max_bytes: 0,
             workers: 5000,
             prefetch_batches: 0,
+            prefetch_bytes: 0,
             ..Default::default()
         };
         config.synthetic.classes = 1;
-        let expected =
-            ["limit", "max_pixels", "max_bytes", "workers", "prefetch_batches", "fraction", "synthetic.classes"];
+        let expected = [
+            "limit",
+            "max_pixels",
+            "max_bytes",
+            "workers",
+            "prefetch_batches",
+            "prefetch_bytes",
+            "fraction",
+            "synthetic.classes",
+        ];
         assert_eq!(keys(&config), expected);
         config.fraction = Some(f64::NAN);
         assert!(keys(&config).contains(&"fraction".to_string()));

@@ -21,13 +21,17 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::decode::{DecodeOptions, caught, decode, decode_read, ensure_size, one_line};
-use super::{DataConfig, Dataset, digest, shards};
+use super::decode::{DecodeOptions, caught, decode_part, decode_read, ensure_size, one_line};
+use super::{DataConfig, Dataset, Want, digest, shards};
+use crate::augment::Crop;
+use crate::files;
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
+use source::Source;
 use spill::{Spill, Unpacked};
 
 mod columns;
+mod source;
 mod spill;
 
 /// Rows that are read from a page at once.
@@ -119,10 +123,10 @@ impl Parquet {
     }
 
     fn add_file(&mut self, path: &Path, config: &DataConfig) -> Result<()> {
-        let file = File::open(path)?;
+        let file = files::open_regular(path)?;
         let number = self.files.len();
         self.files.push(Shard { path: path.to_path_buf(), state: state(&file)? });
-        let reader = SerializedFileReader::new(file)?;
+        let reader = SerializedFileReader::new(Source::new(file)?)?;
         let metadata = reader.metadata();
         let columns = metadata.file_metadata().schema_descr().columns();
         let image = image_column(columns, config.image_column.as_deref())?;
@@ -202,10 +206,9 @@ impl Parquet {
     ) -> Result<T> {
         let shard = &self.files[group.file];
         let run = || {
-            // A handle of its own: clones of one share their position, and threads would race.
-            let file = File::open(&shard.path)?;
+            let file = files::open_regular(&shard.path)?;
             ensure!(state(&file)? == shard.state, "the file has changed since it was opened");
-            let pages = SerializedPageReader::new(Arc::new(file), &group.image, group.rows, None)?;
+            let pages = SerializedPageReader::new(Arc::new(Source::new(file)?), &group.image, group.rows, None)?;
             let descriptor = group.image.column_descr_ptr();
             work(&mut ColumnReaderImpl::new(descriptor.clone(), Box::new(pages)), &descriptor)
         };
@@ -232,10 +235,14 @@ impl Dataset for Parquet {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
+        self.load_part(index, &mut Crop::whole, out).map(drop)
+    }
+
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
         let spill = match &self.store {
             Store::Memory { bytes, ends } => {
                 let start = if index == 0 { 0 } else { ends[index - 1] };
-                return decode(&bytes[start..ends[index]], self.options, out);
+                return decode_part(&bytes[start..ends[index]], self.options, want, out);
             }
             Store::Disk(spill) => spill,
         };
@@ -243,14 +250,14 @@ impl Dataset for Parquet {
         let row = index - group.first_row;
         let unpacked = spill.unpacked(&group.unpacked, |each| self.unpack(group, each));
         if let Some(place) = unpacked.place(row) {
-            return decode_read(self.options, out, |encoded| {
+            return decode_read(self.options, want, out, |encoded| {
                 ensure_size(place.end - place.start, self.options)?;
                 spill.read(place, encoded)
             });
         }
         // What could not be unpacked: rows behind a damaged page, or the disk is full.
         let image = self.read_row(group, row)?;
-        decode(image.as_ref().map_or(&[], |image| image.data()), self.options, out)
+        decode_part(image.as_ref().map_or(&[], |image| image.data()), self.options, want, out)
     }
 
     fn describe(&self, index: usize) -> String {

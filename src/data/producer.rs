@@ -8,15 +8,19 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::decode::panic_message;
-use super::{Dataset, OnBadImage};
+use super::{Dataset, OnBadImage, Want};
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 
 /// Most images in a row that may be bad before that is an error.
 const MOST_REPLACEMENTS: usize = 100;
+
+/// So many bad images are named in the log; more of them are only counted, unless details are asked for.
+const MOST_NAMED: usize = 20;
 
 /// What became of the unreadable images of a run. Shared by all its loaders.
 #[derive(Default)]
@@ -39,24 +43,46 @@ impl BadImages {
     /// Loads an image. A bad one is named in the log the first time and gives `false`, or an error
     /// if the policy is to fail.
     pub(super) fn load(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<bool> {
-        let Err(error) = set.load(index, out) else { return Ok(true) };
+        Ok(self.load_part(set, index, &mut Crop::whole, out)?.is_some())
+    }
+
+    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Option<Crop>> {
+        let error = match set.load_part(index, want, out) {
+            Ok(part) => return Ok(Some(part)),
+            Err(error) => error,
+        };
         let name = set.describe(index);
         if self.policy == OnBadImage::Fail {
             return Err(error.context(format!("bad image {name}")));
         }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.insert(name.clone()) {
-            log::warn!("skipping bad image {name}: {error:#}");
+            match seen.len() {
+                ..=MOST_NAMED => log::warn!("skipping bad image {name}: {error:#}"),
+                _ => log::debug!("skipping bad image {name}: {error:#}"),
+            }
+            if seen.len() == MOST_NAMED + 1 {
+                log::warn!(
+                    "more than {MOST_NAMED} bad images: the others are counted, not named (--verbose names all)"
+                );
+            }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    /// Loads the first readable image from `index` on, after the last the first, and returns which.
-    pub fn load_next(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<usize> {
+    /// Loads the first readable image from `index` on, after the last the first, and returns which, and the part of
+    /// it ([`Dataset::load_part`]).
+    pub fn load_next(
+        &self,
+        set: &dyn Dataset,
+        index: usize,
+        want: &mut Want,
+        out: &mut Pixels,
+    ) -> Result<(usize, Crop)> {
         let tries = set.len().min(MOST_REPLACEMENTS);
         for next in (index..index + tries).map(|next| next % set.len()) {
-            if self.load(set, next, out)? {
-                return Ok(next);
+            if let Some(part) = self.load_part(set, next, want, out)? {
+                return Ok((next, part));
             }
         }
         bail!(
@@ -71,7 +97,8 @@ impl BadImages {
 pub(super) fn guarded<T>(set: &dyn Dataset, index: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic_message(panic.as_ref());
-        bail!("a loader thread panicked at {}: {message}", set.describe(index))
+        let name = catch_unwind(AssertUnwindSafe(|| set.describe(index)));
+        bail!("a loader thread panicked at {}: {message}", name.unwrap_or_else(|_| format!("image {index}")))
     })
 }
 
@@ -90,14 +117,14 @@ pub(super) struct Producer<T> {
 impl<T: Send + 'static> Producer<T> {
     /// `plan` says what the next batch is to hold, until it returns `None`; `make` makes it, on a pool of
     /// `workers` threads (0: one per core), and should give up soon once the flag it gets is set. At most
-    /// `prefetch` batches are finished or in the making.
+    /// `prefetch` batches are finished or in the making besides the one that is being waited for. A panic in
+    /// either is an error in place of the batch.
     pub(super) fn start<P: Send>(
         workers: usize,
         prefetch: usize,
         plan: impl FnMut() -> Option<P> + Send + 'static,
         make: impl Fn(P, &AtomicBool) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
-        ensure!(prefetch > 0, "found 0 batches to prefetch, expected at least 1");
         let pool: ThreadPool = ThreadPoolBuilder::new()
             .num_threads(workers)
             .thread_name(|number| format!("byol-loader-{number}"))
@@ -116,13 +143,16 @@ impl<T: Send + 'static> Producer<T> {
                     let planned = {
                         // Plan and place in the queue together, or batches would come out of order.
                         let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
-                        let Some(planned) = (next.0)() else { break };
-                        if next.1.send(batch).is_err() {
+                        let planned = caught(|| Ok((next.0)()));
+                        if matches!(planned, Ok(None)) || next.1.send(batch).is_err() {
                             break;
                         }
                         planned
                     };
-                    let made = pool.install(|| make(planned, stop));
+                    let made = planned.and_then(|planned| {
+                        let planned = planned.expect("the end is seen above");
+                        caught(|| pool.install(|| make(planned, stop)))
+                    });
                     let failed = made.is_err();
                     if done.send(made).is_err() || failed {
                         break;
@@ -137,12 +167,19 @@ impl<T: Send + 'static> Producer<T> {
 
     /// The next batch, waiting for it; `None` after the last one and after an error.
     pub(super) fn next(&mut self) -> Option<Result<T>> {
-        let made = self.batches.as_ref()?.recv().ok()?.recv().ok()?;
+        let promised = self.batches.as_ref()?.recv().ok()?;
+        let made = promised.recv().unwrap_or_else(|_| bail!("a loader thread has died"));
         if made.is_err() {
             self.batches = None;
         }
         Some(made)
     }
+}
+
+/// Runs `work`; a panic becomes an error.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| bail!("a loader thread panicked: {}", panic_message(panic.as_ref())))
 }
 
 impl<T> Drop for Producer<T> {
@@ -153,6 +190,37 @@ impl<T> Drop for Producer<T> {
         for thread in self.threads.drain(..) {
             // A panic there has no one left to tell.
             thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches 0 to 2 are made, the next one panics, where nobody expects it.
+    #[test]
+    fn a_panic_outside_of_an_image_is_an_error_in_its_place() {
+        for planning in [true, false] {
+            for (workers, prefetch) in [(1, 1), (2, 0), (8, 4)] {
+                let mut number = 0;
+                let plan = move || {
+                    number += 1;
+                    assert!(!planning || number < 4, "a plan went wrong");
+                    (number < 9).then_some(number - 1)
+                };
+                let make = move |number: usize, _: &AtomicBool| {
+                    assert!(planning || number < 3, "a batch went wrong");
+                    Ok(number)
+                };
+                let mut producer = Producer::start(workers, prefetch, plan, make).unwrap();
+                let made: Vec<usize> = (0..3).map(|_| producer.next().unwrap().unwrap()).collect();
+                assert_eq!(made, [0, 1, 2]);
+                let message = producer.next().unwrap().unwrap_err().to_string();
+                let what = if planning { "plan" } else { "batch" };
+                assert_eq!(message, format!("a loader thread panicked: a {what} went wrong"));
+                assert!(producer.next().is_none());
+            }
         }
     }
 }

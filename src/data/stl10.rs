@@ -13,12 +13,15 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{DataConfig, Dataset, digest, shards};
+use crate::files;
 use crate::pixels::Pixels;
 
 const SIDE: usize = 96;
 const PLANE: usize = SIDE * SIDE;
 const IMAGE: usize = 3 * PLANE;
 const CLASSES: u8 = 10;
+/// More bytes than any list of labels or names has.
+const MOST_LABELS: u64 = 1 << 20;
 const FOLDER: &str = "stl10_binary";
 const ARCHIVE: &str = "stl10_binary.tar.gz";
 
@@ -76,7 +79,8 @@ impl Stl10 {
         let parts = names.iter().map(|name| Part::open(folder.join(format!("{name}_X.bin")), name));
         let parts = parts.collect::<Result<_>>()?;
         // Not part of the result: a set without names is as good.
-        let text = std::fs::read_to_string(folder.join("class_names.txt")).unwrap_or_default();
+        let text = files::read_regular(&folder.join("class_names.txt"), MOST_LABELS).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let classes = text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_string).collect();
         Ok(Self { parts, classes })
     }
@@ -91,7 +95,7 @@ impl Stl10 {
 impl Part {
     fn open(path: PathBuf, name: &str) -> Result<Self> {
         let context = || format!("cannot open {} (data.split says which files are read)", path.display());
-        let file = File::open(&path).with_context(context)?;
+        let file = files::open_regular(&path).with_context(context)?;
         let size = file.metadata().with_context(context)?.len() as usize;
         ensure!(
             size > 0 && size.is_multiple_of(IMAGE),
@@ -102,7 +106,8 @@ impl Part {
         let mut labels = Vec::new();
         if name != "unlabeled" {
             let path = path.with_file_name(format!("{name}_y.bin"));
-            labels = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            labels =
+                files::read_regular(&path, MOST_LABELS).with_context(|| format!("cannot read {}", path.display()))?;
             let (found, path) = (labels.len(), path.display());
             ensure!(found == images, "found {found} labels in {path}, expected one for each of {images} images");
             if let Some(row) = labels.iter().position(|label| !(1..=CLASSES).contains(label)) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Dataset, digest};
+use super::{Dataset, Want, digest};
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
 
@@ -58,6 +59,10 @@ impl Dataset for Subset {
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
         self.inner.load(self.indices[index] as usize, out)
+    }
+
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+        self.inner.load_part(self.indices[index] as usize, want, out)
     }
 
     fn describe(&self, index: usize) -> String {

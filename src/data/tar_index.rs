@@ -13,7 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
+use super::decode::one_line;
 use super::image_folder::is_image_name;
+use crate::files;
 
 /// Tar files are made of blocks of this many bytes.
 const BLOCK: u64 = 512;
@@ -88,14 +90,15 @@ impl Seek for Positioned<'_> {
 
 /// Reads all headers and labels of a shard. Fails for what is no tar file, is compressed, damaged or cut off.
 pub(super) fn scan(path: &Path) -> Result<Index> {
-    let file = File::open(path)?;
+    let file = files::open_regular(path)?;
     let length = file.metadata()?.len();
     refuse_other_types(&file, path)?;
     let mut archive = Archive::new(Positioned { file: &file, at: 0 });
     let mut scan = Scan { index: Index::default(), digest: Sha256::new(), sample: Sample::default() };
     let mut end = 0;
     for entry in archive.entries_with_seek()? {
-        let mut entry = entry.with_context(|| {
+        // Of a damaged header the library repeats the bytes, line ends and all.
+        let mut entry = entry.map_err(|error| one_line(error.into())).with_context(|| {
             let kind = if end == 0 { "no tar file" } else { "damaged or cut off; get it again" };
             format!("found no valid header after byte {end} of {length}: {kind}")
         })?;

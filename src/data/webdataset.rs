@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
-use super::decode::{DecodeOptions, decode};
+use super::decode::{DecodeOptions, decode_part};
 use super::tar_index::{Index, Member};
-use super::{DataConfig, Dataset, digest, index_cache, shards};
+use super::{DataConfig, Dataset, Want, digest, index_cache, shards};
+use crate::augment::Crop;
+use crate::files;
 use crate::pixels::Pixels;
 
 /// Compressed shards are found, too, to say what to do with them.
@@ -65,7 +67,7 @@ impl WebDataset {
         for (path, index) in files.into_iter().zip(indices) {
             match index {
                 Ok(index) => {
-                    let file = if shards.len() < MOST_OPEN { Some(File::open(&path)?) } else { None };
+                    let file = if shards.len() < MOST_OPEN { Some(files::open_regular(&path)?) } else { None };
                     shards.push(Shard { path, index, file });
                 }
                 Err(error) => bad.push(format!("{}: {error:#}", path.display())),
@@ -104,7 +106,7 @@ impl Shard {
     fn with_file<T>(&self, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
         match &self.file {
             Some(file) => work(file),
-            None => work(&File::open(&self.path)?),
+            None => work(&files::open_regular(&self.path)?),
         }
     }
 }
@@ -123,6 +125,10 @@ impl Dataset for WebDataset {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
+        self.load_part(index, &mut Crop::whole, out).map(drop)
+    }
+
+    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
         let (shard, member) = self.member(index);
         let size = member.size as usize;
         let most = self.options.max_bytes;
@@ -131,7 +137,7 @@ impl Dataset for WebDataset {
             bytes.resize(size, 0);
             let read = |file: &File| file.read_exact_at(bytes, member.offset()).context("cannot read the shard");
             shard.with_file(read)?;
-            decode(bytes, self.options, out)
+            decode_part(bytes, self.options, want, out)
         })
     }
 

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::{DistConfig, Place, launch, ranks};
 use crate::backend::{Store, one_line};
+use crate::logging;
 
 /// Time between two looks at the store.
 const POLL: Duration = Duration::from_millis(300);
@@ -46,7 +47,7 @@ impl std::error::Error for Missing {}
 
 /// Prints the one line of a failed run, or gives it to the launcher.
 pub fn say(message: &str) {
-    let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line = logging::one_line(message);
     if !launch::tell_launcher(&line) {
         // A closed stderr must not turn an error into a panic.
         let _ = writeln!(std::io::stderr(), "error: {line}");

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::encoder::Which;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
+use crate::files;
 use crate::model::{Arch, Params, ResNetConfig, Stem};
 
 /// The file's bytes.
@@ -18,10 +19,7 @@ use crate::model::{Arch, Params, ResNetConfig, Stem};
 /// Not there; one of Python's pickles, with the line that converts it.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
-    // Opening a named pipe would wait for its writer.
-    let regular = std::fs::metadata(path).map_or(true, |metadata| metadata.is_file());
-    ensure!(regular, "{name}: found no regular file, expected safetensors");
-    let bytes = std::fs::read(path).with_context(|| format!("reading {name}"))?;
+    let bytes = files::read_regular(path, u64::MAX).with_context(|| format!("reading {name}"))?;
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     // A zip archive or a bare pickle, as torch.save writes them.
     let pickled = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02");

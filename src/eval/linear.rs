@@ -62,6 +62,14 @@ impl Split {
         // A class keeps an image to be trained on.
         let take = |n: usize| ((n as f64 * share).round() as usize).min(n - usize::from(fraction.is_none()));
         let (validation, rest) = stratified(set, &pool, (config.seed, 2), take);
+        if let (Some(fraction), true) = (fraction, validation.is_empty()) {
+            bail!(
+                "--fraction: found {fraction}, which leaves {} of {} images to choose from {trials} settings by; lower it, \
+                 or give one learning rate (--set linear_eval.learning_rates=[0.2])",
+                pool.len(),
+                set.len()
+            );
+        }
         ensure!(
             !validation.is_empty(),
             "linear_eval: found {trials} settings to choose from, but {} training images are too few to hold some out; \

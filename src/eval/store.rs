@@ -1,8 +1,7 @@
 //! Features on disk, written as they come: `.npy` files in a folder, or one safetensors file. The number of rows is
 //! known at the end only (unreadable images are left out), so the header's place is kept free and filled then.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +9,7 @@ use serde_json::json;
 use tch::{Device, Tensor};
 
 use crate::checkpoint::check_output;
+use crate::files::{self, Unfinished};
 
 /// Bytes of an `.npy` header: a multiple of 64, with room for any shape.
 const NPY_HEADER: usize = 128;
@@ -17,53 +17,9 @@ const NPY_HEADER: usize = 128;
 const SAFETENSORS_HEADER: usize = 512;
 const NPY_FILES: [&str; 3] = ["features.npy", "labels.npy", "indices.npy"];
 
-/// A file that appears under its name once it is whole; dropped before, it is gone.
-struct Pending {
-    file: BufWriter<File>,
-    partial: PathBuf,
-    target: PathBuf,
-    whole: bool,
-}
-
-impl Pending {
-    fn create(target: PathBuf, header: usize) -> Result<Self> {
-        let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let partial = target.with_file_name(format!(".partial-{name}"));
-        let file = File::create(&partial).with_context(|| format!("writing {}", target.display()))?;
-        let mut pending = Self { file: BufWriter::new(file), partial, target, whole: false };
-        pending.write(&vec![b' '; header])?;
-        Ok(pending)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).with_context(|| format!("writing {}", self.target.display()))
-    }
-
-    fn finish(mut self, header: &[u8]) -> Result<()> {
-        let mut end = || {
-            self.file.seek(SeekFrom::Start(0))?; // which flushes first
-            self.file.write_all(header)?;
-            self.file.flush()?;
-            self.file.get_ref().sync_all()?;
-            fs::rename(&self.partial, &self.target)
-        };
-        end().with_context(|| format!("writing {}", self.target.display()))?;
-        self.whole = true;
-        Ok(())
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.whole {
-            let _ = fs::remove_file(&self.partial);
-        }
-    }
-}
-
 /// Writes features, labels (-1: none) and positions in the data set, row by row.
 pub struct FeatureWriter {
-    features: Pending,
+    features: Unfinished,
     /// The folder of `.npy` files; `None` for a safetensors file.
     folder: Option<PathBuf>,
     metadata: serde_json::Value,
@@ -99,7 +55,8 @@ impl FeatureWriter {
             true => (8 + SAFETENSORS_HEADER + metadata.to_string().len()).next_multiple_of(8),
             false => NPY_HEADER,
         };
-        let features = Pending::create(targets[0].clone(), header)?;
+        let mut features = Unfinished::create(&targets[0])?;
+        features.write(&vec![b' '; header])?;
         let folder = (!single).then(|| output.to_path_buf());
         Ok(Self { features, folder, metadata, header, dim, labels: Vec::new(), indices: Vec::new() })
     }
@@ -127,11 +84,10 @@ impl FeatureWriter {
             [&self.labels, &self.indices].map(|v| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>());
         if let Some(folder) = &self.folder {
             for (name, bytes) in NPY_FILES[1..].iter().zip([labels, indices]) {
-                let mut file = Pending::create(folder.join(name), NPY_HEADER)?;
-                file.write(&bytes)?;
-                file.finish(&npy_header("<i8", &format!("({rows},)")))?;
+                let header = npy_header("<i8", &format!("({rows},)"));
+                files::write_atomic(&folder.join(name), &[header.as_slice(), &bytes].concat())?;
             }
-            self.features.finish(&npy_header("<f4", &format!("({rows}, {dim})")))?;
+            self.features.write_start(&npy_header("<f4", &format!("({rows}, {dim})")))?;
         } else {
             self.features.write(&labels)?;
             self.features.write(&indices)?;
@@ -145,8 +101,9 @@ impl FeatureWriter {
             });
             let length = self.header - 8;
             let text = format!("{:length$}", header.to_string());
-            self.features.finish(&[&(length as u64).to_le_bytes(), text.as_bytes()].concat())?;
+            self.features.write_start(&[&(length as u64).to_le_bytes(), text.as_bytes()].concat())?;
         }
+        self.features.finish()?;
         Ok(rows)
     }
 }

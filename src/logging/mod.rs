@@ -34,7 +34,7 @@ impl Log for StderrLog {
 
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
-            write_line(&format!("{}{}", prefix(record.level()), record.args()));
+            write_line(&one_line(&format!("{}{}", prefix(record.level()), record.args())));
         }
     }
 
@@ -48,6 +48,17 @@ fn prefix(level: Level) -> &'static str {
         Level::Info => "",
         Level::Debug | Level::Trace => "debug: ",
     }
+}
+
+/// A text as one line that a terminal shows and does not obey: line ends, escapes and other control characters, and
+/// those that turn the direction of writing, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
+pub fn one_line(text: &str) -> String {
+    let obeyed = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 /// One line on stderr, above the bars. Not `eprintln!`, which panics when nobody reads.
@@ -215,6 +226,12 @@ mod tests {
         assert_eq!(lines.lines().count(), 8);
         assert_eq!(lines.lines().last().unwrap(), r#"{"step":4,"epoch":2.0,"knn_top1":0.25}"#);
         assert_eq!(std::fs::read_dir(dir.path().join("tensorboard")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        let line = one_line("a\n\r\tb\x1b[31m\u{9b}1m\u{202e}\u{2028}é\u{fffd}\\n");
+        assert_eq!(line, "a\\n\\r\\tb\\u{1b}[31m\\u{9b}1m\\u{202e}\\u{2028}é\u{fffd}\\n");
     }
 
     #[test]

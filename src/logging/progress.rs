@@ -77,9 +77,11 @@ impl Progress {
         }
     }
 
-    /// Runs `f` with the bars off the screen, so that what it prints stays readable.
+    /// Runs `f` with the bars off the screen, so that what it prints stays readable. (`MultiProgress::suspend` panics
+    /// once the terminal is gone.)
     pub fn suspend<T>(f: impl FnOnce() -> T) -> T {
-        BARS.suspend(f)
+        let _ = BARS.clear();
+        f()
     }
 
     fn line(&self, metrics: &StepMetrics, elapsed: Duration) -> String {

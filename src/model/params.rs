@@ -156,7 +156,15 @@ impl Scope<'_> {
 /// A tensor of random values, in pairs from `draw`. Every block has a stream of its own, so that all cores can
 /// draw and their number changes nothing.
 fn drawn(shape: &[i64], seed: u64, index: u64, draw: impl Fn(&mut Stream) -> [f32; 2] + Sync) -> Tensor {
-    let mut values = vec![0.0; shape.iter().product::<i64>() as usize];
+    let (mut values, length) = (Vec::new(), shape.iter().product::<i64>() as usize);
+    // Where a plain allocation fails it ends the process.
+    let memory = values.try_reserve_exact(length);
+    assert!(
+        memory.is_ok(),
+        "found no memory for weights {shape:?} of {:.1} GB; make the model smaller",
+        length as f64 * 4e-9
+    );
+    values.resize(length, 0.0);
     values.par_chunks_mut(1 << 14).enumerate().for_each(|(block, values)| {
         let mut stream = Stream::new(seed, Purpose::Init, block as u64, index, 0);
         for pair in values.chunks_mut(2) {

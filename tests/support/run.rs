@@ -30,13 +30,25 @@ output: {checkpoint_every_epochs: 1, keep_checkpoints: 3}
 
 pub struct Run {
     pub folder: tempfile::TempDir,
+    /// What [`Self::spawn`] started: not to outlive a test that fails.
+    started: std::cell::RefCell<Vec<u32>>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for id in self.started.borrow().iter() {
+                let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
+            }
+        }
+    }
 }
 
 impl Run {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("config.yaml"), CONFIG).expect("written");
-        Self { folder }
+        Self { folder, started: Default::default() }
     }
 
     pub fn dir(&self) -> PathBuf {
@@ -55,7 +67,13 @@ impl Run {
     }
 
     pub fn spawn(&self, extra: &[&str]) -> Child {
-        self.command(extra).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("byol runs")
+        self.started(self.command(extra).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    fn started(&self, command: &mut Command) -> Child {
+        let child = command.spawn().expect("byol runs");
+        self.started.borrow_mut().push(child.id());
+        child
     }
 
     pub fn checkpoint(&self, step: u64) -> PathBuf {
@@ -76,7 +94,7 @@ impl Run {
     pub fn spawn_logged(&self, extra: &[&str]) -> Child {
         let log = fs::File::options().create(true).append(true).open(self.log()).expect("a log");
         let err = log.try_clone().expect("a descriptor");
-        self.command(extra).stdout(log).stderr(err).spawn().expect("byol runs")
+        self.started(self.command(extra).stdout(log).stderr(err))
     }
 
     /// The file of [`Self::spawn_logged`].

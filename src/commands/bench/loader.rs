@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::augment::{Scratch, Stages, two_views};
+use crate::augment::{Scratch, Stages};
 use crate::backend;
 use crate::cli::BenchLoaderArgs;
 use crate::config::Config;
-use crate::data::loader::{BadImages, Loader, LoaderOptions};
+use crate::data::loader::{BadImages, Loader, load_for_views};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
+use crate::files;
 use crate::pixels::Pixels;
 
 /// The line of JSON on stdout.
@@ -58,6 +59,7 @@ struct StageTimes {
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
+    files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
@@ -72,7 +74,7 @@ pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     let total = Duration::from_secs_f64(args.seconds);
     let stages_us = stages(&config, &*dataset, &sampler, &bad, total / 4)?;
 
-    let options = LoaderOptions { workers, prefetch: config.data.prefetch_batches, ..LoaderOptions::default() };
+    let options = config.data.loader(workers);
     let mut loader = Loader::new(dataset.clone(), config.augment.clone(), sampler, 0, bad.clone(), options)?;
     let mut next = || -> Result<()> {
         let batch = loader.next_batch()?;
@@ -131,10 +133,10 @@ fn stages(
     let mut started = Instant::now();
     for (round, &index) in order.iter().cycle().enumerate() {
         let before = Instant::now();
-        bad.load_next(dataset, index as usize, &mut pixels)?;
+        let (seed, epoch) = (sampler.seed(), round as u64);
+        let (_, draws) = load_for_views(dataset, index, bad, &config.augment, seed, epoch, &mut pixels)?;
         decode += before.elapsed();
-        let views = [&mut first[..], &mut second[..]];
-        two_views(&config.augment, &pixels, sampler.seed(), round as u64, index.into(), &mut scratch, views);
+        config.augment.apply(&pixels, &draws, &mut scratch, [&mut first[..], &mut second[..]]);
         images += 1;
         if scratch.stages.is_none() {
             // The first image has made the buffers: from here on it counts.

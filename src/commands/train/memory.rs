@@ -48,12 +48,15 @@ impl Estimate {
         let images = 2 * 3 * side * side * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
         let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
-        // The loader keeps `data.prefetch_batches` finished ones, two are being made, and those of a step are in use.
-        let waiting = (config.data.prefetch_batches + train.accumulation_steps + 2) as u64;
+        // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a step
+        // are in use.
+        let waiting = images.saturating_mul(config.data.prefetch_batches as u64 + 2);
+        let waiting = waiting.min(images.max(config.data.prefetch_bytes as u64));
+        let batches = images.saturating_mul(train.accumulation_steps as u64).saturating_add(waiting);
         Self {
             weights: model + 4 * size.online + optimizer,
             step: activations + images * 4 + casts + 4 * size.online,
-            batches: images.saturating_mul(waiting),
+            batches,
             // Every tensor copied, then the file: first of the model, then of the optimiser beside the model's.
             checkpoint: (2 * model).max(model + 2 * optimizer),
             program: 350_000_000,
@@ -83,7 +86,7 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
     if estimate.batches > host.total {
         bail!(
             "train.batch_size: the loader's batches need {}, the machine has {}; lower train.batch_size or \
-             data.prefetch_batches, or raise train.accumulation_steps",
+             data.prefetch_bytes, or raise train.accumulation_steps",
             gigabytes(estimate.batches),
             gigabytes(host.total)
         );

@@ -1,74 +1,127 @@
-//! JPEGs, most of what is ever decoded, by `zune-jpeg` itself: the wrapper in `image` copies the
-//! input and reads all headers twice, a third of the time at 32 px.
+//! JPEGs, most of what is ever decoded: by libjpeg-turbo, as in Pillow, and no more of one than is wanted.
 
-use anyhow::{Error, Result, ensure};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use std::cell::RefCell;
+
+use anyhow::{Context, Result, ensure};
 
 use super::orientation::Orientation;
-use super::{DecodeOptions, ensure_pixels};
+use super::{DecodeOptions, Want, ensure_pixels};
+use crate::augment::Crop;
+use crate::backend::jpeg::Decoder;
 use crate::pixels::Pixels;
 
 /// Each scan goes over all pixels, however few bytes it has; encoders make about ten.
-const MOST_SCANS: usize = 50;
+const MOST_SCANS: u16 = 50;
 
-/// Decodes a JPEG and says how it is to be turned. Truncation is an error, as in Pillow; damage
-/// within the data may not be noticed.
-pub(super) fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<Option<Orientation>> {
-    let settings = DecoderOptions::default()
-        // Only lenient is as strict as libjpeg; what it lets pass beyond that is checked here.
-        .set_strict_mode(false)
-        .set_max_width(usize::MAX)
-        .set_max_height(usize::MAX)
-        .jpeg_set_max_scans(MOST_SCANS)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), settings);
-    decoder.decode_headers().map_err(|error| readable("cannot read the header of the jpeg", error))?;
-    let (width, height) = decoder.dimensions().unwrap_or_default();
-    ensure_pixels(width, height, options)?;
-    // Every block of 8 x 8 pixels takes a bit at least: no memory for a promise that cannot be kept.
-    ensure!(
-        width * height <= bytes.len() * 8 * 64,
-        "found {} bytes for {width} x {height} pixels: the jpeg is damaged or truncated",
-        bytes.len()
-    );
-    ensure!(!is_truncated(bytes), "the jpeg is truncated: its end marker is missing");
-    let components = decoder.info().map_or(0, |info| info.components);
-    ensure!([1, 3, 4].contains(&components), "found a jpeg of {components} channels, expected 1, 3 or 4");
-    let exif = decoder.exif().and_then(|exif| Orientation::from_exif(exif));
-    let orientation = exif.or_else(|| decoder.xmp().and_then(|xmp| Orientation::from_xmp(xmp)));
-    out.resize(width, height);
-    decoder.decode_into(&mut out.data).map_err(|error| readable("cannot decode the jpeg", error))?;
-    Ok(orientation)
+thread_local! {
+    static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
 }
 
-fn readable(what: &str, error: DecodeErrors) -> Error {
-    // Some are quoted as Rust would.
-    let text = error.to_string().replace("\\n", " ");
-    Error::msg(format!("{what}: {}", text.trim_matches(['"', ' '])))
+/// Decodes and turns a JPEG, or the wanted part of it and some. Truncation is an error, as in Pillow; damage
+/// within the data may not be noticed.
+pub(super) fn decode(
+    bytes: &[u8],
+    options: DecodeOptions,
+    want: &mut Want,
+    raw: &mut Vec<u8>,
+    out: &mut Pixels,
+) -> Result<Crop> {
+    DECODER.with_borrow_mut(|decoder| {
+        let decoder = match decoder {
+            Some(decoder) => decoder,
+            None => decoder.insert(Decoder::new(MOST_SCANS)?),
+        };
+        let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
+        let (width, height, channels) = (opened.width, opened.height, opened.channels);
+        ensure_pixels(width, height, options)?;
+        // Every block of 8 x 8 pixels takes a bit at least: no memory for a promise that cannot be kept.
+        ensure!(
+            width * height <= bytes.len() * 8 * 64,
+            "found {} bytes for {width} x {height} pixels: the jpeg is damaged or truncated",
+            bytes.len()
+        );
+        ensure!(!is_truncated(bytes), "the jpeg is truncated: its end marker is missing");
+        ensure!([1, 3, 4].contains(&channels), "found a jpeg of {channels} channels, expected 1, 3 or 4");
+        let orientation = if options.exif_orientation { orientation(bytes) } else { Orientation::UPRIGHT };
+        let turned = orientation.size((width, height));
+        let part = want(turned.0, turned.1);
+        let part = if in_parts(bytes) { part } else { Crop::whole(turned.0, turned.1) };
+        let part = orientation.inverse().turned(part, turned);
+        let region = [part.left, part.top, part.width, part.height];
+        let target = if channels == 4 { &mut *raw } else { &mut out.data };
+        let [left, top, part_width, part_height] = opened.decode(region, target).context("cannot decode the jpeg")?;
+        out.resize(part_width, part_height);
+        if channels == 4 {
+            cmyk_to_rgb(raw, &mut out.data);
+        }
+        orientation.apply(out, raw);
+        let part = Crop { left, top, width: part_width, height: part_height };
+        Ok(orientation.turned(part, (width, height)))
+    })
+}
+
+/// Stored as Adobe does, inverted, which Pillow always assumes; then its conversion.
+fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
+    for (source, target) in cmyk.as_chunks::<4>().0.iter().zip(rgb.as_chunks_mut::<3>().0) {
+        let [inks @ .., white] = source.map(u32::from);
+        *target = inks.map(|ink| {
+            let shade = (255 - ink) * white + 128;
+            (white - (((shade >> 8) + shade) >> 8)) as u8
+        });
+    }
+}
+
+/// What EXIF or else XMP says.
+fn orientation(bytes: &[u8]) -> Orientation {
+    let found = |prefix: &'static [u8], read: fn(&[u8]) -> Option<Orientation>| {
+        let mut segments = header(bytes).filter(|(marker, _)| *marker == 0xe1);
+        segments.find_map(|(_, data)| data.strip_prefix(prefix)).and_then(read)
+    };
+    found(b"Exif\0\0", Orientation::from_exif)
+        .or_else(|| found(b"http://ns.adobe.com/xap/1.0/\0", Orientation::from_xmp))
+        .unwrap_or(Orientation::UPRIGHT)
+}
+
+/// Whether the kind of JPEG is decoded in parts: the sequential ones. Lossless ones cannot be, and progressive ones
+/// are smoothed across the edges of a part where they are damaged.
+fn in_parts(bytes: &[u8]) -> bool {
+    header(bytes).any(|(marker, _)| matches!(marker, 0xc0 | 0xc1 | 0xc9))
 }
 
 /// Whether the end marker is missing: the decoder would paint what is missing grey. Something else
 /// may follow the image, such as the film of a "motion photo".
 fn is_truncated(bytes: &[u8]) -> bool {
-    !bytes.ends_with(&[0xff, 0xd9]) && end(bytes).is_none()
+    !bytes.ends_with(&[0xff, 0xd9]) && !segments(bytes).any(|(marker, _)| marker == 0xd9)
 }
 
-/// Where the end marker is, past all segments and scans.
-fn end(bytes: &[u8]) -> Option<usize> {
-    let mut at = 2;
-    loop {
-        // Entropy-coded data, fill bytes or garbage, up to a marker.
-        at += bytes.get(at..)?.iter().position(|&byte| byte == 0xff)?;
-        match bytes.get(at + 1)? {
-            // A stuffed 0xff, a restart, or a fill byte before the real marker.
-            0x00 | 0x01 | 0xd0..=0xd8 => at += 2,
-            0xff => at += 1,
-            0xd9 => return Some(at),
-            _ => at += 2 + u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]) as usize,
+/// The segments up to the first scan.
+fn header(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    segments(bytes).take_while(|(marker, _)| !matches!(marker, 0xd9 | 0xda))
+}
+
+/// Marker and data of each segment, the last two of them possibly cut short; 0xd9 is the end. The entropy-coded
+/// data after a scan's header is passed over.
+fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        loop {
+            // Entropy-coded data, fill bytes or garbage, up to a marker.
+            let at = rest.iter().position(|&byte| byte == 0xff)?;
+            rest = &rest[at + 1..];
+            let (&marker, after) = rest.split_first()?;
+            match marker {
+                // A stuffed 0xff or a restart.
+                0x00 | 0x01 | 0xd0..=0xd8 => rest = after,
+                // A fill byte before the real marker.
+                0xff => (),
+                0xd9 => return Some((marker, &[][..])),
+                _ => {
+                    let (length, data) = after.split_first_chunk::<2>()?;
+                    let length = (u16::from_be_bytes(*length) as usize).saturating_sub(2);
+                    rest = data.get(length..).unwrap_or_default();
+                    return Some((marker, &data[..length.min(data.len())]));
+                }
+            }
         }
-    }
+    })
 }

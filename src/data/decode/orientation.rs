@@ -3,6 +3,7 @@
 use image::{ImageDecoder, ImageFormat, metadata};
 
 use super::frames;
+use crate::augment::Crop;
 use crate::pixels::Pixels;
 
 /// The value of the EXIF tag 0x0112: 1 is upright, 2 to 8 are the other ways to turn and mirror a
@@ -11,6 +12,9 @@ use crate::pixels::Pixels;
 pub(super) struct Orientation(u8);
 
 impl Orientation {
+    /// As the pixels are stored.
+    pub(super) const UPRIGHT: Self = Self(1);
+
     /// Reads EXIF, with or without the prefix that JPEG asks for.
     pub(super) fn from_exif(mut exif: &[u8]) -> Option<Self> {
         while let Some(rest) = exif.strip_prefix(b"Exif\0\0") {
@@ -30,13 +34,43 @@ impl Orientation {
         })
     }
 
+    /// Width and height of an image once it is turned.
+    pub(super) fn size(self, (width, height): (usize, usize)) -> (usize, usize) {
+        if (5..=8).contains(&self.0) { (height, width) } else { (width, height) }
+    }
+
+    /// The orientation that undoes this one.
+    pub(super) fn inverse(self) -> Self {
+        match self.0 {
+            6 => Self(8),
+            8 => Self(6),
+            _ => self,
+        }
+    }
+
+    /// Where a part of an image of this size is once the image is turned.
+    pub(super) fn turned(self, part: Crop, (width, height): (usize, usize)) -> Crop {
+        let mut turned = part;
+        if [2, 3, 7, 8].contains(&self.0) {
+            turned.left = width - part.left - part.width;
+        }
+        if [3, 4, 6, 7].contains(&self.0) {
+            turned.top = height - part.top - part.height;
+        }
+        if (5..=8).contains(&self.0) {
+            let Crop { left, top, width, height } = turned;
+            turned = Crop { left: top, top: left, width: height, height: width };
+        }
+        turned
+    }
+
     /// Turns the pixels; `spare` is memory to do it in.
     pub(super) fn apply(self, image: &mut Pixels, spare: &mut Vec<u8>) {
         if !(2..=8).contains(&self.0) {
             return;
         }
         let (width, height) = (image.width, image.height);
-        let size = if self.0 >= 5 { (height, width) } else { (width, height) };
+        let size = self.size((width, height));
         let (from_right, from_bottom) = ([2, 3, 7, 8].contains(&self.0), [3, 4, 6, 7].contains(&self.0));
         spare.resize(image.data.len(), 0);
         let mut targets = spare.as_chunks_mut::<3>().0.iter_mut();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use parquet::basic::{Compression, ConvertedType, Type as Physical};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::schema::types::ColumnDescriptor;
@@ -60,19 +60,46 @@ fn is_binary(column: &ColumnDescriptor) -> bool {
 
 /// The integer column with the labels; without `wanted`, `None` if none has one of the usual names.
 pub(super) fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<Option<usize>> {
-    let named = |name: &str| {
-        columns.iter().position(|column| {
-            matches!(column.physical_type(), Physical::INT32 | Physical::INT64)
-                && column.max_rep_level() == 0
-                && column.path().string() == name
-        })
+    let is_label = |column: &ColumnDescriptor| {
+        matches!(column.physical_type(), Physical::INT32 | Physical::INT64) && column.max_rep_level() == 0
+    };
+    let path = |at: usize| columns[at].path().string();
+    let named = |name: &str| (0..columns.len()).find(|&at| is_label(&columns[at]) && path(at) == name);
+    // Also what lies in a group or a list of the name.
+    let other = |name: &str| {
+        let below = format!("{name}.");
+        let at = (0..columns.len()).find(|&at| path(at) == name || path(at).starts_with(&below))?;
+        Some(format!("column {name} of {}", kind(&columns[at], name)))
     };
     match wanted {
-        None => Ok(LABEL_COLUMNS.iter().find_map(|name| named(name))),
+        None => {
+            let found = LABEL_COLUMNS.iter().find_map(|name| named(name));
+            if let (None, Some(other)) = (found, LABEL_COLUMNS.iter().find_map(|name| other(name))) {
+                log::warn!("found {other}, expected class numbers: the images count as unlabelled (data.label_column)");
+            }
+            Ok(found)
+        }
+        Some(name) if named(name).is_none() && other(name).is_some() => {
+            let other = other(name).unwrap_or_default();
+            bail!("found {other}, expected a column of whole numbers (data.label_column)")
+        }
         Some(name) => named(name).map(Some).with_context(|| {
             let names: Vec<String> = columns.iter().map(|column| column.path().string()).collect();
             format!("found columns [{}], expected an integer column {name} (data.label_column)", names.join(", "))
         }),
+    }
+}
+
+/// What the values of a column are, in the words of a user.
+fn kind(column: &ColumnDescriptor, name: &str) -> &'static str {
+    match column.physical_type() {
+        _ if column.max_rep_level() > 0 => "lists",
+        _ if column.path().string() != name => "groups",
+        Physical::BYTE_ARRAY if column.converted_type() == ConvertedType::UTF8 => "text",
+        Physical::BYTE_ARRAY | Physical::FIXED_LEN_BYTE_ARRAY => "bytes",
+        Physical::FLOAT | Physical::DOUBLE => "fractions (floating point)",
+        Physical::BOOLEAN => "truth values",
+        _ => "dates (INT96)",
     }
 }
 
