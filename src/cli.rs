@@ -155,6 +155,9 @@ pub struct TrainArgs {
     /// a folder names the checkpoint.
     #[arg(long, value_name = "auto|FOLDER")]
     pub resume: Option<String>,
+    /// Start N processes on this machine that share each batch (several machines: torchrun, srun or mpirun).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub nproc: Option<u32>,
     /// Resume although keys that change the result differ from the checkpoint's.
     #[arg(long, requires = "resume")]
     pub allow_config_change: bool,

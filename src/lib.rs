@@ -3,7 +3,7 @@
 //! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each;
 //! [`train`] moves the online and the target [`model`] with [`optim`] and [`ema`]; [`checkpoint`] keeps what
 //! a run needs to go on. [`eval`] tells what an encoder is worth, [`export`] writes it for other software,
-//! [`preview`] draws the views. Read `src/train/step.rs` first: it is the paper's algorithm.
+//! [`preview`] draws the views, [`dist`] makes several processes one run. Read `src/train/step.rs` first: it is the paper's algorithm.
 
 pub mod augment;
 pub mod backend;
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod data;
+pub mod dist;
 pub mod ema;
 pub mod eval;
 pub mod export;

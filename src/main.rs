@@ -1,11 +1,11 @@
 //! `byol`: parses the command line, runs the command, turns errors into one line and an exit code.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use byol::backend::first_line;
+use byol::backend::{one_line, panic_line};
 use byol::cli::{BenchCommand, Cli, Command};
+use byol::dist::{Reported, say};
 use byol::{commands, logging};
 use clap::Parser;
 
@@ -36,22 +36,10 @@ fn main() -> ExitCode {
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),
-        Ok(Err(error)) => {
-            let parts: Vec<String> = error
-                .chain()
-                .map(|cause| match cause.downcast_ref::<tch::TchError>() {
-                    Some(torch) => first_line(&torch.to_string()),
-                    None => cause.to_string(),
-                })
-                .collect();
-            parts.join(": ")
-        }
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            first_line(text.unwrap_or("panicked without a message"))
-        }
+        Ok(Err(error)) if error.is::<Reported>() => return ExitCode::FAILURE,
+        Ok(Err(error)) => one_line(&error),
+        Err(panic) => panic_line(&*panic),
     };
-    // A closed stderr must not turn an error into a panic.
-    let _ = writeln!(std::io::stderr(), "error: {}", logging::one_line(&message));
+    say(&message);
     ExitCode::FAILURE
 }

@@ -30,7 +30,7 @@ fn byol(arch: Arch, projection_dim: i64, name: Algorithm, seed: u64) -> Byol {
     let online = Network::online(&config, CPU, seed);
     let target = Network::target_of(&online, &config, CPU);
     let optimizer = Optimizer::new(&OptimizerConfig { name, ..OptimizerConfig::default() }, &online.params);
-    Byol { online, target, optimizer, ema: byol::ema::Ema::new(CPU), bf16: false, device: CPU }
+    Byol { online, target, optimizer, ema: byol::ema::Ema::new(CPU), ranks: None, bf16: false, device: CPU }
 }
 
 fn small(seed: u64) -> Byol {

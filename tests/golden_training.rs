@@ -123,7 +123,7 @@ fn check_trajectory(variant: &str, name: Algorithm, channels_last: bool) {
         ..OptimizerConfig::default()
     };
     let optimizer = Optimizer::new(&optimizer_config, &online.params);
-    let mut byol = Byol { online, target, optimizer, ema: Ema::new(CPU), bf16: false, device: CPU };
+    let mut byol = Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16: false, device: CPU };
     let (losses, lrs) = (fixture.numbers(&format!("{variant}.loss")), fixture.numbers(&format!("{variant}.lr")));
     let parts = hyper[4] as i64;
     let ema = EmaConfig { base_tau: 0.9, schedule: TauSchedule::Cosine };

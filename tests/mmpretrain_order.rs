@@ -31,7 +31,7 @@ fn start() -> Byol {
     let ema = Ema::new(CPU);
     ema.set(0.0).and_then(|()| ema.update(&target, &online)).expect("an exact copy in f64");
     let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
-    Byol { online, target, optimizer, ema, bf16: false, device: CPU }
+    Byol { online, target, optimizer, ema, ranks: None, bf16: false, device: CPU }
 }
 
 fn move_target(byol: &Byol, tau: f64) {

@@ -33,7 +33,7 @@ fn byol(bf16: bool) -> Byol {
     online.params.to_channels_last();
     target.params.to_channels_last();
     let optimizer = Optimizer::new(&sgd(), &online.params);
-    Byol { online, target, optimizer, ema: Ema::new(CPU), bf16, device: CPU }
+    Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16, device: CPU }
 }
 
 /// Bytes of step `step`.

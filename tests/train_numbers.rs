@@ -26,7 +26,7 @@ fn byol() -> Byol {
     let online = Network::online(&config, CPU, 0);
     let target = Network::target_of(&online, &config, CPU);
     let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
-    Byol { online, target, optimizer, ema: Ema::new(CPU), bf16: false, device: CPU }
+    Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16: false, device: CPU }
 }
 
 /// Views of four images; `bad` puts one infinite value into the second micro-batch.

@@ -38,13 +38,15 @@ fn compile_shims(lib: &Path, include: &Path, cuda: &Path) {
         println!("cargo:rustc-link-lib=stdc++");
         println!("cargo:rustc-link-lib=static=byol_jpeg");
     } else {
-        let files = ["shim.cpp", "foreach.cpp", "stream.cpp"];
+        let files = ["shim.cpp", "foreach.cpp", "stream.cpp", "dist.cpp"];
         cc::Build::new()
             .cpp(true)
             .std("c++17")
             .warnings(false)
             .include(include)
             .include(include.join("torch/csrc/api/include"))
+            .include(Path::new(SHIMS).join("gloo_stub")) // c10d's declaration of its Gloo back end needs these names
+            .define("USE_C10D_GLOO", None)
             .files(files.map(|file| Path::new(SHIMS).join(file)))
             .compile("byol_shim");
         cc::Build::new().include(jpeg).file(Path::new(SHIMS).join("jpeg.c")).compile("byol_jpeg");

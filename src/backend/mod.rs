@@ -3,6 +3,7 @@
 
 mod alloc;
 mod cuda;
+mod dist;
 pub mod foreach;
 pub mod graph;
 pub mod jpeg;
@@ -19,6 +20,7 @@ use tch::{Device, Tensor};
 
 pub use alloc::{Counted, allocated_bytes, keep_freed_memory, peak_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
+pub use dist::{Listen, ProcessGroup, Reducer, Store};
 pub use memory::{Memory, out_of_memory};
 pub use normalise::Normaliser;
 pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, libtorch_version, set_grad};
@@ -121,6 +123,21 @@ pub fn first_line(message: &str) -> String {
     let end = [message.find('\n'), message.find("\\n")].into_iter().flatten().min().unwrap_or(message.len());
     let line = message[..end].trim_end_matches("\")");
     out_of_memory(line).unwrap_or_else(|| line.to_string())
+}
+
+/// An error and its causes in one line.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let part = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<tch::TchError>() {
+        Some(torch) => first_line(&torch.to_string()),
+        None => cause.to_string(),
+    };
+    error.chain().map(part).collect::<Vec<_>>().join(": ")
+}
+
+/// What a panic said, in one line.
+pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    first_line(text.unwrap_or("panicked without a message"))
 }
 
 #[cfg(test)]

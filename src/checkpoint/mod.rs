@@ -63,12 +63,19 @@ pub struct Manifest {
     pub device: String,
     /// Threads of libtorch's CPU operators.
     pub threads: usize,
+    /// Processes that shared each batch.
+    #[serde(default = "one")]
+    pub processes: usize,
     /// fp32 or bf16.
     pub precision: String,
     /// k-NN top-1 of the encoder before training, where it was measured.
     pub knn_random: Option<f64>,
     /// The resolved config.
     pub config: serde_json::Value,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Manifest {
@@ -90,6 +97,7 @@ impl Manifest {
             deterministic: false,
             device: String::new(),
             threads: 0,
+            processes: 1,
             precision: String::new(),
             knn_random: None,
             config,
@@ -104,9 +112,10 @@ impl Manifest {
             (false, "cpu") => "",
             (false, _) => ", not deterministic",
         };
+        let processes = if self.processes > 1 { format!("{} processes, ", self.processes) } else { String::new() };
         let short = |sum: &str| sum.chars().take(12).collect::<String>();
         format!(
-            "byol {byol} ({commit}), libtorch {libtorch}, {device}, {threads} threads, {precision}{deterministic}, seed \
+            "byol {byol} ({commit}), libtorch {libtorch}, {device}, {processes}{threads} threads, {precision}{deterministic}, seed \
              {seed}, config {}, data {}",
             short(&self.config_sha256),
             short(&self.data)

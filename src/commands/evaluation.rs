@@ -13,6 +13,7 @@ use crate::cli::EncoderArgs;
 use crate::config::Config;
 use crate::data::loader::BadImages;
 use crate::data::{self, Dataset};
+use crate::dist;
 use crate::eval::{Encoder, EncoderOptions, ExtractOptions};
 use crate::train::Signals;
 
@@ -32,8 +33,9 @@ pub struct Evaluation {
 impl Evaluation {
     /// Loads the encoder and its config. Without `--config` a run's own config names the data.
     /// # Errors
-    /// No encoder there; data that nobody names; another architecture than the config's.
+    /// No encoder there; data that nobody names; another architecture than the config's; this is one of several processes.
     pub fn open(args: &EncoderArgs) -> Result<Self> {
+        dist::refuse_ranks()?;
         let manifest = Encoder::manifest(&args.checkpoint);
         let base = match &manifest {
             Some(manifest) => {

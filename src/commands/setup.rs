@@ -32,8 +32,16 @@ impl Machine {
     /// # Errors
     /// The device is not there, with what is missing.
     pub fn set_up(config: &Config) -> Result<Self> {
+        Self::set_up_one_of(1, config)
+    }
+
+    /// The same for one of `processes` that share the machine's cores.
+    /// # Errors
+    /// As [`Self::set_up`].
+    pub fn set_up_one_of(processes: usize, config: &Config) -> Result<Self> {
         let device = backend::choose_device(config.train.device)?;
         let (torch_threads, loader_workers) = backend::default_threads(device);
+        let (torch_threads, loader_workers) = ((torch_threads / processes).max(1), (loader_workers / processes).max(1));
         let or = |chosen: usize, automatic: usize| if chosen == 0 { automatic } else { chosen };
         let threads = or(config.train.threads, torch_threads);
         let workers = or(config.data.workers, loader_workers);
@@ -68,7 +76,7 @@ pub fn networks(config: &Config, machine: &Machine) -> Byol {
         target.params.to_channels_last();
     }
     let optimizer = Optimizer::new(&config.optimizer, &online.params);
-    Byol { online, target, optimizer, ema: Ema::new(device), bf16, device }
+    Byol { online, target, optimizer, ema: Ema::new(device), ranks: None, bf16, device }
 }
 
 /// What runs the steps.

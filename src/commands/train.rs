@@ -1,6 +1,7 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
 mod memory;
+mod ranks;
 mod resume;
 mod summary;
 
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
+use crate::dist::{self, Group, Place};
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
@@ -28,30 +30,53 @@ use crate::train::{Byol, Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, S
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
+    dist::end_with_launcher()?;
+    match (Place::from_env()?, args.nproc) {
+        (Some(place), Some(_)) if !dist::launched() => bail!(
+            "--nproc: another launcher has made this rank {} of {}; leave --nproc out, or unset RANK and the like",
+            place.rank,
+            place.world
+        ),
+        (Some(place), _) => ranks::run(place, args, &config),
+        (None, Some(count @ 2..)) => dist::launch(count as usize, &config.dist),
+        (None, _) => train(args, &config, Machine::set_up(&config)?, None),
+    }
+}
+
+/// Puts a run together and does it; `group` are the processes that share each batch.
+fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<Group>>) -> Result<u8> {
     let started = Instant::now();
+    let (rank, world) = group.as_ref().map_or((0, 1), |group| (group.place.rank, group.place.world));
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let run_dir = &config.output.dir;
     let signals = Signals::default();
     signals.survive()?;
-    let mut folder = RunFolder::take(run_dir)?;
-    if args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
+    let mut folder = if rank == 0 { RunFolder::take(run_dir)? } else { RunFolder::of_others(run_dir) };
+    if rank == 0 && args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
         bail!(
             "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
             run_dir.display()
         );
     }
 
-    let machine = Machine::set_up(&config)?;
-    let executor = setup::executor(&config, &machine)?;
+    ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
+    let executor = setup::executor(config, &machine)?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
-    memory::check(&config, &machine)?;
+    let mut share = config.clone();
+    share.train.batch_size /= world;
+    if rank == 0 {
+        memory::check(&share, &machine)?;
+    }
     signals.listen()?; // until here the signals' own effect, the end, loses nothing
     let plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
         .with_context(|| place("train.batch_size"))?;
     let bad = BadImages::new(config.data.on_bad_image);
-    let knn = knn_watch(&config, &dataset, bad.clone(), machine.loader, &signals)?;
+    let knn = knn_watch(&share, &dataset, bad.clone(), machine.loader, &signals, group.clone())?;
 
-    let byol = setup::networks(&config, &machine);
+    let mut byol = setup::networks(config, &machine);
+    if let Some(group) = &group {
+        ranks::connect(group, config, &mut byol)?;
+    }
     let mut manifest = Manifest {
         total_steps: plan.total_steps,
         steps_per_epoch: plan.steps_per_epoch,
@@ -59,32 +84,42 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         data: dataset.fingerprint(),
         device: backend::describe_device(machine.device),
         threads: machine.threads,
+        processes: world,
         precision: machine.precision().into(),
         config_sha256: config.fingerprint()?,
         seed: config.train.seed,
         deterministic: config.train.deterministic,
-        ..Manifest::new(serde_json::to_value(&config)?)
+        ..Manifest::new(serde_json::to_value(config)?)
     };
-    if let Some(from) = &args.resume {
-        resume::resume(from, &folder.checkpoints(), &byol, &config, args.allow_config_change, &mut manifest)?;
+    if let Some(from) = args.resume.as_ref().filter(|_| rank == 0) {
+        resume::resume(from, &folder.checkpoints(), &byol, config, args.allow_config_change, &mut manifest)?;
     }
-    if manifest.step == plan.total_steps && summary::finished(run_dir, manifest.step) {
+    let mut finished = manifest.step == plan.total_steps && summary::finished(run_dir, manifest.step);
+    if let Some(group) = &group {
+        group.agree("data", &format!("{} images, index {}", manifest.images, manifest.data))?;
+        finished = ranks::start_alike(group, &byol, &mut manifest, finished)?;
+    }
+    if finished {
         log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
         return Ok(0);
     }
     folder.put("config.yaml", config.to_yaml()?.into_bytes())?;
     folder.put("manifest.json", serde_json::to_vec_pretty(&manifest)?)?;
-    announce(&config, &manifest, &byol, &plan, machine.loader.workers);
+    announce(config, &manifest, &byol, &plan, machine.loader.workers, world);
 
     let parts = config.train.accumulation_steps;
     let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
     let first = manifest.step * parts as u64;
-    let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), machine.loader)?;
+    let own = LoaderOptions { rank, world, ..machine.loader };
+    let loader = Loader::new(dataset, config.augment.clone(), sampler, first, bad.clone(), own)?;
     let feed = Feed::new(&config.augment, machine.device, config.train.channels_last, machine.bf16)?;
     let resumed = (manifest.step > 0).then_some(manifest.step);
-    let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
-    let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?
-        .retrying(config.output.on_write_error == OnWriteError::Retry);
+    let logger = || -> Result<Logger> {
+        let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step);
+        let logger = Logger::open(run_dir, resumed, config.monitor.tensorboard, progress)?;
+        Ok(logger.retrying(config.output.on_write_error == OnWriteError::Retry))
+    };
+    let logger = (rank == 0).then(logger).transpose()?;
     let mut trainer = Trainer {
         byol,
         plan,
@@ -93,13 +128,18 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         executor,
         knn,
         logger,
+        group: group.clone(),
         saver: Saver::new(folder, config.output.clone(), manifest.step),
         manifest,
         train: config.train.clone(),
         monitor: config.monitor.clone(),
     };
     let outcome = trainer.run(&signals)?;
-    summary::summarise(&mut trainer, &outcome, bad.count(), started)
+    let skipped = match &group {
+        Some(group) => group.sum(&[bad.count() as f64])?[0] as usize,
+        None => bad.count(),
+    };
+    summary::summarise(&mut trainer, &outcome, skipped, started)
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.
@@ -109,6 +149,7 @@ fn knn_watch(
     bad: Arc<BadImages>,
     loader: LoaderOptions,
     signals: &Signals,
+    group: Option<Arc<Group>>,
 ) -> Result<Option<KnnWatch>> {
     if config.monitor.knn_every == 0 {
         return Ok(None);
@@ -149,14 +190,16 @@ fn knn_watch(
             interrupted: setup::interrupted(signals),
             progress: false,
         },
+        group,
     }))
 }
 
 /// What the run is made of, and from what it can be repeated.
-fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize) {
+fn announce(config: &Config, manifest: &Manifest, byol: &Byol, plan: &Plan, workers: usize, world: usize) {
+    let each = if world > 1 { format!(" in each of {world} processes") } else { String::new() };
     let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
     log::info!(
-        "{} images, {} a step, {} steps an epoch, {} epochs; {:?} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers; peak lr {:.4}",
+        "{} images, {} a step, {} steps an epoch, {} epochs; {:?} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
         manifest.images,
         config.train.batch_size,
         plan.steps_per_epoch,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
 use crate::data::{self, DataConfig};
+use crate::dist::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
@@ -37,6 +38,8 @@ pub struct Config {
     pub monitor: MonitorConfig,
     /// Run folder and checkpoints.
     pub output: OutputConfig,
+    /// Several processes.
+    pub dist: DistConfig,
     /// `byol linear-eval`.
     pub linear_eval: LinearEvalConfig,
 }
@@ -113,6 +116,7 @@ impl Config {
             ("train", self.train.problems()),
             ("monitor", self.monitor.problems()),
             ("output", self.output.problems()),
+            ("dist", self.dist.problems()),
             ("linear_eval", self.linear_eval.problems()),
         ];
         let named = |(section, problems): (&str, Vec<(String, String)>)| {
@@ -158,7 +162,8 @@ impl Config {
 
 /// Whether a key changes the result of training.
 fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 19] = [
+    const HARMLESS: [&str; 20] = [
+        "dist.",
         "data.path",
         "data.eval_path",
         "data.on_bad_image",

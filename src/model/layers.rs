@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::params::{Init, Scope};
+use super::params::{Init, Scope, SharedGroup};
 
 /// `torch.nn.Conv2d` without bias, square kernel.
 #[derive(Debug)]
@@ -40,12 +40,14 @@ pub struct BatchNorm {
     pub(crate) bias: Tensor,
     pub(crate) running_mean: Tensor,
     pub(crate) running_var: Tensor,
+    group: SharedGroup,
 }
 
 impl BatchNorm {
     /// `weight` is the initial scale of every channel: 1, or 0 where a residual branch is to start as nothing.
     pub fn new(mut scope: Scope, channels: i64, weight: f64) -> Self {
         Self {
+            group: scope.group(),
             weight: scope.parameter("weight", &[channels], Init::Constant(weight)),
             bias: scope.parameter("bias", &[channels], Init::Constant(0.0)),
             running_mean: scope.buffer("running_mean", channels, 0.0),
@@ -54,12 +56,18 @@ impl BatchNorm {
     }
 
     /// `[N, C]` or `[N, C, H, W]`. In training the batch's own statistics normalise and the running ones
-    /// advance (the variance unbiased); otherwise the running ones normalise. The one place where several processes
-    /// would share their statistics.
+    /// advance (the variance unbiased); otherwise the running ones normalise. The batch is that of all processes
+    /// where [`Params::synchronise`](super::Params::synchronise) said so.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let (mean, var) = (&self.running_mean, &self.running_var);
+        if let (true, Some(group)) = (train, self.group.get()) {
+            let affine = [&self.weight, &self.bias];
+            // A failure is a panic, as in tch's own methods.
+            let y = group.batch_norm(x, affine, [mean, var], BATCH_NORM_MOMENTUM, BATCH_NORM_EPS);
+            return y.unwrap_or_else(|error| panic!("{error:#}"));
+        }
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
-        x.batch_norm(weight, bias, mean, var, train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS, true)
+        x.batch_norm(weight, bias, Some(mean), Some(var), train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS, true)
     }
 }
 

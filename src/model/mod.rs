@@ -39,6 +39,20 @@ pub struct ModelConfig {
     pub predictor_hidden: i64,
     /// A bias on the last layer of projector and predictor. Default false, as in the paper.
     pub output_bias: bool,
+    /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default auto: on.
+    pub sync_batchnorm: SyncBatchNorm,
+}
+
+/// `model.sync_batchnorm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncBatchNorm {
+    /// On where there are several processes.
+    Auto,
+    /// Every process sees the statistics of the global batch: a run's result does not depend on their number.
+    On,
+    /// Every process has its own statistics; checkpoints hold those of rank 0.
+    Off,
 }
 
 impl Default for ModelConfig {
@@ -52,6 +66,7 @@ impl Default for ModelConfig {
             projection_dim: 256,
             predictor_hidden: 4096,
             output_bias: false,
+            sync_batchnorm: SyncBatchNorm::Auto,
         }
     }
 }

@@ -2,10 +2,12 @@
 //! tch's `VarStore` is not used: it renames duplicates silently, casts and broadcasts on load, and gives its
 //! variables in hash order.
 
+use std::sync::{Arc, OnceLock};
+
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::backend;
+use crate::backend::{self, ProcessGroup};
 use crate::rng::{Purpose, Stream};
 
 /// A tensor and its name, such as `encoder.layer1.0.conv1.weight`.
@@ -26,7 +28,11 @@ pub struct Params {
     pub buffers: Vec<Named>,
     device: Device,
     seed: Option<u64>,
+    group: SharedGroup,
 }
+
+/// The processes whose batches count as one for BatchNorm; each layer holds the same cell, empty for this process alone.
+pub(super) type SharedGroup = Arc<OnceLock<Arc<ProcessGroup>>>;
 
 /// How a new parameter is filled.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +49,13 @@ impl Params {
     /// No tensors yet. `seed` fixes the initial values whatever the device. Without one the network is not
     /// trained: its parameters are zeros, to be copied into, and never carry gradients.
     pub fn new(device: Device, seed: Option<u64>) -> Self {
-        Self { parameters: Vec::new(), buffers: Vec::new(), device, seed }
+        Self { parameters: Vec::new(), buffers: Vec::new(), device, seed, group: SharedGroup::default() }
+    }
+
+    /// From now on every BatchNorm takes its statistics over the batches of all these processes
+    /// (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
+    pub fn synchronise(&self, group: &Arc<ProcessGroup>) {
+        self.group.get_or_init(|| group.clone());
     }
 
     /// A place in the tree of names.
@@ -104,6 +116,11 @@ impl Scope<'_> {
     pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
         let prefix = format!("{}{name}.", self.prefix);
         Scope { params: self.params, prefix }
+    }
+
+    /// What [`Params::synchronise`] sets.
+    pub(super) fn group(&self) -> SharedGroup {
+        self.params.group.clone()
     }
 
     /// A new fp32 parameter of this shape.

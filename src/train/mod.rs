@@ -7,6 +7,7 @@ mod feed;
 pub mod laps;
 mod numbers;
 mod plan;
+mod ranks;
 mod run_folder;
 mod saving;
 mod signals;
@@ -14,6 +15,7 @@ mod step;
 mod watch;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +26,7 @@ pub use executor::Executor;
 pub use feed::Feed;
 pub use numbers::{Guard, OnNonFinite, Stepped};
 pub use plan::Plan;
+pub use ranks::{Asked, Ranks};
 pub use run_folder::RunFolder;
 pub use saving::Saver;
 pub use signals::Signals;
@@ -33,6 +36,7 @@ pub use watch::{CollapseWatch, KnnWatch};
 use crate::backend::stream::Later;
 use crate::checkpoint::Manifest;
 use crate::data::loader::{Batch, Loader};
+use crate::dist::Group;
 use crate::logging::{Logger, StepMetrics};
 
 /// Everything a run consists of; `commands::train` puts it together.
@@ -49,8 +53,10 @@ pub struct Trainer {
     pub executor: Executor,
     /// k-NN accuracy, where there are labels and the config asks for it.
     pub knn: Option<KnnWatch>,
-    /// Bars, metrics.jsonl, TensorBoard.
-    pub logger: Logger,
+    /// Bars, metrics.jsonl, TensorBoard; rank 0's alone.
+    pub logger: Option<Logger>,
+    /// The processes that share each batch.
+    pub group: Option<Arc<Group>>,
     /// What checkpoints say of the run; its `step` is where the run is.
     pub manifest: Manifest,
     /// The run's folder and its checkpoints.
@@ -126,10 +132,10 @@ impl Trainer {
         let mut collapse = CollapseWatch::new(&self.monitor, &self.byol);
         let mut knn_top1 = None;
         if first == 0 {
-            knn_top1 = self.evaluate(0, signals)?;
+            knn_top1 = self.evaluate(0)?;
             self.manifest.knn_random = knn_top1;
         } else if first >= end {
-            knn_top1 = self.evaluate(first, signals)?; // the run ended between its last checkpoint and this
+            knn_top1 = self.evaluate(first)?; // the run ended between its last checkpoint and this
         }
         let mut interval = Interval::start();
         let mut training_seconds = 0.0;
@@ -141,6 +147,10 @@ impl Trainer {
             let asked = Instant::now();
             let micro_batches = self.next_micro_batches()?;
             interval.waited += asked.elapsed().as_secs_f64();
+            if let (Some(group), Some(ranks)) = (&self.group, &self.byol.ranks) {
+                group.advance(step + 1); // its data is there
+                ranks.tell(signals);
+            }
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
             let done = step + 1;
@@ -157,15 +167,17 @@ impl Trainer {
             let (output, skipped) = match stepped {
                 Stepped::Taken(output) => (output, false),
                 Stepped::Skipped(output, why) => {
-                    log::warn!("step {done} is skipped: {why}");
+                    if self.logger.is_some() {
+                        log::warn!("step {done} is skipped: {why}");
+                    }
                     (output, true)
                 }
                 Stepped::NotFinite(what) => bail!("{}", self.not_finite(done, &what)),
             };
             let logging = done.is_multiple_of(self.monitor.log_every) || done == 1 || done == end;
             let epoch_end = done.is_multiple_of(self.plan.steps_per_epoch);
-            let asked = signals.checkpoint_asked();
-            let saving = asked || done == end || self.saver.due(done, self.plan.steps_per_epoch);
+            let mut asked = if self.group.is_none() { Asked::here(signals) } else { Asked::default() };
+            let mut saving = asked.checkpoint || done == end || self.saver.due(done, self.plan.steps_per_epoch);
             // On the CPU the numbers are there. On a GPU the step before has long ended when this one is queued, so
             // that is the one to look at, except where this one is logged or saved: that waits for it.
             let previous = pending.replace(Pending { step: done, numbers: output.fetch()? });
@@ -177,13 +189,19 @@ impl Trainer {
                     let culprit = numbers::bad_parameter(&self.byol).map(|name| format!(" ({name} is not finite)"));
                     bail!("{}", self.not_finite(step, &(what + &culprit.unwrap_or_default())));
                 }
+                if self.group.is_some() {
+                    asked = numbers.asked;
+                    saving |= asked.checkpoint;
+                }
                 *sound = Some(done);
                 if !skipped {
                     loss = numbers.loss;
                 }
                 if logging {
                     z_std = numbers.z_std;
-                    collapse.look(done, z_std);
+                    if self.logger.is_some() {
+                        collapse.look(done, z_std);
+                    }
                     let metrics = StepMetrics {
                         step: done,
                         epoch: self.plan.epochs(done),
@@ -195,27 +213,28 @@ impl Trainer {
                         data_wait_seconds: interval.waited,
                         grad_norm: numbers.grad_norm,
                     };
-                    self.logger.log(&metrics)?;
+                    if let Some(logger) = &mut self.logger {
+                        logger.log(&metrics)?;
+                    }
                     training_seconds += interval.restart();
                 }
             }
-            self.logger.advance(done);
-            let code = signals.exit_code();
-            if saving || code.is_some() {
+            self.logger.iter().for_each(|logger| logger.advance(done));
+            if saving || asked.end.is_some() {
                 interval.pause();
                 self.save(done)?;
-                if asked && !self.saver.failing() {
+                if asked.checkpoint && !self.saver.failing() {
                     log::info!("SIGUSR1: wrote {}", self.saver.last().display());
                 }
                 interval.resume();
             }
-            if let Some(code) = code {
+            if let Some(code) = asked.end {
                 ending = Ending::Signal(code);
                 break;
             }
             if epoch_end && self.knn_due(done) || done == end {
                 interval.pause();
-                knn_top1 = self.evaluate(done, signals)?.or(knn_top1);
+                knn_top1 = self.evaluate(done)?.or(knn_top1);
                 interval.resume();
             }
         }
@@ -248,17 +267,16 @@ impl Trainer {
     }
 
     /// k-NN accuracy after `done` steps; `None` where it is off, or cut short by a signal.
-    fn evaluate(&mut self, done: u64, signals: &Signals) -> Result<Option<f64>> {
+    fn evaluate(&mut self, done: u64) -> Result<Option<f64>> {
         let Some(knn) = &self.knn else { return Ok(None) };
-        let top1 = match knn.top1(&self.byol) {
-            Err(_) if signals.exit_code().is_some() => return Ok(None),
-            top1 => top1.context("k-NN evaluation")?,
-        };
-        self.logger.knn(done, self.plan.epochs(done), top1)?;
-        Ok(Some(top1))
+        let top1 = knn.top1(&self.byol).context("k-NN evaluation")?;
+        if let (Some(logger), Some(top1)) = (&mut self.logger, top1) {
+            logger.knn(done, self.plan.epochs(done), top1)?;
+        }
+        Ok(top1)
     }
 
-    /// A checkpoint of the state after `done` steps.
+    /// A checkpoint of the state after `done` steps; of several processes, which all have the same, rank 0 writes it.
     fn save(&mut self, done: u64) -> Result<()> {
         if let Some(name) = numbers::bad_tensor(&self.byol) {
             bail!("{}", self.not_finite(done, &format!("{name} is not finite")));

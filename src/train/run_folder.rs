@@ -13,7 +13,8 @@ use crate::checkpoint;
 pub struct RunFolder {
     dir: PathBuf,
     /// Locked while it is open, by whatever end of the process: a file that a dead process left locks nothing.
-    lock: File,
+    /// `None` where rank 0 has it.
+    lock: Option<File>,
     /// What [`Self::put`] wrote, for a folder that has to be made again.
     files: Vec<(&'static str, Vec<u8>)>,
 }
@@ -37,10 +38,20 @@ impl RunFolder {
     /// It cannot be made or written; another process is at work in it, which is named.
     pub fn take(dir: &Path) -> Result<Self> {
         let lock = lock(dir).map_err(|error| error.context("output.dir"))?;
-        let folder = Self { dir: dir.into(), lock, files: Vec::new() };
+        let folder = Self { dir: dir.into(), lock: Some(lock), files: Vec::new() };
         checkpoint::clean(dir, usize::MAX);
         checkpoint::clean(&folder.checkpoints(), usize::MAX);
         Ok(folder)
+    }
+
+    /// The same folder in another process of the run than rank 0, which alone writes there: it may not even see it.
+    pub fn of_others(dir: &Path) -> Self {
+        Self { dir: dir.into(), lock: None, files: Vec::new() }
+    }
+
+    /// Whether this process writes there.
+    pub fn is_own(&self) -> bool {
+        self.lock.is_some()
     }
 
     /// The folder itself.
@@ -57,6 +68,9 @@ impl RunFolder {
     /// # Errors
     /// What the system says, with the path.
     pub fn put(&mut self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
+        if !self.is_own() {
+            return Ok(());
+        }
         self.files.retain(|(known, _)| *known != name);
         let written = checkpoint::write_file(&self.dir.join(name), &bytes);
         self.files.push((name, bytes));
@@ -67,7 +81,8 @@ impl RunFolder {
     /// # Errors
     /// [`InUse`] if another process was faster; what the system says.
     pub fn hold(&mut self) -> Result<()> {
-        let own = self.lock.metadata().context("reading the lock")?;
+        let Some(own) = &self.lock else { return Ok(()) };
+        let own = own.metadata().context("reading the lock")?;
         let path = self.dir.join("lock");
         match fs::metadata(&path) {
             Ok(found) if (found.dev(), found.ino()) == (own.dev(), own.ino()) => return Ok(()),
@@ -77,7 +92,7 @@ impl RunFolder {
             _ => {}
         }
         log::warn!("{} was deleted or moved under the run: making it again", self.dir.display());
-        self.lock = lock(&self.dir)?;
+        self.lock = Some(lock(&self.dir)?);
         self.files.iter().try_for_each(|(name, bytes)| checkpoint::write_file(&self.dir.join(name), bytes))
     }
 }

@@ -40,6 +40,10 @@ impl Saver {
     /// # Errors
     /// It cannot be written and `output.on_write_error` is `stop`; another run has taken the folder.
     pub fn save(&mut self, byol: &Byol, manifest: &Manifest) -> Result<()> {
+        if !self.folder.is_own() {
+            self.saved = manifest.step;
+            return Ok(());
+        }
         match self.try_to_save(byol, manifest) {
             Ok(()) => {
                 if self.failure.take().is_some() {

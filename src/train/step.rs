@@ -4,6 +4,7 @@ use anyhow::Result;
 use tch::{Device, Tensor};
 
 use super::laps::{Part, lap};
+use super::{Asked, Ranks};
 use crate::backend::Autocast;
 use crate::backend::stream::Later;
 use crate::ema::Ema;
@@ -25,6 +26,8 @@ pub struct Byol {
     pub optimizer: Optimizer,
     /// Moves xi.
     pub ema: Ema,
+    /// The processes that share each batch, where there are several.
+    pub ranks: Option<Ranks>,
     /// Forward passes in bf16 autocast; weights, loss, optimiser and EMA stay in fp32.
     pub bf16: bool,
     /// Where it all lives.
@@ -39,6 +42,8 @@ pub struct StepOutput {
     pub z_std: Tensor,
     /// L2 norm of the whole gradient, before clipping; a scalar.
     pub grad_norm: Tensor,
+    /// Where several processes share the batch: signals that have arrived, see [`Asked`]; `[3]`.
+    pub asked: Option<Tensor>,
 }
 
 /// The numbers of a [`StepOutput`].
@@ -50,20 +55,26 @@ pub struct Numbers {
     pub z_std: f64,
     /// The norm of the gradient.
     pub grad_norm: f64,
+    /// What any of several processes was asked for.
+    pub asked: Asked,
 }
 
 impl StepOutput {
     /// The same tensors again.
     pub fn handles(&self) -> Self {
         let [loss, z_std, grad_norm] = [&self.loss, &self.z_std, &self.grad_norm].map(Tensor::shallow_clone);
-        Self { loss, z_std, grad_norm }
+        Self { loss, z_std, grad_norm, asked: self.asked.as_ref().map(Tensor::shallow_clone) }
     }
 
     /// Begins to fetch the numbers; [`Numbers::of`] waits for them.
     /// # Errors
     /// What libtorch says.
     pub fn fetch(&self) -> Result<Later> {
-        Later::new(Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?)
+        let numbers = Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?;
+        Later::new(match &self.asked {
+            Some(asked) => Tensor::f_cat(&[&numbers, asked], 0)?,
+            None => numbers,
+        })
     }
 }
 
@@ -73,7 +84,8 @@ impl Numbers {
     /// What the step met on the device.
     pub fn of(fetched: &Later) -> Result<Self> {
         let values = fetched.get()?;
-        Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2] })
+        let asked = Asked::of(&values[3..]);
+        Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2], asked })
     }
 }
 
@@ -120,16 +132,22 @@ impl Byol {
         let (mut losses, mut z_stds) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
         for views in micro_batches {
             let (loss, z_std) = self.forward(&views?)?;
+            if let Some(ranks) = self.ranks.as_ref().filter(|_| losses.len() + 1 == parts) {
+                ranks.prepare()?; // the last pass averages theta's `.grad` over all processes
+            }
             // Gradients add up in theta's `.grad`.
             (&loss / parts as f64).f_backward()?;
             lap(Part::Backward);
             losses.push(loss.detach());
             z_stds.push(z_std);
         }
-        // The seam for several processes: here they would average the gradients, and below the loss and z_std.
         let grad_norm = self.optimizer.clip_grad_norm()?;
         let loss = Tensor::f_stack(&losses, 0)?.mean(None);
-        Ok(StepOutput { loss, z_std: z_stds.swap_remove(0), grad_norm })
+        let output = StepOutput { loss, z_std: z_stds.swap_remove(0), grad_norm, asked: None };
+        match &self.ranks {
+            Some(ranks) => ranks.averaged(output),
+            None => Ok(output),
+        }
     }
 
     /// The second half: both networks move.

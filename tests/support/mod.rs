@@ -134,7 +134,7 @@ pub struct TinyRun {
 }
 
 impl TinyRun {
-    const CONFIG: &str = "
+    pub const CONFIG: &str = "
 data:
   format: synthetic
   workers: 1

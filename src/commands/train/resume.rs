@@ -46,7 +46,10 @@ pub(super) fn resume(
                 manifest.total_steps
             );
         }
-        let machine = |m: &Manifest| format!("{}, {} threads, {}", m.device, m.threads, m.precision);
+        let machine = |m: &Manifest| {
+            let processes = if m.processes > 1 { format!("{} processes, ", m.processes) } else { String::new() };
+            format!("{}, {processes}{} threads, {}", m.device, m.threads, m.precision)
+        };
         if machine(saved) != machine(manifest) {
             log::warn!("the checkpoint was made on {}, the run goes on on {}", machine(saved), machine(manifest));
         }

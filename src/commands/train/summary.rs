@@ -38,7 +38,7 @@ struct Summary<'a> {
     checkpoint: &'a Path,
 }
 
-/// Writes the summary and prints the run's line; the value is the process's exit code.
+/// Writes the summary and prints the run's line, both in rank 0 only; the value is the process's exit code.
 /// # Errors
 /// The summary, or metrics that still wait, cannot be written: the run is complete all the same, and that is said.
 pub(super) fn summarise(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
@@ -67,8 +67,12 @@ pub(super) fn summarise(trainer: &mut Trainer, outcome: &Outcome, skipped: usize
         checkpoint: &outcome.checkpoint,
     };
     let json = serde_json::to_vec_pretty(&summary)?;
-    let written = trainer.logger.finish().and_then(|()| trainer.saver.folder.put("summary.json", json));
+    let logged = trainer.logger.as_mut().map_or(Ok(()), |logger| logger.finish());
+    let written = logged.and_then(|()| trainer.saver.folder.put("summary.json", json));
     written.with_context(|| format!("{} is written, but not all about it", outcome.checkpoint.display()))?;
+    if !trainer.saver.folder.is_own() {
+        return Ok(code); // rank 0 speaks
+    }
     let verb = match outcome.ending {
         Ending::Finished => "finished",
         Ending::MaxSteps => "stopped at train.max_steps",
