@@ -111,7 +111,7 @@ fn many_tensors_at_once_give_the_same_weights() {
         }
         for (target, online) in byol.target.params.parameters.iter().zip(&byol.online.params.parameters) {
             let mut target = target.tensor.shallow_clone();
-            let _ = target.copy_(&(&target * tau + &online.tensor * (1.0 - tau)));
+            target.copy_(&(&target * tau + &online.tensor * (1.0 - tau)));
         }
         output.loss
     });

@@ -83,8 +83,13 @@ pub fn networks(config: &Config, machine: &Machine) -> Byol {
 /// # Errors
 /// A CUDA graph that is demanded and cannot be had.
 pub fn executor(config: &Config, machine: &Machine) -> Result<Executor> {
-    let skips = config.train.on_non_finite == OnNonFinite::SkipStep;
-    let obstacle = skips.then_some("train.on_non_finite: skip_step has the host look at every step before its update");
+    let obstacle = if config.train.on_non_finite == OnNonFinite::SkipStep {
+        Some("train.on_non_finite: skip_step has the host look at every step before its update")
+    } else if machine.loader.world > 1 {
+        Some("several processes exchange numbers within a step")
+    } else {
+        None
+    };
     Executor::new(config.train.cuda_graph, machine.device, obstacle)
 }
 
