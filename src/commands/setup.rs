@@ -79,13 +79,13 @@ pub fn networks(config: &Config, machine: &Machine) -> Byol {
     Byol { online, target, optimizer, ema: Ema::new(device), ranks: None, bf16, device }
 }
 
-/// What runs the steps.
+/// What runs the steps, of a run of `world` processes.
 /// # Errors
 /// A CUDA graph that is demanded and cannot be had.
-pub fn executor(config: &Config, machine: &Machine) -> Result<Executor> {
+pub fn executor(config: &Config, machine: &Machine, world: usize) -> Result<Executor> {
     let obstacle = if config.train.on_non_finite == OnNonFinite::SkipStep {
         Some("train.on_non_finite: skip_step has the host look at every step before its update")
-    } else if machine.loader.world > 1 {
+    } else if world > 1 {
         Some("several processes exchange numbers within a step")
     } else {
         None
