@@ -189,7 +189,7 @@ fn interleave(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
     }
 }
 
-// Arrays are filled in loops: `map` and `from_fn` are not always inlined, and so not compiled for AVX2.
+// Arrays are filled in loops: `map` and `from_fn` are not always inlined, and so not compiled for the widest vectors.
 
 /// Bytes as floats.
 #[inline(always)]
