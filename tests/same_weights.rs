@@ -24,14 +24,16 @@ fn sgd() -> OptimizerConfig {
     OptimizerConfig { name: Algorithm::Sgd, weight_decay: 5e-4, ..OptimizerConfig::default() }
 }
 
-fn byol(bf16: bool) -> Byol {
+fn byol(bf16: bool, kind: Kind) -> Byol {
     tch::set_num_threads(1);
     let heads = ModelConfig { projector_hidden: 32, projection_dim: 16, predictor_hidden: 32, ..Default::default() };
     let config = ModelConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Cifar, ..heads };
     let mut online = Network::online(&config, CPU, 0);
     let mut target = Network::target_of(&online, &config, CPU);
-    online.params.to_channels_last();
-    target.params.to_channels_last();
+    for params in [&mut online.params, &mut target.params] {
+        params.to_kind(kind);
+        params.to_channels_last();
+    }
     let optimizer = Optimizer::new(&sgd(), &online.params);
     Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16, device: CPU }
 }
@@ -69,7 +71,7 @@ fn train(byol: &mut Byol, mut step: impl FnMut(&mut Byol, &Batch, (f64, f64, u64
 fn fast(bf16: bool) -> (Vec<f64>, Tensor) {
     let mut feed = Feed::new(&augment(), CPU, true, bf16).expect("a feed");
     let mut executor = Executor::new(CudaGraph::Auto, CPU, None).expect("an executor");
-    train(&mut byol(bf16), |byol, batch, rates| {
+    train(&mut byol(bf16, Kind::Float), |byol, batch, rates| {
         executor.step(byol, &mut feed, &[batch], rates).expect("a step").loss.shallow_clone()
     })
 }
@@ -83,7 +85,7 @@ fn fp32_views(batch: &Batch) -> Views {
 
 #[test]
 fn views_straight_in_bf16_give_the_same_bits() {
-    let (losses, weights) = train(&mut byol(true), |byol, batch, (lr, tau, step)| {
+    let (losses, weights) = train(&mut byol(true, Kind::Float), |byol, batch, (lr, tau, step)| {
         byol.step([Ok(fp32_views(batch))].into_iter(), lr, tau, step).expect("a step").loss
     });
     let (fast_losses, fast_weights) = fast(true);
@@ -91,13 +93,15 @@ fn views_straight_in_bf16_give_the_same_bits() {
     assert!(weights.equal(&fast_weights));
 }
 
-/// SGD and the moving average tensor by tensor, as Algorithm 1 is written.
+/// SGD and the moving average tensor by tensor, as Algorithm 1 is written. In f64: in fp32 a ReLU's input within rounding
+/// of 0 makes more of a difference than any of these.
 #[test]
 fn many_tensors_at_once_give_the_same_weights() {
+    let views = |batch: &Batch| Ok(fp32_views(batch).map(|view| view.to_kind(Kind::Double)));
     let mut momenta: Vec<Tensor> = Vec::new();
     let config = sgd();
-    let (losses, weights) = train(&mut byol(false), |byol, batch, (lr, tau, _)| {
-        let output = byol.gradients([Ok(fp32_views(batch))].into_iter()).expect("gradients");
+    let (losses, weights) = train(&mut byol(false, Kind::Double), |byol, batch, (lr, tau, _)| {
+        let output = byol.gradients([views(batch)].into_iter()).expect("gradients");
         let _no_grad = tch::no_grad_guard();
         for (at, parameter) in byol.online.params.parameters.iter().enumerate() {
             let mut weight = parameter.tensor.shallow_clone();
@@ -115,13 +119,15 @@ fn many_tensors_at_once_give_the_same_weights() {
         }
         output.loss
     });
-    let (fast_losses, fast_weights) = fast(false);
+    let (fast_losses, fast_weights) = train(&mut byol(false, Kind::Double), |byol, batch, (lr, tau, step)| {
+        byol.step([views(batch)].into_iter(), lr, tau, step).expect("a step").loss
+    });
     let apart = (&weights - &fast_weights).norm().double_value(&[]) / weights.norm().double_value(&[]);
-    assert!(apart > 0.0 && apart < 1e-4, "{apart}"); // another rounding of the same formulas, over 20 steps
+    assert!(apart < 1e-9, "{apart}"); // another rounding of the same formulas, over 20 steps
     for (slow, fast) in losses.iter().zip(&fast_losses) {
-        assert!((slow - fast).abs() < 1e-3 * slow, "{losses:?} {fast_losses:?}");
+        assert!((slow - fast).abs() < 1e-9 * slow, "{losses:?} {fast_losses:?}");
     }
-    assert_eq!(weights.kind(), Kind::Float);
+    assert_eq!((weights.kind(), losses.len()), (Kind::Double, STEPS as usize));
 }
 
 #[test]
