@@ -75,14 +75,13 @@ mod tests {
         );
         if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor was just asked.
-            assert!(
-                unsafe {
-                    avx2(
-                        #[inline(always)]
-                        || sums(&values),
-                    )
-                } == expected
-            );
+            let found = unsafe {
+                avx2(
+                    #[inline(always)]
+                    || sums(&values),
+                )
+            };
+            assert!(found == expected, "avx2");
         }
     }
 }
