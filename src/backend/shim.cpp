@@ -8,6 +8,7 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
+#include <cstdlib>
 #include "guarded.h"
 
 extern "C" {
@@ -52,6 +53,8 @@ int byol_allow_tf32(int allow) {
 // Deterministic algorithms everywhere, no autotuning (torch.use_deterministic_algorithms).
 int byol_deterministic(int on) {
   return guarded([&] {
+    // Read when cuBLAS makes its first handle; libtorch refuses products without it.
+    if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     at::globalContext().setDeterministicAlgorithms(on != 0, false);
     at::globalContext().setDeterministicCuDNN(on != 0);
     at::globalContext().setBenchmarkCuDNN(on == 0);
