@@ -46,6 +46,7 @@ int byol_own_stream(int device) {
     Guard guard(c10::kCUDA);
     const c10::Device where(c10::kCUDA, device);
     guard.synchronizeDevice(where.index());
+    guard.setDevice(where); // exchangeStream leaves the current device as it is
     guard.exchangeStream(guard.getStreamFromGlobalPool(where));
   });
 }
@@ -59,6 +60,8 @@ int byol_ring_new(int device, size_t slots, int64_t bytes, Ring** out) {
       Slot slot;
       slot.host = pinned({bytes}, at::kByte);
       slot.there = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).device(where));
+      // The memory may come from something that queued work still reads.
+      slot.used.record(guard.getStream(where));
       ring->slots.push_back(std::move(slot));
     }
     *out = ring.release();
@@ -75,7 +78,7 @@ int byol_ring_put(Ring* ring, const uint8_t* first, const uint8_t* second, int64
     auto* host = slot.host.data_ptr<uint8_t>();
     std::memcpy(host, first, bytes);
     std::memcpy(host + bytes, second, bytes);
-    if (slot.used.was_marked_for_recording()) slot.used.block(ring->copies);
+    slot.used.block(ring->copies);
     auto there = slot.there.narrow(0, 0, 2 * bytes);
     {
       c10::StreamGuard on(ring->copies);
