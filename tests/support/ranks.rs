@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use run::{failed, succeeded, text};
 use safetensors::SafeTensors;
+
+#[path = "run.rs"]
+mod run;
 
 /// A folder with a config, and runs in it.
 pub struct Runs {
@@ -133,27 +137,6 @@ pub fn gone(pids: &[u32]) -> bool {
         std::thread::sleep(Duration::from_millis(20));
         !pids.iter().any(lives)
     })
-}
-
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-pub fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stderr)
-}
-
-/// Exit code 1, and of all that was printed one line that is an error, with all of `parts`.
-pub fn failed(output: &Output, parts: &[&str]) {
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    let errors: Vec<&str> = stderr.lines().skip_while(|line| !line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
-    for part in parts {
-        assert!(errors[0].contains(part), "{part:?} is not in {}", errors[0]);
-    }
-    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
 }
 
 pub fn host() -> String {
