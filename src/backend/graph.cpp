@@ -1,28 +1,8 @@
 // CUDA graphs: needs CUDA's headers and libtorch_cuda, and so is a shared object of its own, which the binary carries
 // and loads only after libtorch_cuda. Functions return 0, or 1 with the message kept for byol_graph_error().
 #include <ATen/cuda/CUDAGraph.h>
-#include <c10/util/Exception.h>
 #include <memory>
-#include <string>
-
-namespace {
-thread_local std::string last_error;
-
-template <typename F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
-} // namespace
+#include "guarded.h"
 
 extern "C" {
 
@@ -31,6 +11,8 @@ const char* byol_graph_error() { return last_error.c_str(); }
 // Begins to record what is queued on the current stream, which must not be the default one; nothing of it runs.
 int byol_graph_begin(at::cuda::CUDAGraph** graph) {
   return guarded([&] {
+    // The graph has memory of its own, which cannot come out of what earlier steps have left in the cache.
+    c10::cuda::CUDACachingAllocator::emptyCache();
     auto fresh = std::make_unique<at::cuda::CUDAGraph>();
     fresh->capture_begin();
     *graph = fresh.release();

@@ -94,14 +94,14 @@ impl Graph {
     /// Records what `work` queues on the current stream, see [`own_stream`](super::stream::own_stream); none of it
     /// runs. Memory that it takes belongs to the graph. `work` must not wait for the device.
     /// # Errors
-    /// Graphs cannot be used here; work that cannot be recorded; `work`'s own.
+    /// Graphs cannot be used here; work that cannot be recorded; `work`'s own, its panics too.
     pub fn record<T>(work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let functions = functions()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` outlives the call; after success it is ours to free.
         functions.check(unsafe { (functions.begin)(&mut raw) })?;
         let graph = Self { raw, functions };
-        let result = work();
+        let result = super::caught(work);
         // SAFETY: `raw` is alive and recording; that must end, whatever `work` came to.
         let ended = functions.check(unsafe { (functions.end)(graph.raw) });
         let result = result?;

@@ -140,6 +140,14 @@ pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
     first_line(text.unwrap_or("panicked without a message"))
 }
 
+/// Runs `work`; where tch panics in it, as its operators do when they fail, that is an error.
+/// # Errors
+/// `work`'s own; what a panic said.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(anyhow::anyhow!(panic_line(&*panic))))
+}
+
 #[cfg(test)]
 mod tests {
     use tch::Kind;
@@ -183,6 +191,14 @@ mod tests {
         let payload = caught.expect_err("shapes do not match");
         let line = first_line(payload.downcast_ref::<String>().expect("a message"));
         assert_eq!(line, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)");
+    }
+
+    #[test]
+    fn what_an_operator_panics_with_is_an_error() {
+        let [a, b] = [[2, 3], [2, 3]].map(|shape: [i64; 2]| Tensor::ones(shape, (Kind::Float, Device::Cpu)));
+        let error = caught(|| Ok(a.matmul(&b))).expect_err("shapes do not match");
+        assert_eq!(error.to_string(), "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)");
+        assert_eq!(caught(|| Ok(3)).expect("no panic"), 3);
     }
 
     #[test]

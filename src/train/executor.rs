@@ -6,7 +6,7 @@ use tch::{Cuda, Device, Tensor};
 
 use super::{Byol, CudaGraph, Feed, StepOutput};
 use crate::backend::graph::{self, Graph};
-use crate::backend::{foreach, stream};
+use crate::backend::{caught, foreach, stream};
 use crate::data::loader::Batch;
 
 /// Steps before the recording: cuDNN chooses its kernels, libraries make their workspaces.
@@ -105,13 +105,14 @@ impl Executor {
             Mode::Graph(recorded, 0) => return recorded.replay(byol, feed, batches, rates),
             Mode::Graph(recorded, left) => {
                 *left -= 1;
-                let (output, difference) = recorded.compare(byol, feed, batches, rates)?;
-                // Not a number is a difference, too.
-                if difference.is_none_or(|difference| difference <= MOST_DIFFERENCE) {
-                    return Ok(output);
+                match recorded.try_compared(byol, feed, batches, rates) {
+                    Ok((output, Some(apart))) if apart.is_nan() || apart > MOST_DIFFERENCE => {
+                        self.give_up(&format!("the recorded step differs from the plain one by {apart:.1e}"))?;
+                        return Ok(output);
+                    }
+                    Ok((output, _)) => return Ok(output),
+                    Err(why) => self.give_up(&format!("a recorded step cannot be compared ({why:#})"))?,
                 }
-                self.give_up(&format!("the recorded step differs from the plain one by {difference:?}"))?;
-                return Ok(output);
             }
         }
         eager(byol, feed, batches, rates)
@@ -163,21 +164,35 @@ impl Recorded {
         Ok(self.output.handles())
     }
 
-    /// The same step twice from the same state, replayed and operation by operation; the latter counts. Gives the larger of
-    /// the differences of loss and momentum, relative; none where the plain step itself is not finite.
-    fn compare(
+    /// [`Self::compare`]; where that fails, the state is what it was before.
+    fn try_compared(
         &self,
         byol: &mut Byol,
         feed: &mut Feed,
         batches: &[&Batch],
         rates: (f64, f64, u64),
     ) -> Result<(StepOutput, Option<f64>)> {
-        let (state, before) = (state(byol), tracked(byol));
-        let start = copies(&state);
+        let start = caught(|| Ok(State::of(byol)))?;
+        let compared = caught(|| self.compare(&start, byol, feed, batches, rates));
+        if compared.is_err() {
+            start.restore(byol)?;
+        }
+        compared
+    }
+
+    /// The same step twice from the same state, replayed and operation by operation; the latter counts. Gives the larger of
+    /// the differences of loss and momentum, relative; none where the plain step itself is not finite.
+    fn compare(
+        &self,
+        start: &State,
+        byol: &mut Byol,
+        feed: &mut Feed,
+        batches: &[&Batch],
+        rates: (f64, f64, u64),
+    ) -> Result<(StepOutput, Option<f64>)> {
         let output = self.replay(byol, feed, batches, rates)?;
         let (replayed_loss, replayed) = (output.loss.double_value(&[]), copies(&momenta(byol)));
-        overwrite(&state, &start)?;
-        track(byol, before);
+        start.restore(byol)?;
         // The graph goes on writing into its own gradients.
         let gradients = byol.optimizer.take_gradients()?;
         let output = eager(byol, feed, batches, rates)?;
@@ -189,7 +204,28 @@ impl Recorded {
     }
 }
 
-/// Everything that a step changes.
+/// A copy of everything that a step changes.
+struct State {
+    values: Vec<Tensor>,
+    tracked: [i64; 2],
+}
+
+impl State {
+    fn of(byol: &Byol) -> Self {
+        Self { values: copies(&state(byol)), tracked: tracked(byol) }
+    }
+
+    fn restore(&self, byol: &Byol) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        for (tensor, value) in state(byol).iter_mut().zip(&self.values) {
+            tensor.f_copy_(value)?;
+        }
+        track(byol, self.tracked);
+        Ok(())
+    }
+}
+
+/// Handles of it.
 fn state(byol: &Byol) -> Vec<Tensor> {
     let networks = [&byol.online.params, &byol.target.params];
     let tensors = networks.into_iter().flat_map(|params| params.parameters.iter().chain(&params.buffers));
@@ -214,14 +250,6 @@ fn copies(tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(Tensor::copy).collect()
 }
 
-fn overwrite(tensors: &[Tensor], values: &[Tensor]) -> Result<()> {
-    let _no_grad = tch::no_grad_guard();
-    for (tensor, value) in tensors.iter().zip(values) {
-        tensor.shallow_clone().f_copy_(value)?;
-    }
-    Ok(())
-}
-
 /// Euclidean distance of two lists of tensors over the length of the first.
 fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
@@ -236,7 +264,12 @@ fn relative(difference: f64, size: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
+    use crate::ema::Ema;
+    use crate::model::{Arch, ModelConfig, Network, Stem};
+    use crate::optim::{Optimizer, OptimizerConfig};
 
     #[test]
     fn a_graph_is_refused_on_the_cpu_only_where_it_is_demanded() -> Result<()> {
@@ -253,9 +286,29 @@ mod tests {
         let [a, b, bad] = [[3.0f32, 4.0], [3.0, 3.0], [f32::NAN, 0.0]].map(|values| vec![Tensor::from_slice(&values)]);
         assert_eq!((distance(&a, &a)?, distance(&a, &b)?), (0.0, 0.2));
         assert!(distance(&bad, &bad)?.is_nan() && distance(&a, &bad)?.is_nan());
-        let before = copies(&a);
-        overwrite(&a, &b)?;
-        assert_eq!(distance(&before, &a)?, 0.2); // a copy, not a handle
+        Ok(())
+    }
+
+    #[test]
+    fn a_state_brings_back_all_that_a_step_changes() -> Result<()> {
+        let config = ModelConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Cifar, ..ModelConfig::default() };
+        let config = ModelConfig { projector_hidden: 8, projection_dim: 4, predictor_hidden: 8, ..config };
+        let online = Network::online(&config, Device::Cpu, 0);
+        let target = Network::target_of(&online, &config, Device::Cpu);
+        let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
+        let ema = Ema::new(Device::Cpu);
+        let mut byol = Byol { online, target, optimizer, ema, ranks: None, bf16: false, device: Device::Cpu };
+        let step = |byol: &mut Byol| {
+            let view =
+                |at: f64| (Tensor::arange(4 * 3 * 8 * 8, (Kind::Float, Device::Cpu)) * at).sin().view([4, 3, 8, 8]);
+            byol.step([Ok([view(0.3), view(0.7)])].into_iter(), 0.1, 0.5, 0).map(|output| output.loss.double_value(&[]))
+        };
+        let start = State::of(&byol);
+        let loss = step(&mut byol)?;
+        assert!(copies(&state(&byol)).iter().zip(&start.values).filter(|(a, b)| !a.equal(b)).count() > 60);
+        start.restore(&byol)?;
+        assert!(state(&byol).iter().zip(&start.values).all(|(a, b)| a.equal(b)));
+        assert_eq!((tracked(&byol), step(&mut byol)?), ([0, 0], loss));
         Ok(())
     }
 }
