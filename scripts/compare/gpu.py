@@ -5,14 +5,15 @@
 
 PYTHON has torch 2.11.0 and torchvision, nothing else; --data names a folder of parquet shards with 32 px JPEGs. The peer
 reads them where there is a pyarrow, else it draws its own of the same size. scripts/gpu-check runs this with the right
-libraries. Without a GPU it says so and measures nothing. One table and (--json) one file; about 7 minutes.
+libraries. Without a GPU it says so and measures nothing. One table and (--json) one file, which is written anew after
+every result; what is left undone after --minutes is said to be. --rehearse runs all of it on a CPU with a network and
+batches so small that the figures mean nothing: to see that it works.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,146 +21,148 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SMALL = {"arch": "resnet18", "stem": "cifar", "size": 32, "batch": 512, "steps": 100}
-LARGE = {"arch": "resnet50", "stem": "imagenet", "size": 224, "batch": 256, "steps": 20}
+SMALL = {"arch": "resnet18", "stem": "cifar", "size": 32, "width": 1, "batch": 512, "steps": 100}
+LARGE = {"arch": "resnet50", "stem": "imagenet", "size": 224, "width": 1, "batch": 256, "steps": 20}
+TINY = {"size": 32, "width": 0.25, "batch": 8, "steps": 2}
 LOADER_WORKERS = 16
+CONFIG = ROOT / "configs/cifar10_resnet18.yaml"
+NOT_RUN = "not run: no time left"
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(command: list, seconds: int = 240) -> dict | None:
-    """The JSON line that a command prints; none, with the reason said, where it fails."""
-    words = list(map(str, command))
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        say(f"no result within {seconds} s: {' '.join(words)}")
-        return None
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        say(f"exit code {done.returncode} of {' '.join(words)}\n{done.stderr[-2000:]}")
-        return None
-    return json.loads(lines[-1])
+class Check:
+    """What is compared, on which device, until when."""
 
+    def __init__(self, args: argparse.Namespace, device: str):
+        self.args, self.device = args, "cpu" if args.rehearse else "cuda"
+        tiny = TINY if args.rehearse else {}
+        self.small, self.large = {**SMALL, **tiny}, {**LARGE, **tiny}
+        self.end = time.monotonic() + 60 * args.minutes
+        self.results: dict = {"device": device}
 
-def keys(case: dict, data: pathlib.Path) -> list[str]:
-    """A config's overrides for the case; the heads are the paper's."""
-    settings = {
-        "data.path": data,
-        "augment.size": case["size"],
-        "model.arch": case["arch"],
-        "model.stem": case["stem"],
-        "optimizer.name": "sgd",
-        "optimizer.clip": "false",
-        "optimizer.base_lr": 0.05,
-        "train.batch_size": case["batch"],
-        "train.precision": "bf16",
-        "train.device": "cuda",
-    }
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    def left(self) -> float:
+        return self.end - time.monotonic()
 
-
-def byol(args: argparse.Namespace, case: dict, *extra: str) -> dict | None:
-    config = ROOT / "configs/cifar10_resnet18.yaml"
-    command = [args.byol, "bench", "step", "--config", config, "--steps", case["steps"], *keys(case, args.data)]
-    return run([*command, *extra])
-
-
-def torch(case: dict, *extra) -> dict | None:
-    options = [word for key, value in case.items() for word in (f"--{key}", value)]
-    return run([sys.executable, HERE / "torch_step.py", "--device", "cuda", *options, *extra])
-
-
-def losses(args: argparse.Namespace, graph: str) -> list[float]:
-    """Of 20 deterministic steps of the small case."""
-    with tempfile.TemporaryDirectory() as out:
-        settings = {
-            "train.cuda_graph": graph,
-            "train.deterministic": "true",
-            "train.max_steps": 20,
-            "monitor.log_every": 1,
-            "monitor.knn_every": 0,
-            "output.dir": out,
-        }
-        extra = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        config = ROOT / "configs/cifar10_resnet18.yaml"
-        done = subprocess.run(
-            [args.byol, "train", "--config", config, *keys(SMALL, args.data), *extra], capture_output=True, text=True
-        )
+    def output(self, command: list) -> str:
+        """What a command prints. It fails with the reason in one line, or as TimeoutExpired."""
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=self.left())
         if done.returncode:
-            say(f"byol train with train.cuda_graph={graph}: {done.stderr[-2000:]}")
-            return []
-        lines = (pathlib.Path(out) / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+            raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        return done.stdout
 
+    def keys(self, case: dict, extra: dict) -> list[str]:
+        """A config's overrides for the case; the heads are the paper's."""
+        settings = {
+            "data.path": self.args.data,
+            "augment.size": case["size"],
+            "model.arch": case["arch"],
+            "model.stem": case["stem"],
+            "model.width": case["width"],
+            "optimizer.name": "sgd",
+            "optimizer.clip": "false",
+            "optimizer.base_lr": 0.05,
+            "train.batch_size": case["batch"],
+            "train.precision": "bf16",
+            "train.device": self.device,
+            **extra,
+        }
+        return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
-def measure(args: argparse.Namespace) -> dict:
-    peer_data = []
-    try:
-        import pyarrow  # noqa: F401
+    def byol(self, case: dict, *flags: str, **extra) -> dict:
+        keys = self.keys(case, {f"train.{key}": value for key, value in extra.items()})
+        command = [self.args.byol, "bench", "step", "--config", CONFIG, "--steps", case["steps"], *keys, *flags]
+        return json.loads(self.output(command))
 
-        peer_data = ["--data", args.data]
-    except ImportError:
-        say("no pyarrow: PyTorch's JPEGs are drawn")
-    workers = min(LOADER_WORKERS, os.cpu_count() or 1)
-    graph_off = ("--set", "train.cuda_graph=off")
-    runs = {
-        "small": {
-            "byol": lambda: byol(args, SMALL),
-            "byol, no loader": lambda: byol(args, SMALL, "--synthetic"),
-            "byol, no loader, no CUDA graph": lambda: byol(args, SMALL, "--synthetic", *graph_off),
-            "PyTorch, tensors on the device": lambda: torch(SMALL),
-            f"PyTorch, {workers} workers with lightly's transforms": lambda: torch(
-                {**SMALL, "steps": 30}, "--feed", "torchvision", "--workers", workers, *peer_data
-            ),
-            "PyTorch compiled, tensors on the device": lambda: torch(SMALL, "--compile"),
-        },
-        "large": {
-            "byol": lambda: byol(args, LARGE),
-            "byol, no loader": lambda: byol(args, LARGE, "--synthetic"),
-            "PyTorch, tensors on the device": lambda: torch(LARGE),
-            "PyTorch compiled, tensors on the device": lambda: torch(LARGE, "--compile"),
-        },
-    }
-    results: dict = {}
-    for case, contenders in runs.items():
-        results[case] = {}
-        for name, contender in contenders.items():
-            started = time.perf_counter()
-            results[case][name] = contender()
-            rate = (results[case][name] or {}).get("images_per_second")
-            say(f"{case}: {name}: {'failed' if rate is None else f'{rate:.0f} images/s'} ({time.perf_counter() - started:.0f} s)")
-    on, off = losses(args, "on"), losses(args, "off")
-    same = [abs(a - b) / abs(b) for a, b in zip(on, off, strict=False)]
-    results["graph_loss_difference"] = max(same) if same and len(on) == len(off) else None
-    return results
+    def torch(self, case: dict, *extra) -> dict:
+        options = [word for key, value in case.items() for word in (f"--{key}", value)]
+        command = [sys.executable, HERE / "torch_step.py", "--device", self.device, *options, *extra]
+        return json.loads(self.output(command).strip().splitlines()[-1])
 
+    def losses(self, graph: str) -> list[float]:
+        """Of 20 deterministic steps of the small case."""
+        with tempfile.TemporaryDirectory() as out:
+            settings = {
+                "train.cuda_graph": graph,
+                "train.deterministic": "true",
+                "train.max_steps": 20,
+                "monitor.log_every": 1,
+                "monitor.knn_every": 0,
+                "output.dir": out,
+            }
+            self.output([self.args.byol, "train", "--config", CONFIG, *self.keys(self.small, settings)])
+            lines = (pathlib.Path(out) / "metrics.jsonl").read_text().splitlines()
+            return [json.loads(line)["loss"] for line in lines]
 
-def table(results: dict, device: str) -> str:
-    """Markdown."""
-    lines = [device, ""]
-    for case, shape in (("small", SMALL), ("large", LARGE)):
-        title = f"{shape['arch']}, {shape['size']} px, batch {shape['batch']}, bf16"
-        lines += [f"| {title} | images/s | byol / it | peak memory, GB |", "|---|---|---|---|"]
-        own = (results[case]["byol, no loader"] or {}).get("images_per_second")
-        loaded = (results[case]["byol"] or {}).get("images_per_second")
-        for name, report in results[case].items():
-            rate = (report or {}).get("images_per_second")
-            ours = loaded if "workers" in name else own
-            ratio = f"{ours / rate:.2f}" if rate and ours and not name.startswith("byol") else ""
-            memory = (report or {}).get("peak_device_mb")
-            rate, memory = "failed" if rate is None else f"{rate:.0f}", f"{memory / 1e3:.1f}" if memory else ""
-            lines.append(f"| {name} | {rate} | {ratio} | {memory} |")
-        if own and loaded:
-            lines.append(f"\nWith the loader: {loaded / own:.3f} of the rate without.\n")
-    difference = results["graph_loss_difference"]
-    lines.append(
-        "Losses of 20 steps with and without the CUDA graph: "
-        + ("not compared (a run failed)" if difference is None else f"at most {difference:.1e} apart, relative")
-    )
-    return "\n".join(lines)
+    def graph_changes(self) -> dict:
+        """Largest relative difference of the losses with and without the CUDA graph."""
+        on, off = self.losses("auto" if self.args.rehearse else "on"), self.losses("off")
+        return {"losses": len(on), "loss_difference": max(abs(a - b) / abs(b) for a, b in zip(on, off, strict=True))}
+
+    def run(self) -> None:
+        peer_data = []
+        try:
+            import pyarrow  # noqa: F401
+
+            peer_data = ["--data", self.args.data]
+        except ImportError:
+            say("no pyarrow: PyTorch's JPEGs are drawn")
+        workers = min(LOADER_WORKERS, os.cpu_count() or 1)
+        fed = ["--feed", "torchvision", "--workers", workers, *peer_data]
+        short = {**self.small, "steps": min(30, self.small["steps"])}
+        tensors, compiled = "PyTorch, tensors on the device", "PyTorch compiled, tensors on the device"
+        # What matters most comes first; compiling takes longest.
+        for case, name, contender in [
+            ("small", "byol, no loader", lambda: self.byol(self.small, "--synthetic")),
+            ("small", tensors, lambda: self.torch(self.small)),
+            ("small", "byol", lambda: self.byol(self.small)),
+            ("small", f"PyTorch, {workers} workers with lightly's transforms", lambda: self.torch(short, *fed)),
+            ("large", "byol, no loader", lambda: self.byol(self.large, "--synthetic")),
+            ("large", tensors, lambda: self.torch(self.large)),
+            ("small", "byol, no loader, no CUDA graph", lambda: self.byol(self.small, "--synthetic", cuda_graph="off")),
+            ("graph", "changes", self.graph_changes),
+            ("large", "byol", lambda: self.byol(self.large)),
+            ("small", compiled, lambda: self.torch(self.small, "--compile")),
+            ("large", compiled, lambda: self.torch(self.large, "--compile")),
+        ]:
+            started = time.monotonic()
+            result = {"failed": NOT_RUN}
+            try:
+                if self.left() > 5:
+                    result = contender()
+            except subprocess.TimeoutExpired:
+                result = {"failed": f"stopped after {time.monotonic() - started:.0f} s: no time left"}
+            except (RuntimeError, ValueError) as error:
+                result = {"failed": str(error)}
+            self.results.setdefault(case, {})[name] = result
+            if self.args.json:
+                self.args.json.write_text(json.dumps(self.results, indent=2) + "\n")
+            rate = result.get("images_per_second")
+            said = result.get("failed") or (f"{rate:.0f} images/s" if rate else json.dumps(result))
+            say(f"{case}: {name}: {said} ({time.monotonic() - started:.0f} s)")
+
+    def table(self) -> str:
+        """Markdown."""
+        lines = [self.results["device"], ""]
+        for case, shape in (("small", self.small), ("large", self.large)):
+            title = f"{shape['arch']}, {shape['size']} px, batch {shape['batch']}, bf16"
+            lines += [f"| {title} | images/s | byol / it | peak memory, GB |", "|---|---|---|---|"]
+            reports = self.results[case]
+            own, loaded = (reports[name].get("images_per_second") for name in ("byol, no loader", "byol"))
+            for name, report in reports.items():
+                rate, memory = report.get("images_per_second"), report.get("peak_device_mb")
+                ours = loaded if "workers" in name else own
+                ratio = f"{ours / rate:.2f}" if rate and ours and not name.startswith("byol") else ""
+                shown = f"{rate:.0f}" if rate else NOT_RUN if report["failed"] == NOT_RUN else "failed"
+                lines.append(f"| {name} | {shown} | {ratio} | {f'{memory / 1e3:.1f}' if memory else ''} |")
+            if own and loaded:
+                lines.append(f"\nWith the loader: {loaded / own:.3f} of the rate without.\n")
+        changes = self.results["graph"]["changes"]
+        apart = "not compared" if "failed" in changes else "at most {loss_difference:.1e} apart, relative".format(**changes)
+        lines.append(f"Losses of 20 steps with and without the CUDA graph: {apart}")
+        return "\n".join(lines)
 
 
 def main() -> None:
@@ -167,21 +170,25 @@ def main() -> None:
     parser.add_argument("--byol", type=pathlib.Path, default=ROOT / "target/release/byol", help="the binary")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of parquet shards, 32 px")
     parser.add_argument("--json", type=pathlib.Path, help="also write everything here")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for all of it")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with figures that mean nothing")
     args = parser.parse_args()
     args.byol, args.data = args.byol.resolve(), args.data.resolve()
     try:
         import torch as library
     except ImportError:
         raise SystemExit("error: this Python has no torch; use one with torch 2.11.0 and torchvision") from None
-    if not library.cuda.is_available():
+    if args.rehearse:
+        device = "A REHEARSAL on a CPU: these figures mean nothing"
+    elif library.cuda.is_available():
+        versions = f"torch {library.__version__}, its CUDA {library.version.cuda}"
+        device = f"{library.cuda.get_device_name()}, {os.cpu_count()} cores, {versions}"
+    else:
         print("no CUDA device here: nothing was measured")
         return
-    versions = re.sub(r"\s+", " ", f"torch {library.__version__}, driver's CUDA {library.version.cuda}")
-    device = f"{library.cuda.get_device_name()}, {os.cpu_count()} cores, {versions}"
-    results = measure(args)
-    print(table(results, device))
-    if args.json:
-        args.json.write_text(json.dumps({"device": device, **results}, indent=2) + "\n")
+    check = Check(args, device)
+    check.run()
+    print(check.table())
 
 
 if __name__ == "__main__":
