@@ -7,6 +7,7 @@ use crate::backend::{Memory, describe_device};
 use crate::commands::setup::Machine;
 use crate::config::Config;
 use crate::optim::Algorithm;
+use crate::train::CudaGraph;
 
 /// A run's needs in bytes. The sum was compared with the peak (VmHWM) of a step and its checkpoint on the CPU:
 ///
@@ -63,12 +64,14 @@ impl Estimate {
         }
     }
 
-    /// Peak on the host and, for a GPU, on that.
-    fn peaks(&self, device: Device) -> (u64, Option<u64>) {
+    /// Peak on the host and, for a GPU, on that. A graph keeps a step's memory for itself, and is compared with a plain
+    /// step; one that is not demanded is given up where there is no room.
+    fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
+        let steps = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
         match device {
             Device::Cpu => (base + self.weights + self.step.max(self.checkpoint), None),
-            _ => (base + self.checkpoint, Some(self.weights + self.step)),
+            _ => (base + self.checkpoint, Some(self.weights + steps * self.step)),
         }
     }
 }
@@ -104,7 +107,7 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
             gigabytes(memory.total)
         );
     }
-    let (on_host, on_gpu) = estimate.peaks(machine.device);
+    let (on_host, on_gpu) = estimate.peaks(machine.device, config.train.cuda_graph);
     let places = [("the machine", on_host, host.free), (&*name, on_gpu.unwrap_or(0), memory.free)];
     for (place, needed, free) in places {
         log::debug!("memory of {place}: about {} needed, {} free", gigabytes(needed), gigabytes(free));
@@ -120,4 +123,17 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_holds_a_step_twice_where_a_graph_is_demanded() {
+        let estimate = Estimate { weights: 7, step: 100, batches: 1000, checkpoint: 10000, program: 100_000 };
+        assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::Auto), (111_000, Some(107)));
+        assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::On), (111_000, Some(207)));
+        assert_eq!(estimate.peaks(Device::Cpu, CudaGraph::Auto), (111_007, None));
+    }
 }
