@@ -6,7 +6,6 @@ mod ranks;
 mod support;
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,11 @@ fn behind(launcher: &mut Command, runs: &Runs, name: &str, args: &str) -> std::p
     let byol = runs.command(name, args);
     launcher.arg(byol.get_program()).args(byol.get_args());
     launcher.stdin(Stdio::null()).output().expect("the launcher runs")
+}
+
+/// Whether a launcher is installed and works.
+fn there(launcher: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> bool {
+    Command::new(launcher).args(args).output().is_ok_and(|done| done.status.success())
 }
 
 fn same_as_one_process(runs: &Runs, name: &str, output: &std::process::Output) {
@@ -33,13 +37,11 @@ fn same_as_one_process(runs: &Runs, name: &str, output: &std::process::Output) {
 
 #[test]
 fn torchrun_starts_a_run() {
-    let Some(torchrun) = std::env::var_os("BYOL_TORCHRUN").or_else(|| {
-        let reference = Path::new("/tmp/ref/venv/bin/torchrun");
-        reference.exists().then(|| reference.into())
-    }) else {
-        println!("skipped: BYOL_TORCHRUN does not name a torchrun");
+    let torchrun = std::env::var_os("BYOL_TORCHRUN").unwrap_or("torchrun".into());
+    if !there(&torchrun, &["--help"]) {
+        println!("skipped: {} is missing; BYOL_TORCHRUN may name another one", torchrun.display());
         return;
-    };
+    }
     let runs = Runs::new();
     let mut launcher = Command::new(torchrun);
     launcher.args(["--no-python", "--nproc-per-node", "2", "--master-port", &port().to_string()]);
@@ -49,7 +51,7 @@ fn torchrun_starts_a_run() {
 
 #[test]
 fn mpirun_starts_a_run() {
-    if Command::new("mpirun").arg("--version").output().is_err() {
+    if !there("mpirun", &["--version"]) {
         println!("skipped: mpirun is missing");
         return;
     }
@@ -58,6 +60,24 @@ fn mpirun_starts_a_run() {
     launcher.args(["--allow-run-as-root", "--oversubscribe", "-np", "2"]);
     let output = behind(&mut launcher, &runs, "two", "train.max_steps=6");
     same_as_one_process(&runs, "two", &output);
+}
+
+#[test]
+fn srun_starts_a_run_and_shares_the_cores() {
+    if !there("srun", &["-n", "2", "--immediate=10", "true"]) {
+        println!("skipped: there is no Slurm, or nothing of it is free");
+        return;
+    }
+    let runs = Runs::new();
+    let mut launcher = Command::new("srun");
+    launcher.args(["-n", "2"]);
+    let output = behind(&mut launcher, &runs, "two", "train.max_steps=6");
+    same_as_one_process(&runs, "two", &output);
+    let mut launcher = Command::new("srun");
+    launcher.args(["-n", "2"]);
+    let output = behind(&mut launcher, &runs, "shared", "train.max_steps=1 train.threads=0");
+    let each = (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1);
+    assert!(succeeded(&output).contains(&format!(" {each} threads in ")), "{}", text(&output.stderr));
 }
 
 /// Two network namespaces with a link between them, removed at the end.

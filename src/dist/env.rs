@@ -45,7 +45,7 @@ const SRUN: Launcher = Launcher {
     rank: "SLURM_PROCID",
     world: "SLURM_NTASKS",
     local_rank: "SLURM_LOCALID",
-    local_world: "SLURM_NTASKS_PER_NODE",
+    local_world: "SLURM_STEP_TASKS_PER_NODE",
     job: &["SLURM_JOB_ID", "SLURM_STEP_ID"],
 };
 
@@ -86,7 +86,11 @@ impl Place {
             return Ok(None);
         }
         let local_rank = number(launcher.local_rank, Some(0))?;
-        let local_world = number(launcher.local_world, Some(1))?.clamp(local_rank + 1, world.max(local_rank + 1));
+        let local_world = match (launcher.rank == SRUN.rank, get(launcher.local_world)) {
+            (true, Some(text)) => tasks_of(&text, number("SLURM_NODEID", Some(0))?),
+            _ => number(launcher.local_world, Some(1))?,
+        };
+        let local_world = local_world.clamp(local_rank + 1, world.max(local_rank + 1));
         let master = match (get("MASTER_ADDR"), get("SLURM_STEP_NODELIST").or(get("SLURM_NODELIST"))) {
             (Some(master), _) => master,
             (None, Some(nodes)) if launcher.rank == SRUN.rank => first_host(&nodes),
@@ -123,6 +127,15 @@ fn first_host(nodes: &str) -> String {
         }
     }
     host
+}
+
+/// Tasks of a node in Slurm's notation, such as `4(x2),3`: four, four and three; 1 where it does not say.
+fn tasks_of(nodes: &str, node: usize) -> usize {
+    let parts = nodes.split(',').filter_map(|part| {
+        let (tasks, times) = part.trim_end_matches(')').split_once("(x").unwrap_or((part, "1"));
+        Some((tasks.parse().ok()?, times.parse::<usize>().ok()?))
+    });
+    parts.flat_map(|(tasks, times)| std::iter::repeat_n(tasks, times)).nth(node).unwrap_or(1)
 }
 
 /// A port that all processes of a job find, and those of another job likely not.
@@ -197,10 +210,21 @@ mod tests {
             ("SLURM_LOCALID", "1"),
             ("SLURM_STEP_NODELIST", "gpu[03-07,12],login1"),
             ("SLURM_JOB_ID", "77"),
+            ("SLURM_NODEID", "2"),
+            ("SLURM_STEP_TASKS_PER_NODE", "1(x2),2"),
         ];
         let found = place(&srun);
+        assert_eq!(found.local_world, 2);
         assert_eq!((found.rank, found.world, found.local_rank, found.master.as_str()), (3, 4, 1, "gpu03"));
         assert_eq!(found.port, job_port("77.0"));
+    }
+
+    #[test]
+    fn slurm_tells_the_tasks_of_each_node() {
+        let tasks = |text| [0, 1, 2, 3].map(|node| tasks_of(text, node));
+        assert_eq!(tasks("4(x2),3"), [4, 4, 3, 1]);
+        assert_eq!(tasks("2,8(x3)"), [2, 8, 8, 8]);
+        assert_eq!(tasks("x"), [1; 4]);
     }
 
     #[test]
