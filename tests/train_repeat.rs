@@ -137,5 +137,27 @@ fn memory_that_is_not_there_is_one_line() {
         said.contains("warning: the run will need about ") && said.contains(" GB of the machine's memory"),
         "{said}"
     );
-    failed(&output, &["out of memory: asked for ", " GB, free are ", "lower train.batch_size"]);
+    failed(&output, &["out of memory: asked for ", "B, free are ", "lower train.batch_size"]);
+}
+
+/// Whoever asks for memory last is told: the weights, the loader, libtorch's operators, oneDNN.
+#[test]
+fn memory_may_run_out_anywhere() {
+    let settings =
+        "train.batch_size=512 augment.size=64 data.synthetic.images=512 train.max_steps=1 monitor.knn_every=0";
+    let settings: Vec<&str> = settings.split(' ').flat_map(|key| ["--set", key]).collect();
+    let limits = (600..2600).step_by(250);
+    let said = limits.map(|megabytes| {
+        let run = Run::new();
+        let command = run.command(&settings);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -v {megabytes}000; exec \"$@\""), "sh"]);
+        let output = shell.arg(command.get_program()).args(command.get_args()).output().expect("byol runs");
+        failed(&output, &["error: "]);
+        text(&output.stderr)
+    });
+    let said: Vec<String> = said.collect();
+    // With little memory it may be a thread that cannot be started.
+    let memory = said.iter().filter(|said| said.contains("out of memory: asked for ") && said.contains("B, free are "));
+    assert!(memory.count() > 5, "{said:?}");
 }

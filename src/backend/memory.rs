@@ -3,9 +3,14 @@
 use std::fs;
 use std::path::Path;
 
+use anyhow::{Result, bail};
+use rustix::process::{Resource, getrlimit};
 use tch::Device;
 
 use super::shim;
+
+/// What helps where memory runs out.
+const CURE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
 
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +22,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The machine's, or the control group's where that allows less; unlimited where the system does not tell.
+    /// The machine's, or the control group's or the process's own limit (`ulimit -v`) where that is less; unlimited
+    /// where the system does not tell.
     pub fn of_host() -> Self {
         let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let bytes = |key: &str| {
@@ -27,7 +33,12 @@ impl Memory {
         };
         let host = Self { total: bytes("MemTotal:"), free: bytes("MemAvailable:") };
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        host.within_groups(&groups, Path::new("/sys/fs/cgroup"))
+        let host = host.within_groups(&groups, Path::new("/sys/fs/cgroup"));
+        let Some(limit) = getrlimit(Resource::As).current else { return host };
+        // Addresses, of which more are taken than memory: in pages of 4096 bytes.
+        let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let taken = pages.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096;
+        Self { total: host.total.min(limit), free: host.free.min(limit.saturating_sub(taken)) }
     }
 
     /// A GPU's, or the host's for the CPU.
@@ -71,19 +82,42 @@ impl Memory {
 }
 
 /// Bytes as people say them.
-pub(super) fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
+pub fn said(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// What to say when there is no memory for so many bytes.
+pub fn no_memory_for(bytes: u64) -> String {
+    ran_out(&said(bytes), Memory::of_host())
+}
+
+fn ran_out(asked: &str, Memory { total, free }: Memory) -> String {
+    format!("out of memory: asked for {asked}, free are {} of {}; {CURE}", said(free), said(total))
+}
+
+/// [`Vec::resize`], where a lack of memory does not end the process.
+/// # Errors
+/// [`no_memory_for`] it.
+pub fn resize<T: Clone>(values: &mut Vec<T>, length: usize, value: T) -> Result<()> {
+    if values.try_reserve_exact(length.saturating_sub(values.len())).is_err() {
+        bail!(no_memory_for(length.saturating_mul(size_of::<T>()) as u64));
+    }
+    values.resize(length, value);
+    Ok(())
 }
 
 /// What to say where a message of libtorch's is that memory ran out: how much was asked for, and what is free.
 pub fn out_of_memory(message: &str) -> Option<String> {
-    const CURE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
     if message.contains("DefaultCPUAllocator") || message.contains("std::bad_alloc") {
         let asked = message.split("tried to allocate ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-        let asked = asked.map_or("more memory".to_string(), gigabytes);
-        let Memory { total, free } = Memory::of_host();
-        let (free, total) = (gigabytes(free), gigabytes(total));
-        return Some(format!("out of memory: asked for {asked}, free are {free} of {total}; {CURE}"));
+        return Some(ran_out(&asked.map_or("more memory".to_string(), said), Memory::of_host()));
+    }
+    let host = Memory::of_host();
+    if message.contains("could not create a primitive") && host.free < host.total / 8 {
+        return Some(ran_out("more memory", host)); // oneDNN does not say why
     }
     // "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.50 GiB is
     // free. [how it is used, and advice on PyTorch's allocator]"
@@ -137,6 +171,18 @@ mod tests {
                 && said.contains("1.50 GiB is free; lower")
                 && !said.contains("Including")
         );
+        assert_eq!(out_of_memory("could not create a primitive"), None); // there is plenty
         assert_eq!(out_of_memory("mat1 and mat2 shapes cannot be multiplied"), None);
+    }
+
+    #[test]
+    fn a_vector_that_cannot_grow_is_an_error() -> Result<()> {
+        let mut values = vec![1, 2];
+        resize(&mut values, 3, 7)?;
+        assert_eq!(values, [1, 2, 7]);
+        let error = resize(&mut values, 1 << 60, 0).expect_err("too much").to_string();
+        assert!(error.starts_with("out of memory: asked for 4611686018.4 GB, free are "), "{error}");
+        assert_eq!((values.len(), said(19_267_584)), (3, "19.3 MB".to_string()));
+        Ok(())
     }
 }

@@ -21,7 +21,7 @@ use tch::{Device, Tensor};
 pub use alloc::{Counted, allocated_bytes, keep_freed_memory, peak_bytes};
 pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use dist::{Listen, ProcessGroup, Reducer, Store};
-pub use memory::{Memory, out_of_memory};
+pub use memory::{Memory, no_memory_for, out_of_memory, resize, said};
 pub use normalise::Normaliser;
 pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, libtorch_version, set_grad};
 

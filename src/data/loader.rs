@@ -16,6 +16,7 @@ pub use super::producer::BadImages;
 use super::producer::{Producer, guarded};
 use super::sampler::Sampler;
 use crate::augment::{AugmentConfig, Draws, Scratch, eval_view};
+use crate::backend::resize;
 use crate::pixels::Pixels;
 
 thread_local! {
@@ -137,7 +138,7 @@ impl Loader {
             let old = Spare::lock(&reused).batches.pop().unwrap_or_default();
             let mut batch = Batch { epoch, batch_in_epoch, ..old };
             let before = batch.bytes();
-            batch.views.iter_mut().for_each(|view| view.resize(share.len() * view_bytes, 0));
+            batch.views.iter_mut().try_for_each(|view| resize(view, share.len() * view_bytes, 0))?;
             batch.labels.resize(share.len(), -1);
             batch.indices.resize(share.len(), 0);
             Spare::lock(&reused).bytes += batch.bytes() - before;
@@ -256,7 +257,8 @@ impl EvalLoader {
             (!part.is_empty()).then_some(part)
         };
         let make = move |part: Vec<u32>, stop: &AtomicBool| {
-            let mut pixels = vec![0; part.len() * view_bytes];
+            let mut pixels = Vec::new();
+            resize(&mut pixels, part.len() * view_bytes, 0)?;
             let fill = |(out, &index): (&mut [u8], &u32)| {
                 on_worker(&*dataset, index, stop, |image, scratch| {
                     let good = bad.load(&*dataset, index as usize, image)?;

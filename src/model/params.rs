@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::backend::{self, ProcessGroup};
+use crate::backend::{self, ProcessGroup, resize};
 use crate::rng::{Purpose, Stream};
 
 /// A tensor and its name, such as `encoder.layer1.0.conv1.weight`.
@@ -157,14 +157,8 @@ impl Scope<'_> {
 /// draw and their number changes nothing.
 fn drawn(shape: &[i64], seed: u64, index: u64, draw: impl Fn(&mut Stream) -> [f32; 2] + Sync) -> Tensor {
     let (mut values, length) = (Vec::new(), shape.iter().product::<i64>() as usize);
-    // Where a plain allocation fails it ends the process.
-    let memory = values.try_reserve_exact(length);
-    assert!(
-        memory.is_ok(),
-        "found no memory for weights {shape:?} of {:.1} GB; make the model smaller",
-        length as f64 * 4e-9
-    );
-    values.resize(length, 0.0);
+    // As an operator of libtorch would, with tch.
+    resize(&mut values, length, 0.0).unwrap_or_else(|error| panic!("weights {shape:?}: {error}"));
     values.par_chunks_mut(1 << 14).enumerate().for_each(|(block, values)| {
         let mut stream = Stream::new(seed, Purpose::Init, block as u64, index, 0);
         for pair in values.chunks_mut(2) {

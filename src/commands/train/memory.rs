@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use tch::Device;
 
-use crate::backend::{Memory, describe_device};
+use crate::backend::{Memory, describe_device, said};
 use crate::commands::setup::Machine;
 use crate::config::Config;
 use crate::optim::Algorithm;
@@ -76,10 +76,6 @@ impl Estimate {
     }
 }
 
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
-}
-
 /// Refuses what cannot be, and warns of what will hardly be, before any work.
 /// # Errors
 /// The weights with what belongs to them, or the loader's batches, need more memory than there is in all.
@@ -90,8 +86,8 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
         bail!(
             "train.batch_size: the loader's batches need {}, the machine has {}; lower train.batch_size or \
              data.prefetch_bytes, or raise train.accumulation_steps",
-            gigabytes(estimate.batches),
-            gigabytes(host.total)
+            said(estimate.batches),
+            said(host.total)
         );
     }
     let memory = Memory::of(machine.device);
@@ -103,22 +99,22 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
         bail!(
             "model: weights, target, gradient and optimizer.name's state need {}, {name} has {} in all; lower \
              model.projector_hidden, model.projection_dim, model.predictor_hidden or model.width",
-            gigabytes(estimate.weights),
-            gigabytes(memory.total)
+            said(estimate.weights),
+            said(memory.total)
         );
     }
     let (on_host, on_gpu) = estimate.peaks(machine.device, config.train.cuda_graph);
     let places = [("the machine", on_host, host.free), (&*name, on_gpu.unwrap_or(0), memory.free)];
     for (place, needed, free) in places {
-        log::debug!("memory of {place}: about {} needed, {} free", gigabytes(needed), gigabytes(free));
+        log::debug!("memory of {place}: about {} needed, {} free", said(needed), said(free));
         if needed > free {
             log::warn!(
                 "the run will need about {} of {place}'s memory ({} a step, {} for weights), {} are free; lower \
                  train.batch_size, or raise train.accumulation_steps",
-                gigabytes(needed),
-                gigabytes(estimate.step),
-                gigabytes(estimate.weights),
-                gigabytes(free)
+                said(needed),
+                said(estimate.step),
+                said(estimate.weights),
+                said(free)
             );
         }
     }
