@@ -2,7 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use super::memory::CURE;
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static BYTES: AtomicU64 = AtomicU64::new(0);
@@ -51,24 +54,47 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Who asks for more can do without, or fails with a message of its own.
+const SMALL: usize = 1 << 20;
+
+/// What the system gave. Where there is not even a little, whatever Rust would do next needs memory, too: the process
+/// ends here, with its one line, as a killed one does.
+fn or_end(memory: *mut u8, size: usize) -> *mut u8 {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    if memory.is_null() && size < SMALL {
+        while ENDING.swap(true, Ordering::Relaxed) {
+            std::thread::yield_now(); // another thread is at it
+        }
+        let mut line = Cursor::new([0; 256]);
+        let _ = writeln!(line, "error: out of memory: asked for {size} bytes, none are free; {CURE}");
+        let length = line.position() as usize;
+        // SAFETY: the bytes are on the stack and as many; after the second call nothing runs.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, line.get_ref().as_ptr().cast(), length);
+            libc::_exit(1)
+        }
+    }
+    memory
+}
+
 // SAFETY: every call goes to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
         // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc(layout) }
+        or_end(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
         // SAFETY: the same.
-        unsafe { System.alloc_zeroed(layout) }
+        or_end(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size, layout.size());
         // SAFETY: the same.
-        unsafe { System.realloc(old, layout, size) }
+        or_end(unsafe { System.realloc(old, layout, size) }, size)
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {

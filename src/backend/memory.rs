@@ -10,7 +10,7 @@ use tch::Device;
 use super::shim;
 
 /// What helps where memory runs out.
-const CURE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
+pub(super) const CURE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
 
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
