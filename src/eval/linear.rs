@@ -303,7 +303,8 @@ impl Task {
                     let factor = learning_rate(number, 0, total, 1.0, 0.0);
                     each(Step { number, factor, batch_size, micro_batches: &micro_batches, labels: &labels })?;
                 }
-                (micro_batches.clear(), labels.clear());
+                micro_batches.clear();
+                labels.clear();
                 number += 1;
                 bar.iter().for_each(|bar| bar.set(number as usize * batch_size));
                 Ok(())
