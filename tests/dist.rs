@@ -241,9 +241,9 @@ fn half_an_environment_is_refused() {
     failed(&output, &["found RANK without WORLD_SIZE"]);
     // What does not share its work would do it several times, and write the same file.
     let mut alone = std::process::Command::new(env!("CARGO_BIN_EXE_byol"));
-    alone.args(["knn-eval", "--checkpoint", "nowhere"]).env("RANK", "1").env("WORLD_SIZE", "2");
+    alone.args(["preview", "--config", "nowhere", "--output", "x.png"]).env("RANK", "1").env("WORLD_SIZE", "2");
     let output = alone.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "1").output().expect("byol runs");
-    failed(&output, &["found rank 1 of 2 processes, expected one"]);
+    failed(&output, &["found rank 1 of 2 processes, expected one: this command does not share its work"]);
     let output = runs.command("run", "dist.backend=nccl --nproc 2").output().expect("byol runs");
     failed(&output, &["dist.backend", "NCCL"]);
 }

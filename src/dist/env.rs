@@ -1,4 +1,4 @@
-//! Which of how many processes this one is: what torchrun, mpirun, srun and `byol train --nproc` put into the
+//! Which of how many processes this one is: what torchrun, mpirun, srun and `--nproc` put into the
 //! environment.
 
 use anyhow::{Context, Result, bail, ensure};

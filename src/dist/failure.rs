@@ -72,11 +72,19 @@ pub(super) struct Watch {
     timeout: Duration,
     /// How long the others get to answer.
     grace: Duration,
+    /// What to do after a process was lost.
+    advice: &'static str,
 }
 
 impl Watch {
     /// Starts the thread that answers for this process.
-    pub fn start(store: &Store, place: &Place, host: String, config: &DistConfig) -> Result<Self> {
+    pub fn start(
+        store: &Store,
+        place: &Place,
+        host: String,
+        config: &DistConfig,
+        advice: &'static str,
+    ) -> Result<Self> {
         let timeout = Duration::from_secs(config.timeout);
         let first_host = store.get("host/0", timeout).context("rank 0 did not come")?;
         let (progress, ended, told) =
@@ -91,6 +99,7 @@ impl Watch {
             started: Instant::now(),
             timeout,
             grace: config.grace(),
+            advice,
         };
         let (own, rank, grace) = (store.try_clone()?, place.rank, watch.grace);
         let speaks = watch.speaks_of_the_first();
@@ -143,6 +152,7 @@ impl Watch {
     /// See [`super::Group::explain`].
     pub fn explain(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
         let (send, receive) = mpsc::channel();
+        let (advice, first_host) = (self.advice, &self.first_host);
         let (store, place, grace, own) = (store.clone(), self.place.clone(), self.grace, self.progress.load(SeqCst));
         let cause = without_source(one_line(&error));
         let late = cause.contains("imed out");
@@ -158,19 +168,17 @@ impl Watch {
             Ok(Ok(Verdict::Gone(_))) if error.is::<Missing>() => {
                 anyhow!("{}: {error}", named(self.place.rank, &self.host))
             }
-            Ok(Ok(Verdict::Gone(who))) => anyhow!(
-                "{who} is gone or cannot be reached ({cause}); the run has ended, go on from its last checkpoint with --resume auto"
-            ),
-            Ok(Ok(Verdict::Hangs(who))) => anyhow!(
-                "{who} hangs: it did not come to a step that all others are at; the run has ended, go on from its last \
-                 checkpoint with --resume auto"
-            ),
+            Ok(Ok(Verdict::Gone(who))) => {
+                anyhow!("{who} is gone or cannot be reached ({cause}); the run has ended, {advice}")
+            }
+            Ok(Ok(Verdict::Hangs(who))) => {
+                anyhow!("{who} hangs: it did not come to a step that all others are at; the run has ended, {advice}")
+            }
             Ok(Err(_)) | Err(_) if self.told.load(SeqCst) => Reported.into(),
             Ok(Err(_)) | Err(_) if self.place.rank == 0 => error, // its own store does not answer: nothing is known
-            Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => anyhow!(
-                "{} is gone or cannot be reached; the run has ended, go on from its last checkpoint with --resume auto",
-                named(0, &self.first_host)
-            ),
+            Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => {
+                anyhow!("{} is gone or cannot be reached; the run has ended, {advice}", named(0, first_host))
+            }
             Ok(Err(_)) | Err(_) => Reported.into(),
         }
     }
