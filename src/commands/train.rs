@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
-use crate::dist::{self, Group, Place};
+use crate::dist::{self, Backend, Group, Place};
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
@@ -39,6 +39,7 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         ),
         (Some(place), _) => ranks::run(place, args, &config),
         (None, Some(count @ 2..)) => dist::launch(count as usize, &config.dist),
+        (None, _) if config.dist.backend == Backend::Nccl => ranks::run(Place::alone(), args, &config),
         (None, _) => train(args, &config, Machine::set_up(&config)?, None),
     }
 }
@@ -60,7 +61,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     }
 
     ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
-    let executor = setup::executor(config, &machine, world)?;
+    let executor = setup::executor(config, &machine, group.is_some())?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     let mut share = config.clone();
     share.train.batch_size /= world;

@@ -135,7 +135,7 @@ impl Bench {
         };
         let byol = setup::networks(config, machine);
         let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
-        let executor = setup::executor(config, machine, 1)?;
+        let executor = setup::executor(config, machine, false)?;
         Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
     }
 

@@ -22,10 +22,11 @@ pub(super) fn run(place: Place, args: &TrainArgs, config: &Config) -> Result<u8>
     if place.rank > 0 {
         log::set_max_level(log::LevelFilter::Warn); // rank 0 speaks for all
     }
-    let machine = Machine::set_up_one_of(place.local_world, config)?;
+    let machine = Machine::set_up_one_of(&place, config)?;
     let own = serde_json::json!({
         "manifest": Manifest::new(serde_json::to_value(config)?),
         "precision": machine.precision(),
+        "device": if machine.device.is_cuda() { "cuda" } else { "cpu" },
     });
     let differences = |first: &str| -> Result<Vec<String>> {
         let first: serde_json::Value = serde_json::from_str(first).context("rank 0's config")?;
@@ -35,6 +36,7 @@ pub(super) fn run(place: Place, args: &TrainArgs, config: &Config) -> Result<u8>
             ("commit", "/manifest/commit"),
             ("libtorch", "/manifest/libtorch"),
             ("train.precision", "/precision"),
+            ("train.device", "/device"),
         ] {
             let [ours, theirs] = [&own, &first].map(|of| of.pointer(path).cloned().unwrap_or_default());
             if ours != theirs {
