@@ -266,6 +266,24 @@ fn half_an_environment_is_refused() {
 }
 
 #[test]
+fn one_gpu_takes_the_whole_path_over_nccl() {
+    let runs = Runs::new();
+    let cuda = "train.device=cuda schedule.epochs=2 dist.timeout=120";
+    let alone = runs.train("alone", cuda);
+    if text(&alone.stderr).contains("cannot be used") {
+        println!("skipped: {}", text(&alone.stderr).trim());
+        return;
+    }
+    succeeded(&alone);
+    let stderr = succeeded(&runs.train("group", &format!("{cuda} dist.backend=nccl")));
+    assert!(stderr.contains("no CUDA graph: a step exchanges numbers with other processes"), "{stderr}");
+    assert!(runs.checkpoint("group", 8).exists());
+    let demanded = runs.train("graph", &format!("{cuda} dist.backend=nccl train.cuda_graph=on"));
+    failed(&demanded, &["train.cuda_graph: found on", "a step exchanges numbers with other processes"]);
+    failed(&runs.train("gloo", &format!("{cuda} dist.backend=gloo --nproc 2")), &["dist.backend: found gloo"]);
+}
+
+#[test]
 fn nccl_is_refused_on_the_cpu() {
     let runs = Runs::new();
     for processes in ["", "--nproc 1", "--nproc 2"] {
