@@ -42,6 +42,17 @@ pub enum Command {
     Preview(PreviewArgs),
 }
 
+impl Command {
+    /// Whether several processes can do it together.
+    pub fn shares_work(&self) -> bool {
+        match self {
+            Self::Train(_) | Self::Bench(BenchCommand::Step(_)) => true,
+            Self::LinearEval(_) | Self::KnnEval(_) | Self::ExtractFeatures(_) => true,
+            Self::Bench(BenchCommand::Loader(_)) | Self::ExportEncoder(_) | Self::Preview(_) => false,
+        }
+    }
+}
+
 /// A config file and what overrides it.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
@@ -51,6 +62,14 @@ pub struct ConfigArgs {
     /// Override a key of the config; may be given again. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
+}
+
+/// Processes that share the work.
+#[derive(Debug, Args)]
+pub struct RanksArgs {
+    /// Start N processes on this machine that share the work (several machines: torchrun, srun or mpirun).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub nproc: Option<u32>,
 }
 
 /// What `byol bench` can measure.
@@ -88,6 +107,9 @@ pub struct BenchStepArgs {
     /// Train on one batch of noise, again and again: no loader, no data needed.
     #[arg(long)]
     pub synthetic: bool,
+    /// How many processes share each batch.
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -155,9 +177,9 @@ pub struct TrainArgs {
     /// a folder names the checkpoint.
     #[arg(long, value_name = "auto|FOLDER")]
     pub resume: Option<String>,
-    /// Start N processes on this machine that share each batch (several machines: torchrun, srun or mpirun).
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub nproc: Option<u32>,
+    /// How many processes share each batch.
+    #[command(flatten)]
+    pub ranks: RanksArgs,
     /// Resume although keys that change the result differ from the checkpoint's.
     #[arg(long, requires = "resume")]
     pub allow_config_change: bool,
@@ -196,6 +218,9 @@ pub struct EncoderArgs {
     /// Override a key of the config; may be given again. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
+    /// How many processes share the images.
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// Arguments of `byol linear-eval`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use byol::backend::{one_line, panic_line};
 use byol::cli::{BenchCommand, Cli, Command};
-use byol::dist::{Reported, say};
+use byol::dist::{Reported, refuse_ranks, say};
 use byol::{commands, logging};
 use clap::Parser;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
     // tch panics where an operator fails; the message below says it in one line instead.
     std::panic::set_hook(Box::new(|_| {}));
-    let outcome = std::panic::catch_unwind(|| match &cli.command {
+    let run = || match &cli.command {
         Command::Train(args) => commands::train::run(args),
         Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader::run(args),
         Command::Bench(BenchCommand::Step(args)) => commands::bench::step::run(args),
@@ -33,6 +33,12 @@ fn main() -> ExitCode {
         Command::ExtractFeatures(args) => commands::extract_features::run(args),
         Command::ExportEncoder(args) => commands::export::run(args),
         Command::Preview(args) => commands::preview::run(args),
+    };
+    let outcome = std::panic::catch_unwind(|| {
+        if !cli.command.shares_work() {
+            refuse_ranks()?; // each would do all of it, and write the same file
+        }
+        run()
     });
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),

@@ -2,6 +2,7 @@
 //! image, and memory grows neither there nor over training steps. Starting is quick.
 
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -105,6 +106,34 @@ fn a_step_needs_enough_images_and_a_device_that_is_there() {
         assert!(!output.status.success() && message.contains(part), "{extra:?}: {message}");
         assert!(output.stdout.is_empty() && (extra[0] == "--steps" || message.lines().count() == 1), "{message}");
     }
+}
+
+#[test]
+fn two_processes_share_a_step_and_tell_how_long_they_wait_for_each_other() {
+    for synthetic in [true, false] {
+        let mut arguments = vec!["--nproc", "2", "--steps", "20", "--set", "train.batch_size=8"];
+        arguments.extend(synthetic.then_some("--synthetic"));
+        let started = Instant::now();
+        let output = bench_step(&arguments);
+        let elapsed = started.elapsed().as_secs_f64();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let report: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(["/processes", "/batch", "/steps"].map(|key| number(&report, key)), [2.0, 8.0, 20.0]);
+        let (share, each) = (number(&report, "/communication_share"), number(&report, "/communication_ms"));
+        assert!(share > 0.0 && share < 1.0 && each > 0.0, "{report}");
+        // Of the whole batch, and of the same time as the share: 8 images in a step.
+        let step = 8.0 / number(&report, "/images_per_second");
+        assert!((each / 1e3 / share / step - 1.0).abs() < 0.3 && step * 20.0 < elapsed, "{report}");
+        let alone: Value = serde_json::from_slice(&bench_step(&arguments[2..]).stdout).expect("JSON");
+        let communication = ["/processes", "/communication_ms", "/communication_share"];
+        assert_eq!(communication.map(|key| number(&alone, key)), [1.0, 0.0, 0.0]);
+    }
+    let output = bench_step(&["--nproc", "3", "--set", "train.batch_size=8", "--synthetic"]);
+    let message = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(!output.status.success() && output.stdout.is_empty() && message.lines().count() == 1, "{message}");
+    assert!(message.contains("train.batch_size: found 8, expected a multiple of 3 processes"), "{message}");
 }
 
 /// Seconds of CPU time, which other work on the machine does not lengthen as it does the time on the clock.

@@ -260,9 +260,9 @@ fn half_an_environment_is_refused() {
     failed(&output, &["found RANK without WORLD_SIZE"]);
     // What does not share its work would do it several times, and write the same file.
     let mut alone = std::process::Command::new(env!("CARGO_BIN_EXE_byol"));
-    alone.args(["knn-eval", "--checkpoint", "nowhere"]).env("RANK", "1").env("WORLD_SIZE", "2");
+    alone.args(["preview", "--config", "nowhere", "--output", "x.png"]).env("RANK", "1").env("WORLD_SIZE", "2");
     let output = alone.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "1").output().expect("byol runs");
-    failed(&output, &["found rank 1 of 2 processes, expected one"]);
+    failed(&output, &["found rank 1 of 2 processes, expected one: this command does not share its work"]);
 }
 
 #[test]
@@ -275,10 +275,10 @@ fn one_gpu_takes_the_whole_path_over_nccl() {
         return;
     }
     succeeded(&alone);
-    let stderr = succeeded(&runs.train("group", &format!("{cuda} dist.backend=nccl")));
+    let stderr = succeeded(&runs.train("group", &format!("{cuda} dist.backend=nccl --nproc 1")));
     assert!(stderr.contains("no CUDA graph: a step exchanges numbers with other processes"), "{stderr}");
     assert!(runs.checkpoint("group", 8).exists());
-    let demanded = runs.train("graph", &format!("{cuda} dist.backend=nccl train.cuda_graph=on"));
+    let demanded = runs.train("graph", &format!("{cuda} dist.backend=nccl --nproc 1 train.cuda_graph=on"));
     failed(&demanded, &["train.cuda_graph: found on", "a step exchanges numbers with other processes"]);
     failed(&runs.train("gloo", &format!("{cuda} dist.backend=gloo --nproc 2")), &["dist.backend: found gloo"]);
 }
@@ -286,7 +286,7 @@ fn one_gpu_takes_the_whole_path_over_nccl() {
 #[test]
 fn nccl_is_refused_on_the_cpu() {
     let runs = Runs::new();
-    for processes in ["", "--nproc 1", "--nproc 2"] {
+    for processes in ["--nproc 1", "--nproc 2"] {
         let output = runs.train("run", &format!("train.device=cpu dist.backend=nccl {processes}"));
         failed(&output, &["dist.backend: found nccl, expected auto or gloo on the CPU"]);
     }

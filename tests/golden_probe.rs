@@ -69,6 +69,7 @@ fn neighbours_are_numpys_exactly() {
         values: x.narrow(0, start, length),
         labels: Vec::<i64>::try_from(y.narrow(0, start, length)).expect("labels"),
     };
-    let found = knn(&part(0, 1000), Some(&part(1000, 500)), &[1, 20, 200], 0.1, &mut |_| Ok(())).expect("neighbours");
+    let found =
+        knn(&part(0, 1000), Some(&part(1000, 500)), &[1, 20, 200], 0.1, None, &mut |_| Ok(())).expect("neighbours");
     assert_eq!(found.iter().map(|f| f.top1).collect::<Vec<_>>(), fixture.numbers("knn_top1"));
 }

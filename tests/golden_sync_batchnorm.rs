@@ -63,6 +63,44 @@ fn collectives_do_what_they_say() {
     }
 }
 
+/// The process that is late makes the other one wait: in a collective, and for the last bucket of a backward pass.
+#[test]
+fn waiting_for_a_late_process_is_counted() {
+    let late = Duration::from_millis(400);
+    let waits = group(2, |group| {
+        let weights = [
+            Tensor::ones([300_000], (Kind::Float, CPU)).set_requires_grad(true),
+            Tensor::ones([3], (Kind::Float, CPU)).set_requires_grad(true),
+        ];
+        let reducer = Reducer::new(&group, &weights.iter().collect::<Vec<_>>()).expect("a reducer");
+        let timed = |work: &dyn Fn()| {
+            group.all_reduce(&Tensor::zeros([1], (Kind::Float, CPU))).expect("both are here");
+            let before = group.waited();
+            if group.rank == 1 {
+                std::thread::sleep(late);
+            }
+            work();
+            group.waited() - before
+        };
+        let backward = || {
+            reducer.prepare().expect("prepared");
+            (weights[0].sum(Kind::Float) + weights[1].sum(Kind::Float)).backward();
+        };
+        [
+            timed(&|| drop(group.all_gather(&Tensor::ones([4], (Kind::Float, CPU))).expect("gathered"))),
+            timed(&backward),
+            {
+                backward(); // before this one, once, the buckets are rearranged in both
+                timed(&backward)
+            },
+        ]
+    });
+    for (prompt, tardy) in waits[0].iter().zip(&waits[1]) {
+        assert!(*prompt > late * 9 / 10 && *prompt < late * 2, "{waits:?}");
+        assert!(*tardy < late / 2, "{waits:?}");
+    }
+}
+
 #[test]
 fn the_store_tells_counts_and_waits() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -19,6 +19,9 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <chrono>
+#include <memory>
+#include <mutex>
 #include "guarded.h"
 #include "store.h"
 
@@ -27,26 +30,96 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 namespace {
-using ProcessGroup = c10::intrusive_ptr<c10d::ProcessGroup>;
+// How long a process waits for the others: exact on the CPU, where waiting blocks, but for what `tail` says.
+class Waiting {
+  using Clock = std::chrono::steady_clock;
+  using Time = std::chrono::nanoseconds;
+  std::mutex mutex_;
+  Time total_{0};
+  // Of the backward pass that the Reducer averages: from the start of its last bucket, when all gradients are there, to
+  // the end of the last one under way. Copying one bucket back while the next is under way counts, too.
+  Time tail_{0};
+  Clock::time_point last_bucket_;
+
+ public:
+  Time total() {
+    const std::lock_guard lock(mutex_);
+    return total_ + tail_;
+  }
+
+  void wait(c10d::Work& work) {
+    const auto start = Clock::now();
+    work.wait();
+    const std::lock_guard lock(mutex_);
+    total_ += Clock::now() - start;
+  }
+
+  // The Reducer's next bucket is the first of another backward pass.
+  void settle() {
+    const std::lock_guard lock(mutex_);
+    total_ += tail_;
+    tail_ = {};
+  }
+
+  void bucket_started() {
+    const std::lock_guard lock(mutex_);
+    last_bucket_ = Clock::now();
+    tail_ = {};
+  }
+
+  void bucket_ended() {
+    const std::lock_guard lock(mutex_);
+    tail_ = std::max<Time>(tail_, Clock::now() - last_bucket_);
+  }
+};
+
+// c10d's group, with a look at how long this process waits.
+class Processes : public c10d::ProcessGroup {
+  // Not a part of the group: its own threads run the callback below, and the last reference to it must not be theirs.
+  const std::shared_ptr<Waiting> waiting_ = std::make_shared<Waiting>();
+
+ public:
+  using c10d::ProcessGroup::ProcessGroup;
+
+  Waiting& waiting() { return *waiting_; }
+
+  // What the Reducer calls, for each bucket.
+  c10::intrusive_ptr<c10d::Work> allreduce(
+      std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& options) override {
+    auto work = c10d::ProcessGroup::allreduce(tensors, options);
+    waiting_->bucket_started();
+    // Not using the result, it needs no stream of a GPU to run on.
+    work->getFuture()->addCallback(
+        [waiting = waiting_](c10::ivalue::Future&) { waiting->bucket_ended(); }, /*uses_future=*/false);
+    return work;
+  }
+
+  // Nobody calls it. The one of the base class may be compiled into a call of Gloo's own, for which the linker would
+  // have the binary need libtorch_cuda.
+  void setTimeout(milliseconds) override { TORCH_CHECK(false, "the timeout is that of the group"); }
+
+  // Sum over all processes, in place.
+  void sum(const at::Tensor& tensor) {
+    std::vector<at::Tensor> tensors{tensor};
+    waiting_->wait(*c10d::ProcessGroup::allreduce(tensors, {}));
+  }
+
+  // `[...]` of every process, stacked: `[world, ...]`.
+  at::Tensor gather(const at::Tensor& own) {
+    auto shape = own.sizes().vec();
+    shape.insert(shape.begin(), getSize());
+    auto all = at::empty(shape, own.options());
+    auto input = own.contiguous().unsqueeze(0);
+    waiting_->wait(*_allgather_base(all, input)); // straight into place: with lists NCCL copies
+    return all;
+  }
+};
+
+using ProcessGroup = c10::intrusive_ptr<Processes>;
 
 struct Group {
   ProcessGroup group;
 };
-
-void all_reduce(const ProcessGroup& group, at::Tensor& tensor) {
-  std::vector<at::Tensor> tensors{tensor};
-  group->allreduce(tensors)->wait();
-}
-
-// `[...]` of every process, stacked: `[world, ...]`.
-at::Tensor all_gather(const ProcessGroup& group, const at::Tensor& own) {
-  auto shape = own.sizes().vec();
-  shape.insert(shape.begin(), group->getSize());
-  auto all = at::empty(shape, own.options());
-  auto input = own.contiguous().unsqueeze(0);
-  group->_allgather_base(all, input)->wait(); // straight into place: with lists NCCL copies
-  return all;
-}
 
 // One value for each channel, to be combined with `[N, C]` or `[N, C, H, W]`.
 at::Tensor channels(const at::Tensor& values, const at::Tensor& like) {
@@ -69,7 +142,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     if (x.is_cuda()) {
       auto values = x.contiguous(x.suggest_memory_format()); // what the kernels take for granted
       auto [own_mean, own_invstd] = at::batch_norm_stats(values, eps);
-      auto all = all_gather(group, at::stack({own_mean, own_invstd})); // [world, 2, C]
+      auto all = group->gather(at::stack({own_mean, own_invstd})); // [world, 2, C]
       auto counts = at::full({world}, static_cast<double>(own), all.options());
       auto [mean, invstd] = at::batch_norm_gather_stats_with_counts(
           values, all.select(1, 0), all.select(1, 1), running_mean, running_var, momentum, eps, counts);
@@ -78,7 +151,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     }
     // The same sums as one process takes; momentum 0 leaves the running statistics, given for their type, alone.
     auto [own_mean, own_var] = at::batch_norm_update_stats(x, running_mean, running_var, 0.0);
-    auto all = all_gather(group, at::stack({own_mean, own_var})); // [world, 2, C]
+    auto all = group->gather(at::stack({own_mean, own_var})); // [world, 2, C]
     auto means = all.select(1, 0);
     auto mean = means.mean(0);
     auto var = (all.select(1, 1) + (means - mean).square()).mean(0);
@@ -90,7 +163,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    const auto group = c10::static_intrusive_pointer_cast<c10d::ProcessGroup>(ctx->saved_data["group"].toCapsule());
+    const auto group = c10::static_intrusive_pointer_cast<Processes>(ctx->saved_data["group"].toCapsule());
     const double eps = ctx->saved_data["eps"].toDouble();
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1], &mean = saved[2];
@@ -103,7 +176,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
       auto [sum_dy, sum_dy_xmu, dw, db] =
           at::batch_norm_backward_reduce(dy, x, mean, invstd, weight, true, true, true);
       auto sums = at::stack({sum_dy, sum_dy_xmu});
-      all_reduce(group, sums);
+      group->sum(sums);
       auto counts = at::full({world}, n / world, x.options().dtype(at::kInt));
       dx = at::batch_norm_backward_elemt(dy, x, mean, invstd, weight, sums[0], sums[1], counts);
       dweight = dw;
@@ -116,7 +189,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
       std::tie(dx, dweight, dbias) = at::native_batch_norm_backward(
           dy, values, weight, mean, var, {}, {}, false, eps, {true, true, true});
       auto sums = at::stack({dweight, dbias});
-      all_reduce(group, sums);
+      group->sum(sums);
       // What the statistics themselves depend on: w / std * (sum dy + xhat sum(dy xhat)) / n.
       auto invstd = (var + eps).rsqrt();
       auto scale = weight * invstd / static_cast<double>(n);
@@ -187,7 +260,7 @@ int byol_group_gloo(
                      : c10d::ProcessGroupGloo::createDeviceForHostname(address)};
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", store->store);
     auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, world, options);
-    auto group = c10::make_intrusive<c10d::ProcessGroup>(store->store, rank, world);
+    auto group = c10::make_intrusive<Processes>(store->store, rank, world);
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, gloo);
     group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
     *out = new Group{group};
@@ -213,14 +286,16 @@ int byol_group_nccl_error(const Group* group, int* error) {
 int byol_group_close_nccl(Group* group) {
   return guarded([&] { group->group->getBackend(c10::DeviceType::CUDA)->shutdown(); });
 }
+// Nanoseconds that this process has spent waiting for the others.
+int64_t byol_waited(const Group* group) { return group->group->waiting().total().count(); }
 
 // Sum over all processes, in place.
 int byol_all_reduce(const Group* group, at::Tensor* tensor) {
-  return guarded([&] { all_reduce(group->group, *tensor); });
+  return guarded([&] { group->group->sum(*tensor); });
 }
 
 int byol_all_gather(const Group* group, const at::Tensor* own, at::Tensor** all) {
-  return guarded([&] { *all = new at::Tensor(all_gather(group->group, *own)); });
+  return guarded([&] { *all = new at::Tensor(group->group->gather(*own)); });
 }
 
 // Rank 0's values for everyone, in place.
@@ -251,8 +326,9 @@ int byol_reducer_new(const Group* group, at::Tensor* const* parameters, size_t c
 
 // The next backward pass is to average. One that is not announced adds up in this process alone. After the first
 // averaged one the buckets are rearranged in the order in which gradients came.
-int byol_reducer_prepare(c10d::Reducer* reducer) {
+int byol_reducer_prepare(const Group* group, c10d::Reducer* reducer) {
   return guarded([&] {
+    group->group->waiting().settle();
     reducer->rebuild_buckets();
     reducer->prepare_for_backward({});
   });

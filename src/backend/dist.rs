@@ -54,6 +54,7 @@ unsafe extern "C" {
     fn byol_group_add_nccl(group: *mut Opaque, nccl: *mut Opaque) -> c_int;
     fn byol_group_nccl_error(group: *const Opaque, error: *mut c_int) -> c_int;
     fn byol_group_close_nccl(group: *mut Opaque) -> c_int;
+    fn byol_waited(group: *const Opaque) -> i64;
     fn byol_all_reduce(group: *const Opaque, tensor: *mut C_tensor) -> c_int;
     fn byol_all_gather(group: *const Opaque, own: *const C_tensor, all: *mut *mut C_tensor) -> c_int;
     fn byol_broadcast(group: *const Opaque, tensors: *const *mut C_tensor, count: usize) -> c_int;
@@ -63,7 +64,7 @@ unsafe extern "C" {
         count: usize,
         out: *mut *mut Opaque,
     ) -> c_int;
-    fn byol_reducer_prepare(reducer: *mut Opaque) -> c_int;
+    fn byol_reducer_prepare(group: *const Opaque, reducer: *mut Opaque) -> c_int;
     fn byol_reducer_free(reducer: *mut Opaque);
     fn byol_sync_batch_norm(
         group: *const Opaque,
@@ -270,6 +271,16 @@ impl ProcessGroup {
         Ok(())
     }
 
+    /// How long this process has waited for the others so far, in all collectives: for numbers to arrive, and for
+    /// processes that come later. What the Reducer sends while the backward pass still runs is no waiting: of it
+    /// counts the time from the last gradient to the end of the last bucket (copying a bucket back in that time
+    /// included). Exact where waiting blocks, which is on the CPU. Agreeing on the order of the buckets, once, before the
+    /// second averaged pass, and [`Self::broadcast`] are not counted.
+    pub fn waited(&self) -> Duration {
+        // SAFETY: the group lives while it is borrowed; a counter is read under its lock.
+        Duration::from_nanos(unsafe { byol_waited(self.group.as_ptr()) }.unsigned_abs())
+    }
+
     /// Sums a tensor over all processes, in place.
     /// # Errors
     /// A process is gone, or late.
@@ -336,7 +347,7 @@ impl ProcessGroup {
 /// `torch.nn.parallel.DistributedDataParallel`.
 pub struct Reducer {
     reducer: NonNull<Opaque>,
-    _group: Arc<ProcessGroup>,
+    group: Arc<ProcessGroup>,
 }
 
 impl Drop for Reducer {
@@ -354,7 +365,7 @@ impl Reducer {
         let pointers: Vec<*mut C_tensor> = parameters.iter().map(|t| t.as_ptr().cast_mut()).collect();
         // SAFETY: the tensors are valid while borrowed; the Reducer takes handles of its own.
         let new = |out| unsafe { byol_reducer_new(group.group.as_ptr(), pointers.as_ptr(), pointers.len(), out) };
-        Ok(Self { reducer: made(new)?, _group: group.clone() })
+        Ok(Self { reducer: made(new)?, group: group.clone() })
     }
 
     /// The next backward pass averages, over all processes, what is in the gradients by its end: its own and that of
@@ -362,7 +373,7 @@ impl Reducer {
     /// # Errors
     /// The last announced pass did not reach all parameters.
     pub fn prepare(&self) -> Result<()> {
-        // SAFETY: the Reducer lives while it is borrowed.
-        check(unsafe { byol_reducer_prepare(self.reducer.as_ptr()) })
+        // SAFETY: the Reducer lives while it is borrowed, and its group with it.
+        check(unsafe { byol_reducer_prepare(self.group.group.as_ptr(), self.reducer.as_ptr()) })
     }
 }

@@ -1,11 +1,13 @@
-//! What the commands on a trained encoder share: its config, its data, and an end without debris.
+//! What the commands on a trained encoder share: its config, its data, the processes, and an end without debris.
 
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
+use super::ranks::{self, Shared};
 use super::setup::{self, Machine};
 use crate::augment::AugmentConfig;
 use crate::backend::Memory;
@@ -13,8 +15,8 @@ use crate::cli::EncoderArgs;
 use crate::config::Config;
 use crate::data::loader::BadImages;
 use crate::data::{self, Dataset};
-use crate::dist;
-use crate::eval::{Encoder, EncoderOptions, ExtractOptions};
+use crate::dist::Group;
+use crate::eval::{Encoder, EncoderOptions, ExtractOptions, Interrupted};
 use crate::train::Signals;
 
 /// A trained encoder and how to use it.
@@ -27,15 +29,41 @@ pub struct Evaluation {
     pub encoder: Encoder,
     /// Batches, threads, bad images, signals.
     pub options: ExtractOptions,
-    signals: Signals,
 }
 
 impl Evaluation {
-    /// Loads the encoder and its config. Without `--config` a run's own config names the data.
+    /// Loads the encoder and its config and has `work` done with it, by as many processes as there are; the value is
+    /// the exit code. Without `--config` a run's own config names the data. `asked` is what all processes must have
+    /// been asked for: an object of names and values.
     /// # Errors
-    /// No encoder there; data that nobody names; another architecture than the config's; this is one of several processes.
-    pub fn open(args: &EncoderArgs) -> Result<Self> {
-        dist::refuse_ranks()?;
+    /// No encoder there; data that nobody names; another architecture than the config's; `work`'s own.
+    pub fn run(
+        args: &EncoderArgs,
+        asked: impl FnOnce(&Config) -> Value,
+        work: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<u8> {
+        let (config, elsewhere) = Self::config(args)?;
+        let mut asked = asked(&config);
+        // Other values in training change nothing, here they change the rows.
+        asked["augment.eval_resize"] = json!(config.augment.eval_resize);
+        asked["data.on_bad_image"] = json!(config.data.on_bad_image);
+        let shared = Shared { asked, advice: "start it again" };
+        ranks::run(&args.ranks, &config, &shared, |machine, group| {
+            let evaluation = Self::open(args, config.clone(), elsewhere, machine, group)?;
+            match work(&evaluation) {
+                Err(error) if error.is::<Interrupted>() => {
+                    if evaluation.is_first() {
+                        log::warn!("stopped by a signal; nothing was written");
+                    }
+                    Ok(error.downcast::<Interrupted>()?.0 as u8)
+                }
+                result => result.map(|()| 0),
+            }
+        })
+    }
+
+    /// The config, and whether the encoder is from elsewhere than a run.
+    fn config(args: &EncoderArgs) -> Result<(Config, bool)> {
         let manifest = Encoder::manifest(&args.checkpoint);
         let base = match &manifest {
             Some(manifest) => {
@@ -48,7 +76,7 @@ impl Evaluation {
             }
             None => Config::default(),
         };
-        let mut config = Config::load_over(base, args.config.as_deref(), &args.set)?;
+        let config = Config::load_over(base, args.config.as_deref(), &args.set)?;
         let elsewhere = manifest.is_none();
         if elsewhere && args.config.is_none() && !args.set.iter().any(|text| text.starts_with("data.")) {
             bail!(
@@ -57,7 +85,16 @@ impl Evaluation {
                 args.checkpoint.display()
             );
         }
-        let machine = Machine::set_up(&config)?;
+        Ok((config, elsewhere))
+    }
+
+    fn open(
+        args: &EncoderArgs,
+        mut config: Config,
+        elsewhere: bool,
+        machine: Machine,
+        group: Option<Arc<Group>>,
+    ) -> Result<Self> {
         let told = !elsewhere || config.augment != AugmentConfig::default();
         let encoder = Encoder::open(
             &args.checkpoint,
@@ -86,6 +123,10 @@ impl Evaluation {
                 wanted.stem
             );
         }
+        if let Some(group) = &group {
+            let step = encoder.run.as_ref().map_or(String::new(), |run| format!("step {}, ", run.step));
+            group.agree("checkpoint", &format!("{step}weights {}", encoder.fingerprint()?))?;
+        }
         let signals = Signals::default();
         signals.listen()?;
         let mut loader = machine.loader;
@@ -93,24 +134,47 @@ impl Evaluation {
             // A forward pass costs a fraction of a training step, for which the default is made. Workers wait while
             // enough batches do, so more of them than needed take nothing from libtorch.
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            loader.workers = loader.workers.max(cores.div_ceil(2));
+            let here = group.as_ref().map_or(1, |group| group.place.local_world);
+            loader.workers = loader.workers.max(cores.div_ceil(2) / here);
         }
         let options = ExtractOptions {
             batch_size: config.train.micro_batch().clamp(64, 512),
             loader,
             bad: BadImages::new(config.data.on_bad_image),
             channels_last: config.train.channels_last,
-            interrupted: setup::interrupted(&signals),
-            progress: true,
+            signal: setup::signal(&signals),
+            progress: group.as_ref().is_none_or(|group| group.is_first()),
+            group,
         };
-        Ok(Self { config, machine, encoder, options, signals })
+        Ok(Self { config, machine, encoder, options })
+    }
+
+    /// The processes that share the work.
+    pub fn group(&self) -> Option<&Group> {
+        self.options.group.as_deref()
+    }
+
+    /// Whether this process is the one that writes and prints.
+    pub fn is_first(&self) -> bool {
+        self.group().is_none_or(Group::is_first)
+    }
+
+    /// How many different images could not be read, in whichever process.
+    /// # Errors
+    /// A process is gone, or late.
+    pub fn images_skipped(&self) -> Result<usize> {
+        ranks::bad_images(&self.options.bad, self.group())
     }
 
     /// The training images.
     /// # Errors
     /// They cannot be opened.
     pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
-        data::open_train(&self.config.data).context("data.path")
+        let set = data::open_train(&self.config.data).context("data.path")?;
+        if let Some(group) = self.group() {
+            ranks::agree_on_data(group, "data.path", &*set)?;
+        }
+        Ok(set)
     }
 
     /// Those of the training images that have a label.
@@ -130,7 +194,11 @@ impl Evaluation {
     /// # Errors
     /// They cannot be opened.
     pub fn held_out(&self) -> Result<Option<Arc<dyn Dataset>>> {
-        data::open_eval(&self.config.data).context("data.eval_path")
+        let set = data::open_eval(&self.config.data).context("data.eval_path")?;
+        if let (Some(group), Some(set)) = (self.group(), &set) {
+            ranks::agree_on_data(group, "data.eval_path", &**set)?;
+        }
+        Ok(set)
     }
 
     /// The same, where there is no doing without.
@@ -152,11 +220,12 @@ impl Evaluation {
         Some(checkpoints.parent()?.to_path_buf())
     }
 
-    /// Bytes of the features of `images` images are there, or an error.
+    /// The memory for the features of `images` images, which every process has, is there, or an error.
     /// # Errors
     /// The machine has less memory.
     pub fn check_memory(&self, images: usize, advice: &str) -> Result<()> {
-        let needed = images as f64 * self.encoder.net.feature_dim as f64 * 4.0;
+        let here = self.group().map_or(1, |group| group.place.local_world);
+        let needed = (images * here) as f64 * self.encoder.net.feature_dim as f64 * 4.0;
         let there = Memory::of_host().total as f64;
         if needed > there {
             bail!(
@@ -182,20 +251,6 @@ impl Evaluation {
             crate::backend::describe_device(self.machine.device),
             self.machine.precision()
         )
-    }
-
-    /// The exit code of a command that came to `result`: 130 or 143 where a signal ended it.
-    /// # Errors
-    /// Its own.
-    pub fn end(&self, result: Result<()>) -> Result<u8> {
-        match (result, self.signals.exit_code()) {
-            (Ok(()), _) => Ok(0),
-            (Err(_), Some(code)) => {
-                log::warn!("stopped by a signal; nothing was written");
-                Ok(code as u8)
-            }
-            (Err(error), None) => Err(error),
-        }
     }
 }
 

@@ -7,14 +7,14 @@ use serde_json::json;
 
 use super::evaluation::{Evaluation, print};
 use crate::cli::{ExtractFeaturesArgs, SplitName};
-use crate::eval::{FeatureWriter, stream};
+use crate::eval::{FeatureWriter, Images, View, stream};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExtractFeaturesArgs) -> Result<u8> {
-    let evaluation = Evaluation::open(&args.encoder)?;
-    evaluation.end(write(&evaluation, args))
+    let asked = |_: &_| json!({"command": "extract-features", "--split": format!("{:?}", args.split)});
+    Evaluation::run(&args.encoder, asked, |evaluation| write(evaluation, args))
 }
 
 fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
@@ -30,14 +30,20 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         "class_names": serde_json::to_string(&set.class_names())?,
     });
     let dim = encoder.net.feature_dim;
-    let mut writer = FeatureWriter::create(&args.output, dim, metadata, args.force)?;
+    let create = || FeatureWriter::create(&args.output, dim, metadata, args.force);
+    let mut writer = evaluation.is_first().then(create).transpose()?;
     log::info!("{}", evaluation.encoder_line());
     let (started, indices) = (Instant::now(), (0..set.len() as u32).collect());
-    let mut unlabelled = 0;
-    stream(encoder, &set, indices, &config.augment, options, "features", |features, batch| {
+    let (bar, mut done, mut unlabelled) = (options.bar("features", set.len()), 0, 0);
+    let images = Images { dataset: &set, indices, view: View::Plain, augment: &config.augment };
+    stream(encoder, images, options, |batch| {
+        done += batch.labels.len();
         unlabelled += batch.labels.iter().filter(|&&label| label < 0).count();
-        writer.write(&features, &batch.labels, &batch.indices)
+        bar.iter().for_each(|bar| bar.set(done));
+        writer.as_mut().map_or(Ok(()), |writer| writer.write(&batch.features, &batch.labels, &batch.indices))
     })?;
+    drop(bar);
+    let Some(writer) = writer else { return Ok(()) };
     let rows = writer.finish()?;
     let seconds = started.elapsed().as_secs_f64();
     let skipped = match set.len() - rows {

@@ -19,8 +19,8 @@ pub fn run(args: &KnnEvalArgs) -> Result<u8> {
     for (at, k) in args.k.iter().enumerate() {
         ensure!(!args.k[..at].contains(k), "--k: found {k} twice, expected different numbers");
     }
-    let evaluation = Evaluation::open(&args.encoder)?;
-    evaluation.end(classify(&evaluation, args))
+    let asked = |_: &_| json!({"command": "knn-eval", "--k": args.k, "--temperature": args.temperature});
+    Evaluation::run(&args.encoder, asked, |evaluation| classify(evaluation, args))
 }
 
 fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
@@ -46,12 +46,16 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     let queries = test.as_ref().map(|set| features(set, "features of the held-out images")).transpose()?;
     let count = queries.as_ref().unwrap_or(&bank).labels.len();
     let bar = options.bar("nearest neighbours: images", count);
-    let results = knn(&bank, queries.as_ref(), &args.k, args.temperature, &mut |done| {
+    let results = knn(&bank, queries.as_ref(), &args.k, args.temperature, evaluation.group(), &mut |done| {
         bar.iter().for_each(|bar| bar.set(done));
         options.check()
     })
     .context("knn-eval")?;
     drop(bar);
+    let images_skipped = evaluation.images_skipped()?;
+    if !evaluation.is_first() {
+        return Ok(());
+    }
     let seconds = started.elapsed().as_secs_f64();
     let against = match &queries {
         Some(_) => format!("{count} held-out images, {} training images", bank.labels.len()),
@@ -65,7 +69,7 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
             "leave_one_out": queries.is_none(),
             "temperature": args.temperature,
             "results": results,
-            "images_skipped": options.bad.count(),
+            "images_skipped": images_skipped,
             "seconds": seconds,
         });
         return print(&serde_json::to_string_pretty(&report)?);

@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::json;
 
 use super::evaluation::{Evaluation, print};
 use crate::backend;
 use crate::checkpoint::{check_output, write_file};
 use crate::cli::LinearEvalArgs;
+use crate::config::Config;
 use crate::eval::{Classes, Encoder, Outcome, Split, Task, Trial};
 use crate::logging;
 
@@ -28,8 +30,16 @@ pub fn run(args: &LinearEvalArgs) -> Result<u8> {
     if let Some(path) = &args.output {
         check_output(path, args.force)?;
     }
-    let evaluation = Evaluation::open(&args.encoder)?;
-    evaluation.end(evaluate(&evaluation, args))
+    let asked = |config: &Config| {
+        json!({
+            "command": "linear-eval",
+            "--fraction": args.fraction,
+            "--finetune": args.finetune,
+            "--random-baseline": args.random_baseline,
+            "linear_eval": config.linear_eval,
+        })
+    };
+    Evaluation::run(&args.encoder, asked, |evaluation| evaluate(evaluation, args))
 }
 
 /// The accuracy of a class.
@@ -85,6 +95,10 @@ struct Report {
 }
 
 fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
+    ensure!(
+        !(args.finetune && evaluation.group().is_some()),
+        "--finetune: found several processes, expected one; leave --nproc out, or start it without a launcher"
+    );
     let (config, encoder) = (&evaluation.config, &evaluation.encoder);
     let own = &config.linear_eval;
     let (train, test) = (evaluation.labelled_train_set()?, evaluation.test_set()?);
@@ -123,6 +137,10 @@ fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
         }
         false => None,
     };
+    let images_skipped = evaluation.images_skipped()?;
+    if !evaluation.is_first() {
+        return Ok(());
+    }
     let features = match (args.finetune, cached) {
         (true, _) => "finetune",
         (false, true) => "cached",
@@ -140,7 +158,7 @@ fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
         training_images,
         validation_images,
         test_images,
-        images_skipped: evaluation.options.bad.count(),
+        images_skipped,
         classes: task.classes.count(),
         batch_size: outcome.batch_size,
         seed: own.seed,

@@ -7,5 +7,6 @@ pub mod extract_features;
 pub mod knn_eval;
 pub mod linear_eval;
 pub mod preview;
+pub mod ranks;
 pub mod setup;
 pub mod train;

@@ -95,10 +95,10 @@ pub fn executor(config: &Config, machine: &Machine, grouped: bool) -> Result<Exe
     Executor::new(config.train.cuda_graph, machine.device, obstacle)
 }
 
-/// Asked between batches: has a signal come?
-pub fn interrupted(signals: &Signals) -> Arc<dyn Fn() -> bool> {
+/// Asked between batches: the exit code of a signal that has come.
+pub fn signal(signals: &Signals) -> Arc<dyn Fn() -> Option<i32>> {
     let signals = signals.clone();
-    Arc::new(move || signals.exit_code().is_some())
+    Arc::new(move || signals.exit_code())
 }
 
 /// Whether every image has a label.

@@ -1,7 +1,6 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
 mod memory;
-mod ranks;
 mod resume;
 mod summary;
 
@@ -9,8 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 use tch::Device;
 
+use super::ranks::{self, Shared};
 use super::setup::{self, Machine};
 use crate::backend;
 use crate::checkpoint::{self, Manifest};
@@ -19,7 +20,7 @@ use crate::config::Config;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
-use crate::dist::{self, Backend, Group, Place};
+use crate::dist::Group;
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
@@ -30,18 +31,11 @@ use crate::train::{Byol, Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, S
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
-    dist::end_with_launcher()?;
-    match (Place::from_env()?, args.nproc) {
-        (Some(place), Some(_)) if !dist::launched() => bail!(
-            "--nproc: another launcher has made this rank {} of {}; leave --nproc out, or unset RANK and the like",
-            place.rank,
-            place.world
-        ),
-        (Some(place), _) => ranks::run(place, args, &config),
-        (None, Some(count @ 2..)) => dist::launch(count as usize, &config.dist),
-        (None, _) if config.dist.backend == Backend::Nccl => ranks::run(Place::alone(), args, &config),
-        (None, _) => train(args, &config, Machine::set_up(&config)?, None),
-    }
+    // These change no weights, and so a resumed run may have others, but they say when all processes come together.
+    let (end, monitor) = (config.train.max_steps, &config.monitor);
+    let asked = json!({"command": "train", "train.max_steps": end, "monitor": monitor});
+    let shared = Shared { asked, advice: "go on from its last checkpoint with --resume auto" };
+    ranks::run(&args.ranks, &config, &shared, |machine, group| train(args, &config, machine, group))
 }
 
 /// Puts a run together and does it; `group` are the processes that share each batch.
@@ -98,7 +92,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     let mut finished = manifest.step == plan.total_steps && summary::finished(run_dir, manifest.step);
     if let Some(group) = &group {
         group.agree("data", &format!("{} images, index {}", manifest.images, manifest.data))?;
-        finished = ranks::start_alike(group, &byol, &mut manifest, finished)?;
+        finished = resume::start_alike(group, &byol, &mut manifest, finished)?;
     }
     if finished {
         log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
@@ -136,10 +130,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         monitor: config.monitor.clone(),
     };
     let outcome = trainer.run(&signals)?;
-    let skipped = match &group {
-        Some(group) => group.sum(&[bad.count() as f64])?[0] as usize,
-        None => bad.count(),
-    };
+    let skipped = ranks::bad_images(&bad, group.as_deref())?;
     summary::summarise(&mut trainer, &outcome, skipped, started)
 }
 
@@ -188,10 +179,10 @@ fn knn_watch(
             loader,
             bad,
             channels_last: config.train.channels_last,
-            interrupted: setup::interrupted(signals),
+            signal: setup::signal(signals),
             progress: false,
+            group,
         },
-        group,
     }))
 }
 

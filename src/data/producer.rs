@@ -40,6 +40,11 @@ impl BadImages {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Their names.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Loads an image. A bad one is named in the log the first time and gives `false`, or an error
     /// if the policy is to fail.
     pub(super) fn load(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<bool> {

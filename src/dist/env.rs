@@ -1,4 +1,4 @@
-//! Which of how many processes this one is: what torchrun, mpirun, srun and `byol train --nproc` put into the
+//! Which of how many processes this one is: what torchrun, mpirun, srun and `--nproc` put into the
 //! environment.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -50,6 +50,11 @@ const SRUN: Launcher = Launcher {
 };
 
 impl Place {
+    /// Whether torchrun has started this process as the only one.
+    pub fn of_one() -> bool {
+        std::env::var_os("WORLD_SIZE").is_some_and(|world| world == "1")
+    }
+
     /// That of a process which is a group of one; the port is any that is free.
     pub fn alone() -> Self {
         let master = "127.0.0.1".into();

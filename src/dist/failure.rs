@@ -73,6 +73,8 @@ pub(super) struct Watch {
     timeout: Duration,
     /// How long the others get to answer.
     grace: Duration,
+    /// What to do after a process was lost.
+    advice: &'static str,
     /// A GPU is in use: failure ends the process.
     guarded: AtomicBool,
     /// One thread explains at a time.
@@ -81,7 +83,13 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Starts the thread that answers for this process.
-    pub fn start(store: &Store, place: &Place, host: String, config: &DistConfig) -> Result<Self> {
+    pub fn start(
+        store: &Store,
+        place: &Place,
+        host: String,
+        config: &DistConfig,
+        advice: &'static str,
+    ) -> Result<Self> {
         let timeout = Duration::from_secs(config.timeout);
         let first_host = store.get("host/0", timeout).context("rank 0 did not come")?;
         let (progress, ended, told) =
@@ -96,6 +104,7 @@ impl Watch {
             started: Instant::now(),
             timeout,
             grace: config.grace(),
+            advice,
             guarded: AtomicBool::new(false),
             explaining: Mutex::new(()),
         };
@@ -189,6 +198,7 @@ impl Watch {
 
     fn explained(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
         let (send, receive) = mpsc::channel();
+        let (advice, first_host) = (self.advice, &self.first_host);
         let (store, place, grace, own) = (store.clone(), self.place.clone(), self.grace, self.progress.load(SeqCst));
         let cause = without_source(one_line(&error));
         let late = cause.contains("imed out");
@@ -204,19 +214,17 @@ impl Watch {
             Ok(Ok(Verdict::Gone(_))) if error.is::<Missing>() => {
                 anyhow!("{}: {error}", named(self.place.rank, &self.host))
             }
-            Ok(Ok(Verdict::Gone(who))) => anyhow!(
-                "{who} is gone or cannot be reached ({cause}); the run has ended, go on from its last checkpoint with --resume auto"
-            ),
-            Ok(Ok(Verdict::Hangs(who))) => anyhow!(
-                "{who} hangs: it did not come to a step that all others are at; the run has ended, go on from its last \
-                 checkpoint with --resume auto"
-            ),
+            Ok(Ok(Verdict::Gone(who))) => {
+                anyhow!("{who} is gone or cannot be reached ({cause}); the run has ended, {advice}")
+            }
+            Ok(Ok(Verdict::Hangs(who))) => {
+                anyhow!("{who} hangs: it did not come to a step that all others are at; the run has ended, {advice}")
+            }
             Ok(Err(_)) | Err(_) if self.told.load(SeqCst) => Reported.into(),
             Ok(Err(_)) | Err(_) if self.place.rank == 0 => error, // its own store does not answer: nothing is known
-            Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => anyhow!(
-                "{} is gone or cannot be reached; the run has ended, go on from its last checkpoint with --resume auto",
-                named(0, &self.first_host)
-            ),
+            Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => {
+                anyhow!("{} is gone or cannot be reached; the run has ended, {advice}", named(0, first_host))
+            }
             Ok(Err(_)) | Err(_) => Reported.into(),
         }
     }
@@ -338,7 +346,7 @@ mod tests {
         let store = Arc::new(Store::open("127.0.0.1", port, Some(listener), "byol", second)?);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         store.set("host/0", &host)?;
-        let watch = Arc::new(Watch::start(&store, &Place::alone(), host, &DistConfig::default())?);
+        let watch = Arc::new(Watch::start(&store, &Place::alone(), host, &DistConfig::default(), "")?);
         let listen = crate::backend::Listen::Address("127.0.0.1".into());
         let group = Arc::new(ProcessGroup::gloo(&store, 0, 1, &listen, second)?);
         watch.guard(&store, &group, second / 10)?;

@@ -1,4 +1,4 @@
-//! `byol train --nproc N`: starts N copies of this process on this machine, each with its place in the environment, and
+//! `--nproc N`: starts N copies of this process on this machine, each with its place in the environment, and
 //! is one command to the outside: one progress bar, one error line, one exit code.
 
 use std::fs::File;
@@ -58,8 +58,8 @@ struct Process {
 
 /// Starts `count` processes with this one's arguments and waits for all; the value is their exit code.
 /// # Errors
-/// One line about the process that failed first; all others are ended then.
-pub fn launch(count: usize, config: &DistConfig) -> Result<u8> {
+/// One line about the process that failed first, with `advice` where it was killed; all others are ended then.
+pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
     // Rank 0 gets the socket itself, so the port cannot be lost between the two.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("--nproc: no port on 127.0.0.1")?;
     let port = listener.local_addr()?.port();
@@ -112,10 +112,7 @@ pub fn launch(count: usize, config: &DistConfig) -> Result<u8> {
     if let Some(signal) = status.signal() {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let (who, process) = (named(rank, &host), processes[rank].child.id());
-        bail!(
-            "{who} (process {process}) was killed by signal {signal}; the run has ended, go on from its last checkpoint \
-             with --resume auto"
-        );
+        bail!("{who} (process {process}) was killed by signal {signal}; the run has ended, {advice}");
     }
     let mut told = String::new();
     reports.read_to_string(&mut told).context("--nproc")?;

@@ -7,6 +7,7 @@ mod failure;
 mod gpu;
 mod launch;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -40,10 +41,10 @@ pub enum Backend {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistConfig {
-    /// auto, nccl or gloo. Default auto. With nccl a process by itself joins a group, too: of one.
+    /// auto, nccl or gloo. Default auto. With nccl `--nproc 1` makes a group, too: of one.
     pub backend: Backend,
-    /// Seconds within which the run ends when a process dies, hangs or cannot be reached. No step, checkpoint or k-NN
-    /// evaluation may take half of it. Default 600.
+    /// Seconds within which the run ends when a process dies, hangs or cannot be reached. No step, no checkpoint and, in
+    /// evaluations, no batch of images may take half of it. Default 600.
     pub timeout: u64,
     /// Network interface for what the processes send each other, such as eth0. Default null: that of the way to MASTER_ADDR.
     pub interface: Option<String>,
@@ -86,7 +87,7 @@ pub fn refuse_ranks() -> Result<()> {
     if let Some(place) = Place::from_env()? {
         let (rank, world) = (place.rank, place.world);
         bail!(
-            "found rank {rank} of {world} processes, expected one: only train shares its work; start the command by itself"
+            "found rank {rank} of {world} processes, expected one: this command does not share its work; start it by itself"
         );
     }
     Ok(())
@@ -105,7 +106,7 @@ pub struct Group {
 
 impl Group {
     /// Joins the others at [`Place::master`]. What `agreed` says must be the same in every process: `differences` tells,
-    /// from rank 0's, what is not.
+    /// from rank 0's, what is not. `advice` says what to do after a process was lost.
     /// # Errors
     /// Who did not come, where this process cannot listen or reach rank 0, or what differs: in one process; the others
     /// fail with [`Reported`].
@@ -113,8 +114,8 @@ impl Group {
         place: Place,
         config: &DistConfig,
         device: Device,
-        agreed: &str,
-        differences: impl Fn(&str) -> Result<Vec<String>>,
+        advice: &'static str,
+        (agreed, differences): (&str, impl Fn(&str) -> Result<Vec<String>>),
     ) -> Result<Self> {
         config.backend.check(device)?;
         let (master, timeout) = (place.master.as_str(), Duration::from_secs(config.timeout));
@@ -126,7 +127,7 @@ impl Group {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         store.set(&format!("host/{}", place.rank), &host)?;
         store.set(&format!("agreed/{}", place.rank), agreed)?;
-        let watch = Arc::new(Watch::start(&store, &place, host, config)?);
+        let watch = Arc::new(Watch::start(&store, &place, host, config, advice)?);
         // From here on an error is told to the others.
         let joined = || -> Result<Arc<ProcessGroup>> {
             if place.rank == 0 {
@@ -204,19 +205,35 @@ impl Group {
         Ok(Vec::try_from(tensor)?)
     }
 
-    /// The rows `[n, ...]` of all processes, in the order of ranks; n may differ.
+    /// The rows `[n, ...]` of each process, in the order of ranks; n may differ.
     /// # Errors
     /// A process is gone, or late.
-    pub fn gather_rows(&self, rows: &Tensor) -> Result<Tensor> {
+    pub fn gather_rows(&self, rows: &Tensor) -> Result<Vec<Tensor>> {
         let counts = self.processes.all_gather(&Tensor::from_slice(&[rows.size()[0]]))?;
         let counts: Vec<i64> = Vec::try_from(counts.flatten(0, -1))?;
         let mut shape = rows.size();
         shape[0] = counts.iter().copied().max().unwrap_or(0);
+        if shape[0] == 0 {
+            return Ok(counts.iter().map(|_| rows.shallow_clone()).collect());
+        }
         let padded = Tensor::f_zeros(&shape, (rows.kind(), rows.device()))?;
         padded.narrow(0, 0, rows.size()[0]).f_copy_(rows)?;
         let all = self.processes.all_gather(&padded)?; // [world, most, ...]
-        let parts = counts.iter().enumerate().map(|(rank, &n)| all.get(rank as i64).narrow(0, 0, n));
-        Ok(Tensor::f_cat(&parts.collect::<Vec<_>>(), 0)?)
+        Ok(counts.iter().enumerate().map(|(rank, &n)| all.get(rank as i64).narrow(0, 0, n)).collect())
+    }
+
+    /// The texts of all processes, each once, in order.
+    /// # Errors
+    /// A process is gone, or late.
+    pub fn union(&self, texts: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        let bytes: Vec<u8> = texts.iter().flat_map(|text| text.bytes().chain([0])).collect();
+        let mut all = BTreeSet::new();
+        for part in self.gather_rows(&Tensor::from_slice(&bytes))? {
+            let bytes: Vec<u8> = Vec::try_from(part)?;
+            let texts = bytes.split(|&byte| byte == 0).filter(|text| !text.is_empty());
+            all.extend(texts.map(|text| String::from_utf8_lossy(text).into_owned()));
+        }
+        Ok(all)
     }
 
     /// What a failure of this process's run comes to: the error for the one process that is to print it, [`Reported`]
@@ -229,9 +246,11 @@ impl Group {
     /// # Errors
     /// A process is gone, or late.
     pub fn leave(&self) -> Result<()> {
+        // Until all are here this process answers for itself: one that fails before asks who is there.
+        self.processes.all_reduce(&Tensor::zeros([1], (Kind::Float, Device::Cpu)))?;
         self.processes.close()?;
         self.watch.stop();
-        self.processes.all_reduce(&Tensor::zeros([1], (Kind::Float, Device::Cpu)))
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::foreign;
@@ -209,6 +210,21 @@ impl Encoder {
         folders.push(path.to_path_buf());
         folders.extend(path.parent().filter(|_| path.ends_with("model.safetensors")).map(Path::to_path_buf));
         folders.iter().find_map(|folder| checkpoint::read_manifest(folder).ok())
+    }
+
+    /// SHA-256 of all its tensors.
+    /// # Errors
+    /// What libtorch says.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for Named { name, tensor } in self.params.parameters.iter().chain(&self.params.buffers) {
+            let values = tensor.detach().f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+            let mut bytes = vec![0; values.numel() * 4];
+            values.f_copy_data_u8(&mut bytes, values.numel())?;
+            hasher.update(name);
+            hasher.update(bytes);
+        }
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The same architecture as it is before training: fresh weights, a function of `seed`.

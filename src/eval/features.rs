@@ -1,8 +1,11 @@
-//! Images of a data set in batches on the device, and their representations by a frozen encoder.
+//! Images of a data set in batches on the device, and their representations by a frozen encoder: batch by batch in one
+//! process, or in rounds of one batch for each of several. The batches are the same ones in the same order, whatever
+//! the number of processes, so that what is made of them does not depend on it.
 
+use std::fmt;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::Represent;
@@ -10,6 +13,7 @@ use crate::augment::{self, AugmentConfig, ViewConfig};
 use crate::backend::Normaliser;
 use crate::data::Dataset;
 use crate::data::loader::{BadImages, EvalBatch, EvalLoader, LoaderOptions};
+use crate::dist::Group;
 use crate::logging::progress::Bar;
 use crate::rng::{Purpose, Stream};
 
@@ -22,6 +26,18 @@ pub struct Features {
     pub labels: Vec<i64>,
 }
 
+/// The error of work that a signal has cut short; holds the exit code that says so.
+#[derive(Debug)]
+pub struct Interrupted(pub i32);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("interrupted by a signal")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// How to go through the images.
 #[derive(Clone)]
 pub struct ExtractOptions {
@@ -33,26 +49,38 @@ pub struct ExtractOptions {
     pub bad: Arc<BadImages>,
     /// Memory layout of the images, that of the weights.
     pub channels_last: bool,
-    /// Asked between batches: give up?
-    pub interrupted: Arc<dyn Fn() -> bool>,
+    /// Asked between batches: the exit code of a signal that has come.
+    pub signal: Arc<dyn Fn() -> Option<i32>>,
     /// Show progress on stderr.
     pub progress: bool,
+    /// The processes that share the batches.
+    pub group: Option<Arc<Group>>,
 }
 
 impl ExtractOptions {
-    /// Gives up where a signal has come.
+    /// Gives up where a signal has come, to whichever of the processes: all have to ask equally often.
     /// # Errors
-    /// It has.
+    /// [`Interrupted`]; a process is gone, or late.
     pub fn check(&self) -> Result<()> {
-        if (self.interrupted)() {
-            bail!("interrupted by a signal");
-        }
-        Ok(())
+        let own = (self.signal)();
+        let code = match &self.group {
+            None => own,
+            Some(group) => {
+                let counts = group.sum(&[130, 143].map(|code| f64::from(u8::from(own == Some(code)))))?;
+                [143, 130].into_iter().zip([counts[1], counts[0]]).find(|(_, count)| *count > 0.0).map(|(code, _)| code)
+            }
+        };
+        code.map_or(Ok(()), |code| Err(Interrupted(code).into()))
     }
 
     /// Progress over `total` things, where it is wanted.
     pub fn bar(&self, what: &str, total: usize) -> Option<Bar> {
         self.progress.then(|| Bar::new(what, total))
+    }
+
+    /// This process, from 0, and how many there are.
+    pub fn place(&self) -> (usize, usize) {
+        self.group.as_ref().map_or((0, 1), |group| (group.place.rank, group.place.world))
     }
 }
 
@@ -70,68 +98,111 @@ pub enum View {
     },
 }
 
-/// Normalised images `[N, 3, H, W]` on `device`, with their labels and positions, loaded ahead. Unreadable images are
-/// left out where the options allow it.
-/// # Errors
-/// Items fail for what the options call fatal, and after a signal.
-pub fn images<'a>(
-    dataset: &Arc<dyn Dataset>,
-    indices: Vec<u32>,
-    view: View,
-    augment: &'a AugmentConfig,
-    device: Device,
-    options: &'a ExtractOptions,
-) -> Result<impl Iterator<Item = Result<(Tensor, EvalBatch)>> + use<'a>> {
-    let (set, bad, workers) = (dataset.clone(), options.bad.clone(), options.loader);
-    let (size, batch) = (augment.size, options.batch_size);
-    let loader = match view {
-        View::Plain => EvalLoader::new(set, augment.clone(), indices, batch, bad, workers)?,
-        View::Crop { seed, epoch } => {
-            let crop = ViewConfig { jitter_prob: 0.0, grayscale_prob: 0.0, blur_prob: 0.0, ..ViewConfig::paper(1) };
-            let make = move |index: u32, image: &_, scratch: &mut _, out: &mut [u8]| {
-                let image: &crate::pixels::Pixels = image;
-                let mut rng = Stream::new(seed, Purpose::Augment, epoch, index.into(), 2);
-                let draws = crop.draw(image.width, image.height, &mut rng);
-                augment::apply(image, &draws, size, crop.interpolation, scratch, out);
-            };
-            EvalLoader::with_view(set, size, make, indices, batch, bad, workers)?
-        }
-    };
-    let normaliser = Normaliser::new(augment.mean, augment.std, device, options.channels_last, false)?;
-    let on_device = move |batch: EvalBatch| {
-        options.check()?;
-        let shape = [batch.labels.len() as i64, size as i64, size as i64, 3];
-        Ok((normaliser.bytes(&batch.pixels, shape)?, batch))
-    };
-    let some = |batch: &Result<EvalBatch>| batch.as_ref().is_ok_and(|b| !b.labels.is_empty()) || batch.is_err();
-    Ok(loader.filter(some).map(move |batch| batch.and_then(&on_device)))
+/// Images of a data set, and what is made of each.
+pub struct Images<'a> {
+    /// The set.
+    pub dataset: &'a Arc<dyn Dataset>,
+    /// Positions in it.
+    pub indices: Vec<u32>,
+    /// The same of every image.
+    pub view: View,
+    /// How an image is brought to size.
+    pub augment: &'a AugmentConfig,
 }
 
-/// Features of the images at `indices` by a frozen encoder, without augmentation, batch by batch to `each`; `what`
-/// they are is shown with the progress.
+impl<'a> Images<'a> {
+    /// Normalised images `[N, 3, H, W]` on `device`, batch by batch, with their labels and positions, loaded ahead.
+    /// Unreadable images are left out where the options allow it, so that N may be 0.
+    /// # Errors
+    /// Items fail for what the options call fatal.
+    fn batches(
+        self,
+        device: Device,
+        options: &'a ExtractOptions,
+    ) -> Result<impl Iterator<Item = Result<(Tensor, EvalBatch)>> + use<'a>> {
+        let Self { dataset, indices, view, augment } = self;
+        let (set, bad, workers) = (dataset.clone(), options.bad.clone(), options.loader);
+        let (size, batch) = (augment.size, options.batch_size);
+        let loader = match view {
+            View::Plain => EvalLoader::new(set, augment.clone(), indices, batch, bad, workers)?,
+            View::Crop { seed, epoch } => {
+                let crop = ViewConfig { jitter_prob: 0.0, grayscale_prob: 0.0, blur_prob: 0.0, ..ViewConfig::paper(1) };
+                let make = move |index: u32, image: &_, scratch: &mut _, out: &mut [u8]| {
+                    let image: &crate::pixels::Pixels = image;
+                    let mut rng = Stream::new(seed, Purpose::Augment, epoch, index.into(), 2);
+                    let draws = crop.draw(image.width, image.height, &mut rng);
+                    augment::apply(image, &draws, size, crop.interpolation, scratch, out);
+                };
+                EvalLoader::with_view(set, size, make, indices, batch, bad, workers)?
+            }
+        };
+        let normaliser = Normaliser::new(augment.mean, augment.std, device, options.channels_last, false)?;
+        Ok(loader.map(move |batch| {
+            let batch = batch?;
+            let shape = [batch.labels.len() as i64, size as i64, size as i64, 3];
+            Ok((normaliser.bytes(&batch.pixels, shape)?, batch))
+        }))
+    }
+}
+
+/// What an encoder makes of a batch, row by row.
+pub struct Encoded {
+    /// `[N, feature_dim]`; N is 0 where no image of the batch could be read.
+    pub features: Tensor,
+    /// Class of each row, -1 where unknown.
+    pub labels: Vec<i64>,
+    /// Positions in the data set.
+    pub indices: Vec<u32>,
+}
+
+impl Encoded {
+    /// The batches of all processes, by rank.
+    fn gathered(self, group: &Group) -> Result<Vec<Self>> {
+        let about = |(&label, &index): (&i64, &u32)| [label, index.into()];
+        let about: Vec<i64> = self.labels.iter().zip(&self.indices).flat_map(about).collect();
+        let about = group.gather_rows(&Tensor::from_slice(&about).view([-1, 2]))?;
+        let batches = group.gather_rows(&self.features)?.into_iter().zip(about).map(|(features, about)| {
+            let (labels, indices) = (about.select(1, 0), about.select(1, 1));
+            let indices = Vec::<i64>::try_from(indices)?.into_iter().map(|index| index as u32).collect();
+            Ok(Self { features, labels: Vec::try_from(labels)?, indices })
+        });
+        batches.collect()
+    }
+}
+
+/// What a frozen encoder makes of images, batch by batch to `each`. Of several processes each encodes every so-manieth
+/// batch, and all get all of them.
 /// # Errors
-/// As [`images`]; what libtorch says; `each`'s own.
+/// Unreadable images where the options call them fatal; a signal ([`Interrupted`]); what libtorch says; `each`'s own; a
+/// process is gone, or late.
 pub fn stream(
     encoder: &impl Represent,
-    dataset: &Arc<dyn Dataset>,
-    indices: Vec<u32>,
-    augment: &AugmentConfig,
+    images: Images,
     options: &ExtractOptions,
-    what: &str,
-    mut each: impl FnMut(Tensor, EvalBatch) -> Result<()>,
+    mut each: impl FnMut(Encoded) -> Result<()>,
 ) -> Result<()> {
-    let _no_grad = tch::no_grad_guard();
-    let (bar, mut done) = (options.bar(what, indices.len()), 0);
-    for item in images(dataset, indices, View::Plain, augment, encoder.device(), options)? {
-        let (images, batch) = item?;
-        done += batch.labels.len();
-        each(encoder.represent(&images)?, batch)?;
-        bar.iter().for_each(|bar| bar.set(done));
+    let ((rank, world), count) = (options.place(), images.indices.len().div_ceil(options.batch_size));
+    let own = images.indices.chunks(options.batch_size).skip(rank).step_by(world).flatten().copied().collect();
+    let mut batches = Images { indices: own, ..images }.batches(encoder.device(), options)?;
+    for first in (0..count).step_by(world) {
+        options.check()?;
+        let none = || Tensor::zeros([0, encoder.feature_dim()], (Kind::Float, encoder.device()));
+        let own = match batches.next().transpose()? {
+            Some((images, EvalBatch { labels, indices, .. })) if !labels.is_empty() => {
+                let _no_grad = tch::no_grad_guard();
+                Encoded { features: encoder.represent(&images)?, labels, indices }
+            }
+            _ => Encoded { features: none(), labels: Vec::new(), indices: Vec::new() },
+        };
+        match &options.group {
+            None => each(own)?,
+            Some(group) => own.gathered(group)?.into_iter().take(count - first).try_for_each(&mut each)?,
+        }
     }
     Ok(())
 }
 
-/// The same, all at once.
+/// The same for images without augmentation, all at once; `what` they are is shown with the progress.
 /// # Errors
 /// As [`stream`].
 pub fn extract(
@@ -145,9 +216,12 @@ pub fn extract(
     // In place, so that they are never in memory twice.
     let shape = [indices.len() as i64, encoder.feature_dim()];
     let (values, mut labels) = (Tensor::f_empty(shape, (Kind::Float, encoder.device()))?, Vec::new());
-    stream(encoder, dataset, indices, augment, options, what, |features, batch| {
-        values.narrow(0, labels.len() as i64, features.size()[0]).f_copy_(&features)?;
+    let bar = options.bar(what, indices.len());
+    stream(encoder, Images { dataset, indices, view: View::Plain, augment }, options, |batch| {
+        let place = values.narrow(0, labels.len() as i64, batch.features.size()[0]);
+        tch::no_grad(|| place.shallow_clone().f_copy_(&batch.features))?;
         labels.extend(batch.labels);
+        bar.iter().for_each(|bar| bar.set(labels.len()));
         Ok(())
     })?;
     Ok(Features { values: values.narrow(0, 0, labels.len() as i64), labels })

@@ -5,9 +5,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::features::{View, images};
+use super::features::{Images, View, stream};
 use super::linear::{Outcome, Task, Trial, best};
-use super::{Accuracy, Encoder, Tally};
+use super::{Accuracy, Encoder, Represent, Tally};
 use crate::backend::Autocast;
 use crate::model::{Linear, Params, ResNet};
 use crate::optim::{Algorithm, Optimizer, OptimizerConfig};
@@ -46,6 +46,23 @@ impl Tuned {
             self.net.forward(images, train)
         };
         Ok(self.head.forward(&features.f_to_kind(Kind::Float)?))
+    }
+}
+
+/// The images themselves, for a network that is trained.
+struct AsTheyAre(Device);
+
+impl Represent for AsTheyAre {
+    fn represent(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(images.shallow_clone())
+    }
+
+    fn device(&self) -> Device {
+        self.0
+    }
+
+    fn feature_dim(&self) -> i64 {
+        0
     }
 }
 
@@ -101,7 +118,7 @@ impl Task {
             ..OptimizerConfig::default()
         };
         let mut optimizer = Optimizer::new(&sgd, &tuned.params);
-        self.crops(&self.split.train, epochs, tuned.device, what, |step| {
+        self.crops(&self.split.train, epochs, &AsTheyAre(tuned.device), what, |step| {
             optimizer.zero_grad()?;
             let classes = self.numbers(step.labels, tuned.device);
             let mut start = 0;
@@ -126,12 +143,16 @@ impl Task {
         };
         let (bar, mut done) = (self.options.bar(what, indices.len()), 0);
         let mut tally = Tally::new(self.classes.count(), 1, tuned.device);
-        for item in images(set, indices, View::Plain, &self.augment, tuned.device, &self.options)? {
-            let (images, batch) = item?;
+        let images = Images { dataset: set, indices, view: View::Plain, augment: &self.augment };
+        stream(&AsTheyAre(tuned.device), images, &self.options, |batch| {
+            if !batch.labels.is_empty() {
+                let scores = tuned.scores(&batch.features, false)?.unsqueeze(1);
+                tally.add(&scores, &self.numbers(&batch.labels, tuned.device))?;
+            }
             done += batch.labels.len();
-            tally.add(&tuned.scores(&images, false)?.unsqueeze(1), &self.numbers(&batch.labels, tuned.device))?;
             bar.iter().for_each(|bar| bar.set(done));
-        }
+            Ok(())
+        })?;
         Ok(tally.accuracies()?.swap_remove(0))
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::Features;
+use crate::dist::Group;
 use crate::loss::l2_normalise;
 
 /// Test images classified at once.
@@ -28,26 +29,49 @@ pub struct KnnAccuracy {
 
 /// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbours of fp32 features can be.
 /// Without `queries` every image of the bank is classified
-/// by the others (leave one out). `tick` hears, block by block, how many images are done, and may give up.
+/// by the others (leave one out). Processes of a `group`, which all have all features, share the images to classify,
+/// in the same blocks as one process. `tick` hears, block by block, how many images are done, in each process equally
+/// often, and may give up.
 /// # Errors
-/// An image without a label; no images; a k larger than the number of images to compare with; `tick`'s own.
+/// An image without a label; no images; a k larger than the number of images to compare with; `tick`'s own; a process
+/// is gone, or late.
 pub fn knn(
     bank: &Features,
     queries: Option<&Features>,
     ks: &[usize],
     temperature: f64,
+    group: Option<&Group>,
     tick: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<KnnAccuracy>> {
-    in_blocks(bank, queries, ks, temperature, Kind::Double, [QUERIES, BANK], tick)
+    in_blocks(bank, queries, ks, temperature, &Blocks { kind: Kind::Double, ..Blocks::of(group) }, tick)
+}
+
+/// How the work is cut up.
+struct Blocks<'a> {
+    kind: Kind,
+    queries: i64,
+    bank: i64,
+    group: Option<&'a Group>,
+}
+
+impl<'a> Blocks<'a> {
+    fn of(group: Option<&'a Group>) -> Self {
+        Self { kind: Kind::Float, queries: QUERIES, bank: BANK, group }
+    }
 }
 
 /// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick look.
 /// # Errors
 /// As [`knn`].
-pub fn knn_top1(bank: &Features, queries: Option<&Features>, k: usize, temperature: f64) -> Result<f64> {
+pub fn knn_top1(
+    bank: &Features,
+    queries: Option<&Features>,
+    k: usize,
+    temperature: f64,
+    group: Option<&Group>,
+) -> Result<f64> {
     let others = bank.labels.len().saturating_sub(usize::from(queries.is_none())).max(1);
-    let blocks = [QUERIES, BANK];
-    Ok(in_blocks(bank, queries, &[k.min(others)], temperature, Kind::Float, blocks, &mut |_| Ok(()))?[0].top1)
+    Ok(in_blocks(bank, queries, &[k.min(others)], temperature, &Blocks::of(group), &mut |_| Ok(()))?[0].top1)
 }
 
 fn in_blocks(
@@ -55,8 +79,7 @@ fn in_blocks(
     queries: Option<&Features>,
     ks: &[usize],
     temperature: f64,
-    kind: Kind,
-    [query_block, bank_block]: [i64; 2],
+    &Blocks { kind, queries: query_block, bank: bank_block, group }: &Blocks,
     tick: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<KnnAccuracy>> {
     let leave_one_out = queries.is_none();
@@ -85,9 +108,16 @@ fn in_blocks(
     let classes = ranks.len() as i64;
     let rows_of = |f: &Features, start, length| l2_normalise(&f.values.narrow(0, start, length).to_kind(kind));
     let (total, bank_total) = (queries.labels.len() as i64, bank.labels.len() as i64);
+    let (rank, world) = group.map_or((0, 1), |group| (group.place.rank as i64, group.place.world as i64));
     let mut correct = vec![[0; 2]; ks.len()];
-    for start in (0..total).step_by(query_block as usize) {
+    // A round is a block for each process, at the end fewer.
+    for round in (0..total).step_by((world * query_block) as usize) {
+        tick(round as usize)?;
+        let start = round + rank * query_block;
         let rows = query_block.min(total - start);
+        if rows <= 0 {
+            continue;
+        }
         let query_rows = rows_of(queries, start, rows);
         let mut best: Option<(Tensor, Tensor)> = None; // cosines and labels of the nearest so far, both [rows, <= most]
         for from in (0..bank_total).step_by(bank_block as usize) {
@@ -123,12 +153,13 @@ fn in_blocks(
             correct[0] += hits.select(1, 0).sum(Kind::Int64).int64_value(&[]);
             correct[1] += hits.sum(Kind::Int64).int64_value(&[]);
         }
-        tick((start + rows) as usize)?;
     }
-    let share = |hits: i64| hits as f64 / total as f64;
-    let result =
-        ks.iter().zip(correct).map(|(&k, [top1, top5])| KnnAccuracy { k, top1: share(top1), top5: share(top5) });
-    Ok(result.collect())
+    tick(total as usize)?;
+    let hits: Vec<f64> = correct.into_iter().flatten().map(|hits| hits as f64).collect();
+    let hits = group.map_or(Ok(hits.clone()), |group| group.sum(&hits))?;
+    let shares = |hits: &[f64]| [0, 1].map(|at| hits[at] / total as f64);
+    let results = ks.iter().zip(hits.chunks(2).map(shares));
+    Ok(results.map(|(&k, [top1, top5])| KnnAccuracy { k, top1, top5 }).collect())
 }
 
 #[cfg(test)]
@@ -199,10 +230,11 @@ mod tests {
                         done = n;
                         Ok(())
                     };
-                    let found = in_blocks(&bank, given, &ks, temperature, kind, blocks, &mut tick)?;
+                    let blocks = Blocks { kind, queries: blocks[0], bank: blocks[1], group: None };
+                    let found = in_blocks(&bank, given, &ks, temperature, &blocks, &mut tick)?;
                     assert_eq!(found.iter().map(|f| f.k).collect::<Vec<_>>(), ks);
                     let found: Vec<_> = found.iter().map(|f| [f.top1, f.top5]).collect();
-                    assert_eq!(found, expected, "k {ks:?}, leave one out {leave_out}, blocks {blocks:?}");
+                    assert_eq!(found, expected, "k {ks:?}, leave one out {leave_out}, blocks {}", blocks.queries);
                     assert_eq!(done, queries.labels.len());
                 }
             }
@@ -213,10 +245,10 @@ mod tests {
     #[test]
     fn too_large_a_k_is_cut_or_refused() -> Result<()> {
         let (bank, queries) = (random(50, 16, 10, 1), random(30, 16, 10, 2));
-        assert_eq!(knn_top1(&bank, Some(&queries), 999, 0.1)?, brute_force(&bank, &queries, false, 50, 0.1)[0]);
-        assert_eq!(knn_top1(&bank, None, 999, 0.1)?, brute_force(&bank, &bank, true, 49, 0.1)[0]);
+        assert_eq!(knn_top1(&bank, Some(&queries), 999, 0.1, None)?, brute_force(&bank, &queries, false, 50, 0.1)[0]);
+        assert_eq!(knn_top1(&bank, None, 999, 0.1, None)?, brute_force(&bank, &bank, true, 49, 0.1)[0]);
         for (queries, k, most) in [(Some(&queries), 51, 50), (None, 50, 49), (None, 0, 49)] {
-            let error = knn(&bank, queries, &[1, k], 0.1, &mut |_| Ok(())).expect_err("refused");
+            let error = knn(&bank, queries, &[1, k], 0.1, None, &mut |_| Ok(())).expect_err("refused");
             assert!(error.to_string().contains(&format!("found k = {k}, expected 1 to {most}")), "{error}");
         }
         Ok(())
@@ -226,8 +258,8 @@ mod tests {
     fn a_tiny_temperature_does_not_overflow() -> Result<()> {
         let (bank, queries) = (random(300, 16, 10, 1), random(100, 16, 10, 2));
         // The nearest neighbour decides alone.
-        let nearest = knn_top1(&bank, Some(&queries), 1, 0.1)?;
-        assert_eq!(knn_top1(&bank, Some(&queries), 100, 1e-6)?, nearest);
+        let nearest = knn_top1(&bank, Some(&queries), 1, 0.1, None)?;
+        assert_eq!(knn_top1(&bank, Some(&queries), 100, 1e-6, None)?, nearest);
         Ok(())
     }
 
@@ -235,6 +267,11 @@ mod tests {
     fn missing_labels_are_an_error() {
         let mut bank = random(10, 16, 10, 3);
         bank.labels[4] = -1;
-        assert!(knn_top1(&bank, None, 5, 0.1).expect_err("a label is missing").to_string().contains("without a label"));
+        assert!(
+            knn_top1(&bank, None, 5, 0.1, None)
+                .expect_err("a label is missing")
+                .to_string()
+                .contains("without a label")
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Tensor};
 
-use super::features::{View, images};
+use super::features::{Images, View, stream};
 use super::{Accuracy, Classes, ExtractOptions, LinearEvalConfig, Probes, Represent, Tally, extract, stratified};
 use crate::augment::AugmentConfig;
 use crate::data::Dataset;
@@ -224,7 +224,8 @@ impl Task {
         Probes::new(encoder_dim, self.classes.count(), &rates, &self.config, device)
     }
 
-    /// Classifiers trained on features in memory, and the images of a step.
+    /// Classifiers trained on features in memory, and the images of a step. Every one of several processes trains the
+    /// same ones on all features: next to their computation it is little work, and all have the result.
     fn fit_cached(&self, rows: &Rows, rates: &[f64]) -> Result<(Probes, usize)> {
         let config = &self.config;
         let batch = config.batch_size.min(rows.len());
@@ -248,19 +249,16 @@ impl Task {
         Ok((probes, batch))
     }
 
-    /// The same on random crops, each batch going through the encoder once for all classifiers.
+    /// The same on random crops, each batch going through the encoder once for all classifiers. Several processes share
+    /// the encoding, where the time goes, and train the same classifiers on all of it.
     fn fit_augmented(&self, encoder: &impl Represent, images: &[u32], rates: &[f64]) -> Result<(Probes, usize)> {
         let device = encoder.device();
         let mut probes = None;
-        let batch = self.crops(images, self.config.epochs, device, "training classifiers: images", |part| {
+        let batch = self.crops(images, self.config.epochs, encoder, "training classifiers: images", |part| {
             let probes =
                 probes.get_or_insert_with(|| self.probes(encoder.feature_dim(), rates, part.batch_size, device));
-            let _no_grad = tch::no_grad_guard();
-            let mut features = Vec::with_capacity(part.micro_batches.len());
-            for images in part.micro_batches {
-                features.push(encoder.represent(images)?);
-            }
-            probes.step(&Tensor::f_cat(&features, 0)?, &self.numbers(part.labels, device), part.factor)
+            let features = Tensor::f_cat(part.micro_batches, 0)?;
+            probes.step(&features, &self.numbers(part.labels, device), part.factor)
         })?;
         match probes {
             Some(probes) => Ok((probes, batch)),
@@ -268,13 +266,13 @@ impl Task {
         }
     }
 
-    /// Goes through random crops of `images` for some epochs, a step's worth at a time to `each`. Returns the images
-    /// of a step: `batch_size`, or a little less where forward passes of equal size would not add up to it.
+    /// Goes through what `encoder` makes of random crops of the images at `train` for some epochs, a step's worth at a
+    /// time to `each`. Returns the images of a step: `batch_size`, or a little less where forward passes of equal size would not add up to it.
     pub(super) fn crops(
         &self,
         train: &[u32],
         epochs: u64,
-        device: Device,
+        encoder: &impl Represent,
         what: &str,
         mut each: impl FnMut(Step) -> Result<()>,
     ) -> Result<usize> {
@@ -288,24 +286,29 @@ impl Task {
         let bar = self.options.bar(what, total as usize * batch_size);
         for epoch in 0..epochs {
             let order = sampler.epoch_order(epoch).into_iter().take(steps * batch_size);
-            let order = order.map(|at| train[at as usize]).collect();
-            let view = View::Crop { seed, epoch };
-            let mut batches = images(&self.train, order, view, &self.augment, device, &options)?;
-            for step in 0..steps {
-                let (mut micro_batches, mut labels) = (Vec::with_capacity(parts), Vec::with_capacity(batch_size));
-                for item in batches.by_ref().take(parts) {
-                    let (images, batch) = item?;
-                    micro_batches.push(images);
+            let indices = order.map(|at| train[at as usize]).collect();
+            let (dataset, augment, view) = (&self.train, &self.augment, View::Crop { seed, epoch });
+            let (mut number, mut seen) = (epoch * steps as u64, 0);
+            let (mut micro_batches, mut labels) = (Vec::with_capacity(parts), Vec::with_capacity(batch_size));
+            stream(encoder, Images { dataset, indices, view, augment }, &options, |batch| {
+                seen += 1;
+                if !batch.labels.is_empty() {
+                    micro_batches.push(batch.features);
                     labels.extend(batch.labels);
                 }
-                if labels.is_empty() {
-                    break; // nothing but unreadable images
+                if seen % parts > 0 {
+                    return Ok(());
                 }
-                let step = epoch * steps as u64 + step as u64;
-                let factor = learning_rate(step, 0, total, 1.0, 0.0);
-                each(Step { number: step, factor, batch_size, micro_batches: &micro_batches, labels: &labels })?;
-                bar.iter().for_each(|bar| bar.set((step as usize + 1) * batch_size));
-            }
+                if !labels.is_empty() {
+                    let factor = learning_rate(number, 0, total, 1.0, 0.0);
+                    each(Step { number, factor, batch_size, micro_batches: &micro_batches, labels: &labels })?;
+                }
+                micro_batches.clear();
+                labels.clear();
+                number += 1;
+                bar.iter().for_each(|bar| bar.set(number as usize * batch_size));
+                Ok(())
+            })?;
         }
         Ok(batch_size)
     }
@@ -331,7 +334,7 @@ pub(super) struct Step<'a> {
     pub factor: f64,
     /// Images of a full step.
     pub batch_size: usize,
-    /// Normalised crops, each `[n, 3, H, W]`.
+    /// What the encoder made of the crops, each `[n, ...]`.
     pub micro_batches: &'a [Tensor],
     /// Labels of all of them.
     pub labels: &'a [i64],

@@ -15,7 +15,7 @@ mod store;
 pub use accuracy::{Accuracy, Tally};
 pub use config::{FeatureMode, LinearEvalConfig};
 pub use encoder::{Encoder, EncoderOptions, Represent, Which};
-pub use features::{ExtractOptions, Features, View, extract, images, stream};
+pub use features::{Encoded, ExtractOptions, Features, Images, Interrupted, View, extract, stream};
 pub use knn::{KnnAccuracy, knn, knn_top1};
 pub use labels::{Classes, stratified};
 pub use linear::{Outcome, Split, Task, Trial};

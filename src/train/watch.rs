@@ -3,14 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use tch::Tensor;
 
 use super::{Byol, MonitorConfig};
 use crate::augment::AugmentConfig;
 use crate::data::Dataset;
-use crate::data::sampler::Sampler;
-use crate::dist::Group;
-use crate::eval::{self, ExtractOptions, Features};
+use crate::eval::{self, ExtractOptions, Features, Interrupted};
 
 /// Warns, once, when the projections of different images become alike.
 pub struct CollapseWatch {
@@ -52,10 +49,8 @@ pub struct KnnWatch {
     pub monitor: MonitorConfig,
     /// Section `augment`: how an image is brought to size.
     pub augment: AugmentConfig,
-    /// Batches, threads and what to do with bad images.
+    /// Batches, threads, what to do with bad images, and the processes that share the work.
     pub options: ExtractOptions,
-    /// The processes that share the work.
-    pub group: Option<Arc<Group>>,
 }
 
 impl KnnWatch {
@@ -63,41 +58,24 @@ impl KnnWatch {
     /// # Errors
     /// Unreadable images where the config says `fail`; images without labels; what libtorch says.
     pub fn top1(&self, byol: &Byol) -> Result<Option<f64>> {
-        let Some(bank) = self.features(byol, &self.bank, self.monitor.knn_train_images)? else { return Ok(None) };
-        let bank = self.gathered(bank)?;
-        let (k, temperature) = (self.monitor.knn_k, self.monitor.knn_temperature);
-        let Some(set) = &self.queries else { return eval::knn_top1(&bank, None, k, temperature).map(Some) };
-        let Some(queries) = self.features(byol, set, self.monitor.knn_eval_images)? else { return Ok(None) };
-        let Some(group) = &self.group else { return eval::knn_top1(&bank, Some(&queries), k, temperature).map(Some) };
-        // Each process classifies its own share.
-        let own = queries.labels.len() as f64;
-        let right = if own > 0.0 { own * eval::knn_top1(&bank, Some(&queries), k, temperature)? } else { 0.0 };
-        let sums = group.sum(&[right, own])?;
-        Ok(Some(sums[0] / sums[1]))
+        match self.accuracy(byol) {
+            Err(error) if error.is::<Interrupted>() => Ok(None),
+            other => other.map(Some),
+        }
     }
 
-    /// Features of this process's share of `most` images (0: of all) of a set; `None` after a signal.
-    fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, most: usize) -> Result<Option<Features>> {
+    fn accuracy(&self, byol: &Byol) -> Result<f64> {
+        let bank = self.features(byol, &self.bank, self.monitor.knn_train_images)?;
+        let queries = self.queries.as_ref().map(|set| self.features(byol, set, self.monitor.knn_eval_images));
+        let (k, temperature) = (self.monitor.knn_k, self.monitor.knn_temperature);
+        eval::knn_top1(&bank, queries.transpose()?.as_ref(), k, temperature, self.options.group.as_deref())
+    }
+
+    /// Features of `most` images (0: of all) of a set.
+    fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, most: usize) -> Result<Features> {
         let count = if most == 0 { dataset.len() } else { most.min(dataset.len()) };
         // Spread over the whole set, which may be sorted by class.
-        let indices: Vec<u32> = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
-        let indices = match &self.group {
-            Some(group) => Sampler::share(&indices, group.place.rank, group.place.world)?.to_vec(),
-            None => indices,
-        };
-        let found = eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images");
-        let interrupted = (self.options.interrupted)();
-        let stop = match &self.group {
-            Some(group) if found.is_ok() || interrupted => group.sum(&[f64::from(interrupted)])?[0] > 0.0,
-            _ => interrupted && found.is_err(),
-        };
-        if stop { Ok(None) } else { found.map(Some) }
-    }
-
-    /// The shares of all processes.
-    fn gathered(&self, own: Features) -> Result<Features> {
-        let Some(group) = &self.group else { return Ok(own) };
-        let labels = group.gather_rows(&Tensor::from_slice(&own.labels))?;
-        Ok(Features { values: group.gather_rows(&own.values)?, labels: Vec::try_from(labels)? })
+        let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
+        eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images")
     }
 }

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::json;
 
+use super::super::ranks::{self, Shared};
 use super::super::setup::{self, Machine};
 use super::peaks;
 use crate::backend;
@@ -13,8 +15,9 @@ use crate::backend::stream::{self, Later};
 use crate::cli::BenchStepArgs;
 use crate::config::Config;
 use crate::data;
-use crate::data::loader::{BadImages, Batch, Loader};
+use crate::data::loader::{BadImages, Batch, Loader, LoaderOptions};
 use crate::data::sampler::Sampler;
+use crate::dist::Group;
 use crate::rng::{Purpose, Stream};
 use crate::train::laps::{self, Part, Times};
 use crate::train::{Byol, Executor, Feed, Plan};
@@ -30,7 +33,7 @@ const TIMED_BY_PART: u64 = 10;
 #[derive(Serialize)]
 struct Report {
     bench: &'static str,
-    /// Images a second, two views of each, all in all.
+    /// Images a second, two views of each, all in all and in all processes; what follows is rank 0's where not said.
     images_per_second: f64,
     batch: usize,
     micro_batches: usize,
@@ -55,6 +58,12 @@ struct Report {
     peak_device_mb: Option<f64>,
     /// Steps were replayed.
     cuda_graph: bool,
+    /// Which share each batch.
+    processes: usize,
+    /// Of a step, waiting for other processes ([`crate::backend::ProcessGroup::waited`]); the mean over the processes.
+    communication_ms: f64,
+    /// The same as a share of the step, 0 to 1.
+    communication_share: f64,
     /// Arithmetic of convolutions and linear layers, 10^12 a second.
     tflops: f64,
     /// What the GPU's data sheet says for dense products in this precision, where it is known.
@@ -117,25 +126,41 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(config: &Config, machine: &Machine, synthetic: bool, place: impl Fn(&str) -> String) -> Result<Self> {
+    fn new(
+        config: &Config,
+        machine: &Machine,
+        synthetic: bool,
+        group: Option<&Group>,
+        place: impl Fn(&str) -> String,
+    ) -> Result<Self> {
         let train = &config.train;
+        let (rank, world) = group.map_or((0, 1), |group| (group.place.rank, group.place.world));
+        ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
         let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")));
         let dataset = if synthetic { None } else { Some(open()?) };
         let images = dataset.as_ref().map_or(train.batch_size, |set| set.len());
         let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| place("train.batch_size"))?;
         let source = match dataset {
-            None => Source::Noise(noise(train.micro_batch(), config.augment.size)),
+            None => Source::Noise(noise(train.micro_batch() / world, config.augment.size)),
             Some(dataset) => {
                 let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)?;
+                if let Some(group) = group {
+                    ranks::agree_on_data(group, "data", &*dataset)?;
+                }
                 let bad = BadImages::new(config.data.on_bad_image);
-                let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, machine.loader)?;
+                let own = LoaderOptions { rank, world, ..machine.loader };
+                let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, own)?;
                 Source::Loader(Box::new(loader))
             }
         };
-        let byol = setup::networks(config, machine);
+        // First of all: gradients arrive on the stream that is current when the Reducer is made.
+        let executor = setup::executor(config, machine, group.is_some())?;
+        let mut byol = setup::networks(config, machine);
+        if let Some(group) = group {
+            ranks::connect(group, config, &mut byol)?;
+        }
         let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
-        let executor = setup::executor(config, machine, false)?;
         Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
     }
 
@@ -177,9 +202,14 @@ impl Bench {
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchStepArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
-    let machine = Machine::set_up(&config)?;
+    let asked = json!({"command": "bench step", "--steps": args.steps, "--synthetic": args.synthetic});
+    let shared = Shared { asked, advice: "start it again" };
+    ranks::run(&args.ranks, &config, &shared, |machine, group| measure(args, &config, &machine, group.as_deref()))
+}
+
+fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Option<&Group>) -> Result<u8> {
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
-    let mut bench = Bench::new(&config, &machine, args.synthetic, place)?;
+    let mut bench = Bench::new(config, machine, args.synthetic, group, place)?;
     let mut done = 0;
     while done < WARM_UP {
         bench.step(done)?;
@@ -188,6 +218,8 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
     bench.wait()?;
     let cuda_graph = bench.executor.replays();
     let resident = backend::resident_bytes();
+    let waited_for_others = || group.map_or(0.0, |group| group.processes.waited().as_secs_f64());
+    let communicated = waited_for_others();
     let (mut seconds, mut waited) = (Vec::with_capacity(args.steps as usize), 0.0);
     let (whole, mut started) = (Instant::now(), Instant::now());
     for _ in 0..args.steps {
@@ -198,6 +230,7 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
     }
     bench.wait()?;
     let total = whole.elapsed().as_secs_f64();
+    let communicated = waited_for_others() - communicated;
     let resident_mb = [resident, backend::resident_bytes()].map(|bytes| bytes as f64 / 1e6);
     bench.executor.stop_replaying();
     let by_part = TIMED_BY_PART.min(args.steps.into());
@@ -205,7 +238,13 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
         laps::measure(machine.device, || (done..done + by_part).try_for_each(|step| bench.step(step).map(|_| ())));
     result?;
 
-    let steps = seconds.len();
+    let (steps, processes) = (seconds.len(), group.map_or(1, |group| group.place.world));
+    let sums = [communicated / steps as f64, communicated / total];
+    let sums = group.map_or(Ok(sums.to_vec()), |group| group.sum(&sums))?;
+    let [communication_seconds, communication_share] = [0, 1].map(|at| sums[at] / processes as f64);
+    if group.is_some_and(|group| !group.is_first()) {
+        return Ok(0);
+    }
     seconds.sort_by(f64::total_cmp);
     let quantile = |q: f64| seconds[(q * (steps - 1) as f64).round() as usize] * 1e3;
     let images_per_second = (steps * config.train.batch_size) as f64 / total;
@@ -229,6 +268,9 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
         peak_resident_mb: backend::peak_resident_bytes() as f64 / 1e6,
         peak_device_mb: peak_device_mb(machine.device)?,
         cuda_graph,
+        processes,
+        communication_ms: communication_seconds * 1e3,
+        communication_share,
         peak_tflops,
         share_of_peak: peak_tflops.map(|peak| tflops / peak),
         tflops,

@@ -1,11 +1,13 @@
-//! Going on with a run: which checkpoint, and whether it is the same run.
+//! Going on with a run: which checkpoint, whether it is the same run, and the same state in every process.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use tch::Tensor;
 
 use crate::checkpoint::{self, Manifest};
 use crate::config::Config;
+use crate::dist::Group;
 use crate::train::Byol;
 
 /// Loads the checkpoint that `from` names and moves `manifest` to its step.
@@ -75,4 +77,21 @@ pub(super) fn resume(
         None => log::info!("no checkpoint in {} yet: starting", checkpoints.display()),
     }
     Ok(())
+}
+
+/// Gives every process rank 0's state (networks, optimiser, where the run is), which it may have from a checkpoint that
+/// others do not see. `done` says whether rank 0 found the run finished.
+pub(super) fn start_alike(group: &Group, byol: &Byol, manifest: &mut Manifest, done: bool) -> Result<bool> {
+    let networks = [&byol.online, &byol.target];
+    let named = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
+    let mut tensors: Vec<Tensor> = named.map(|named| named.tensor.detach()).collect();
+    tensors.extend(byol.optimizer.state().into_iter().map(|named| named.tensor));
+    group.processes.broadcast(&tensors)?;
+    let [online, target] = networks.map(|network| network.batches_tracked.get() as f64);
+    let random = manifest.knn_random.unwrap_or(f64::NAN);
+    let numbers = group.from_first(&[manifest.step as f64, online, target, random, f64::from(done)])?;
+    manifest.step = numbers[0] as u64;
+    networks.iter().zip(&numbers[1..]).for_each(|(network, &count)| network.batches_tracked.set(count as i64));
+    manifest.knn_random = Some(numbers[3]).filter(|top1| top1.is_finite());
+    Ok(numbers[4] > 0.0)
 }
