@@ -2,6 +2,7 @@
 # libtorch 2.11.0 comes from PyPI into $root/.libtorch, once. A LIBTORCH set by the user is respected.
 
 torch_version=2.11.0
+nccl_version=2.28.9 # which that is built with
 
 need() { # need COMMAND WHAT-TO-DO
   command -v "$1" >/dev/null 2>&1 && return
@@ -53,6 +54,21 @@ find_libtorch() {
   fi
   LIBTORCH="$(cat "$root/.libtorch/site")/torch"
   export LIBTORCH
+}
+
+# What is compiled with NCCL's header is compiled by scripts/test on every machine. With CUDA it is there; for the CPU
+# alone nobody needs its 200 MB. A LIBTORCH set by the user is respected.
+find_nccl() {
+  local site="${LIBTORCH%/torch}"
+  local installed="$site/nvidia_nccl_cu13-$nccl_version.dist-info/RECORD" # pip writes it last
+  if [ -e "$installed" ] || [ "$site" != "$(cat "$root/.libtorch/site" 2>/dev/null)" ]; then return; fi
+  (
+    flock 9
+    [ -e "$installed" ] && exit
+    echo "byol: installing NCCL $nccl_version from PyPI into .libtorch (200 MB, once)" >&2
+    "$root/.libtorch/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+      "nvidia-nccl-cu13==$nccl_version" >&2
+  ) 9>"$root/.libtorch/lock"
 }
 
 find_compilers() {

@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use ranks::*;
@@ -133,6 +134,24 @@ fn a_process_that_hangs_ends_the_run_within_the_timeout() {
 }
 
 #[test]
+fn a_main_thread_that_never_returns_does_not_keep_its_process() {
+    let runs = Runs::new();
+    let (endless, port) = ("dist.timeout=10 monitor.log_every=1 schedule.epochs=100000 monitor.knn_every=0", port());
+    // Nobody reads what rank 0 logs, and 15 of the pipe's 16 pages are taken: soon writing to it waits for ever.
+    let (mut log, mut pipe) = std::io::pipe().expect("a pipe");
+    pipe.write_all(&[b'x'; 15 * 4096]).expect("room");
+    let mut stuck = runs.rank_command("run", endless, 0, 2, port).stderr(pipe).spawn().expect("byol starts");
+    let output = runs.rank("run", endless, 1, 2, port).wait_with_output().expect("ended");
+    failed(&output, &[&format!("rank 0 on {} hangs", host()), "--resume auto"]);
+    let at = Instant::now();
+    assert_eq!(stuck.wait().expect("ended").code(), Some(1));
+    assert!(at.elapsed() < Duration::from_secs(5), "{:?}", at.elapsed());
+    let mut said = String::new();
+    log.read_to_string(&mut said).expect("text");
+    assert!(said.contains("step 5/") && !said.contains("error: "), "{said}");
+}
+
+#[test]
 fn nothing_is_left_running_when_the_launcher_is_killed() {
     let runs = Runs::new();
     let (mut child, ranks) = runs.started("run", "--nproc 2", 2);
@@ -244,6 +263,31 @@ fn half_an_environment_is_refused() {
     alone.args(["preview", "--config", "nowhere", "--output", "x.png"]).env("RANK", "1").env("WORLD_SIZE", "2");
     let output = alone.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "1").output().expect("byol runs");
     failed(&output, &["found rank 1 of 2 processes, expected one: this command does not share its work"]);
-    let output = runs.command("run", "dist.backend=nccl --nproc 2").output().expect("byol runs");
-    failed(&output, &["dist.backend", "NCCL"]);
+}
+
+#[test]
+fn one_gpu_takes_the_whole_path_over_nccl() {
+    let runs = Runs::new();
+    let cuda = "train.device=cuda schedule.epochs=2 dist.timeout=120";
+    let alone = runs.train("alone", cuda);
+    if text(&alone.stderr).contains("cannot be used") {
+        println!("skipped: {}", text(&alone.stderr).trim());
+        return;
+    }
+    succeeded(&alone);
+    let stderr = succeeded(&runs.train("group", &format!("{cuda} dist.backend=nccl --nproc 1")));
+    assert!(stderr.contains("no CUDA graph: a step exchanges numbers with other processes"), "{stderr}");
+    assert!(runs.checkpoint("group", 8).exists());
+    let demanded = runs.train("graph", &format!("{cuda} dist.backend=nccl --nproc 1 train.cuda_graph=on"));
+    failed(&demanded, &["train.cuda_graph: found on", "a step exchanges numbers with other processes"]);
+    failed(&runs.train("gloo", &format!("{cuda} dist.backend=gloo --nproc 2")), &["dist.backend: found gloo"]);
+}
+
+#[test]
+fn nccl_is_refused_on_the_cpu() {
+    let runs = Runs::new();
+    for processes in ["--nproc 1", "--nproc 2"] {
+        let output = runs.train("run", &format!("train.device=cpu dist.backend=nccl {processes}"));
+        failed(&output, &["dist.backend: found nccl, expected auto or gloo on the CPU"]);
+    }
 }

@@ -23,17 +23,13 @@
 #include <memory>
 #include <mutex>
 #include "guarded.h"
+#include "store.h"
 
 using std::chrono::milliseconds;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 namespace {
-// A connection to the store of rank 0, or of torchrun's agent.
-struct Store {
-  c10::intrusive_ptr<c10d::Store> store;
-};
-
 // How long a process waits for the others: exact on the CPU, where waiting blocks, but for what `tail` says.
 class Waiting {
   using Clock = std::chrono::steady_clock;
@@ -92,7 +88,9 @@ class Processes : public c10d::ProcessGroup {
       std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& options) override {
     auto work = c10d::ProcessGroup::allreduce(tensors, options);
     waiting_->bucket_started();
-    work->getFuture()->addCallback([waiting = waiting_](c10::ivalue::Future&) { waiting->bucket_ended(); });
+    // Not using the result, it needs no stream of a GPU to run on.
+    work->getFuture()->addCallback(
+        [waiting = waiting_](c10::ivalue::Future&) { waiting->bucket_ended(); }, /*uses_future=*/false);
     return work;
   }
 
@@ -111,9 +109,8 @@ class Processes : public c10d::ProcessGroup {
     auto shape = own.sizes().vec();
     shape.insert(shape.begin(), getSize());
     auto all = at::empty(shape, own.options());
-    std::vector<std::vector<at::Tensor>> outputs{all.unbind(0)};
-    std::vector<at::Tensor> inputs{own.contiguous()};
-    waiting_->wait(*allgather(outputs, inputs));
+    auto input = own.contiguous().unsqueeze(0);
+    waiting_->wait(*_allgather_base(all, input)); // straight into place: with lists NCCL copies
     return all;
   }
 };
@@ -143,13 +140,14 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     ctx->saved_data["group"] = c10::IValue::make_capsule(group);
     ctx->saved_data["eps"] = eps;
     if (x.is_cuda()) {
-      auto [own_mean, own_invstd] = at::batch_norm_stats(x, eps);
+      auto values = x.contiguous(x.suggest_memory_format()); // what the kernels take for granted
+      auto [own_mean, own_invstd] = at::batch_norm_stats(values, eps);
       auto all = group->gather(at::stack({own_mean, own_invstd})); // [world, 2, C]
       auto counts = at::full({world}, static_cast<double>(own), all.options());
       auto [mean, invstd] = at::batch_norm_gather_stats_with_counts(
-          x, all.select(1, 0), all.select(1, 1), running_mean, running_var, momentum, eps, counts);
-      ctx->save_for_backward({x, weight, mean, invstd});
-      return at::batch_norm_elemt(x, weight, bias, mean, invstd, eps);
+          values, all.select(1, 0), all.select(1, 1), running_mean, running_var, momentum, eps, counts);
+      ctx->save_for_backward({values, weight, mean, invstd});
+      return at::batch_norm_elemt(values, weight, bias, mean, invstd, eps);
     }
     // The same sums as one process takes; momentum 0 leaves the running statistics, given for their type, alone.
     auto [own_mean, own_var] = at::batch_norm_update_stats(x, running_mean, running_var, 0.0);
@@ -271,6 +269,23 @@ int byol_group_gloo(
 
 void byol_group_free(Group* group) { delete group; }
 
+// CUDA tensors go over `nccl`, see nccl.cpp, which is handed over; those of the CPU still over Gloo.
+int byol_group_add_nccl(Group* group, c10d::Backend* nccl) {
+  return guarded([&] {
+    auto backend = c10::intrusive_ptr<c10d::Backend>::reclaim(nccl);
+    group->group->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
+  });
+}
+
+// What its watchdog thread has found: 0 nothing, 1 a collective that did not end in time, else one that failed.
+int byol_group_nccl_error(const Group* group, int* error) {
+  return guarded([&] { *error = static_cast<int>(group->group->getBackend(c10::DeviceType::CUDA)->getError()); });
+}
+
+// Ends NCCL in this process; waits for what is queued.
+int byol_group_close_nccl(Group* group) {
+  return guarded([&] { group->group->getBackend(c10::DeviceType::CUDA)->shutdown(); });
+}
 // Nanoseconds that this process has spent waiting for the others.
 int64_t byol_waited(const Group* group) { return group->group->waiting().total().count(); }
 

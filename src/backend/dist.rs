@@ -6,17 +6,19 @@ use std::net::TcpListener;
 use std::os::fd::IntoRawFd;
 use std::ptr::{NonNull, null, null_mut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use tch::Tensor;
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
+use super::nccl;
 use super::shim::check;
 
 /// What lies behind a pointer from `dist.cpp`.
 #[repr(C)]
-struct Opaque([u8; 0]);
+pub(super) struct Opaque([u8; 0]);
 
 unsafe extern "C" {
     fn byol_store_open(
@@ -49,6 +51,9 @@ unsafe extern "C" {
         out: *mut *mut Opaque,
     ) -> c_int;
     fn byol_group_free(group: *mut Opaque);
+    fn byol_group_add_nccl(group: *mut Opaque, nccl: *mut Opaque) -> c_int;
+    fn byol_group_nccl_error(group: *const Opaque, error: *mut c_int) -> c_int;
+    fn byol_group_close_nccl(group: *mut Opaque) -> c_int;
     fn byol_waited(group: *const Opaque) -> i64;
     fn byol_all_reduce(group: *const Opaque, tensor: *mut C_tensor) -> c_int;
     fn byol_all_gather(group: *const Opaque, own: *const C_tensor, all: *mut *mut C_tensor) -> c_int;
@@ -81,13 +86,13 @@ fn made(make: impl FnOnce(*mut *mut Opaque) -> c_int) -> Result<NonNull<Opaque>>
     Ok(NonNull::new(out).expect("the shim made it"))
 }
 
-fn milliseconds(duration: Duration) -> i64 {
+pub(super) fn milliseconds(duration: Duration) -> i64 {
     duration.as_millis().max(1) as i64
 }
 
 /// A connection to the key-value store of a run (`torch.distributed.TCPStore`).
 #[derive(Debug)]
-pub struct Store(NonNull<Opaque>);
+pub struct Store(pub(super) NonNull<Opaque>);
 
 // SAFETY: c10d's stores lock a mutex around every operation.
 unsafe impl Send for Store {}
@@ -189,6 +194,8 @@ pub struct ProcessGroup {
     pub rank: usize,
     /// How many there are.
     pub world: usize,
+    /// NCCL is at work; only [`ProcessGroup::close`] ends it well.
+    nccl: AtomicBool,
 }
 
 // SAFETY: c10d's process groups take calls from any thread; the order is the caller's.
@@ -198,8 +205,11 @@ unsafe impl Sync for ProcessGroup {}
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // SAFETY: made by the shim, and dropped once; graphs hold c10d's own reference.
-        unsafe { byol_group_free(self.group.as_ptr()) }
+        // NCCL that is not closed waits for others that may be gone: the end of the process is its end, too.
+        if !self.nccl.load(SeqCst) {
+            // SAFETY: made by the shim, and dropped once; graphs hold c10d's own reference.
+            unsafe { byol_group_free(self.group.as_ptr()) }
+        }
     }
 }
 
@@ -214,7 +224,51 @@ impl ProcessGroup {
         // SAFETY: the store and the text outlive the call.
         let connect =
             |out| unsafe { byol_group_gloo(store.0.as_ptr(), r, w, place.as_ptr(), interface.into(), ms, out) };
-        Ok(Self { group: made(connect)?, rank, world })
+        Ok(Self { group: made(connect)?, rank, world, nccl: AtomicBool::new(false) })
+    }
+
+    /// Connects the GPUs of all processes, this one's being number `device`, over NCCL: CUDA tensors go that way from now
+    /// on, those of the CPU still over Gloo. The store is used by no other thread. A collective on CUDA tensors does
+    /// not wait for its result, but what is queued after it does; so it is [`Self::failure`] that tells of those that
+    /// take longer than `timeout`. This call has no limit of its own.
+    /// # Errors
+    /// No NCCL here; what it says.
+    pub fn connect(&self, store: &Store, device: usize, listen: &Listen, timeout: Duration) -> Result<()> {
+        let nccl = nccl::backend(store, [self.rank, self.world, device], listen, timeout)?;
+        self.nccl.store(true, SeqCst);
+        // SAFETY: the group is alive, and takes what was made for it.
+        check(unsafe { byol_group_add_nccl(self.group.as_ptr(), nccl.as_ptr()) })?;
+        let ones = Tensor::f_ones([1], (Kind::Float, Device::Cuda(device)))?;
+        self.all_reduce(&ones)?;
+        let sum = ones.f_double_value(&[0]).context("NCCL: the first sum over all processes")?;
+        ensure!(sum == self.world as f64, "NCCL: found {sum} as the sum of {} ones", self.world);
+        Ok(())
+    }
+
+    /// What NCCL has met since: while the main thread waits for a GPU, nothing else tells of it.
+    pub fn failure(&self) -> Option<&'static str> {
+        if !self.nccl.load(SeqCst) {
+            return None;
+        }
+        let mut error = 0;
+        // SAFETY: `error` outlives the call; c10d takes this call from any thread.
+        match (unsafe { byol_group_nccl_error(self.group.as_ptr(), &mut error) }, error) {
+            (0, 0) => None,
+            (0, 1) => Some("NCCL: timed out waiting for the others"),
+            _ => Some("NCCL: the connection to the others broke off"),
+        }
+    }
+
+    /// Ends NCCL, if it is at work, once all that was queued is done. Nothing may use CUDA tensors with this group any more.
+    /// # Errors
+    /// What NCCL says.
+    pub fn close(&self) -> Result<()> {
+        if self.nccl.load(SeqCst) {
+            // SAFETY: the group is alive.
+            check(unsafe { byol_group_close_nccl(self.group.as_ptr()) })?;
+            self.nccl.store(false, SeqCst);
+        }
+        Ok(())
     }
 
     /// How long this process has waited for the others so far, in all collectives: for numbers to arrive, and for
@@ -231,7 +285,7 @@ impl ProcessGroup {
     /// # Errors
     /// A process is gone, or late.
     pub fn all_reduce(&self, tensor: &Tensor) -> Result<()> {
-        // SAFETY: the tensor is valid while borrowed, and the call waits for the result.
+        // SAFETY: the tensor is valid while borrowed; the call waits for the result, or has what is queued next wait.
         check(unsafe { byol_all_reduce(self.group.as_ptr(), tensor.as_ptr().cast_mut()) })
     }
 

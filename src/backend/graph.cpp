@@ -1,5 +1,5 @@
 // CUDA graphs: needs CUDA's headers and libtorch_cuda, and so is a shared object of its own, which the binary carries
-// and loads only after libtorch_cuda. Functions return 0, or 1 with the message kept for byol_graph_error().
+// and loads only after libtorch_cuda. Functions return 0, or 1 with the message kept for byol_library_error().
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <memory>
@@ -34,7 +34,7 @@ struct Graph {
 
 extern "C" {
 
-const char* byol_graph_error() { return last_error.c_str(); }
+const char* byol_library_error() { return last_error.c_str(); }
 
 // Begins to record what is queued on the current stream, which must not be the default one; nothing of it runs.
 int byol_graph_begin(Graph** graph) {

@@ -3,19 +3,19 @@
 //! first graph is recorded.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
+
+use super::library::{Errors, Library};
 
 /// The shared object; empty where it could not be built.
 static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libbyol_graph.so"));
 
 /// The functions of `graph.cpp`.
 struct Functions {
-    error: unsafe extern "C" fn() -> *const c_char,
+    errors: Errors,
     begin: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
     end: unsafe extern "C" fn(*mut c_void) -> c_int,
     replay: unsafe extern "C" fn(*mut c_void) -> c_int,
@@ -24,12 +24,7 @@ struct Functions {
 
 impl Functions {
     fn check(&self, status: c_int) -> Result<()> {
-        if status == 0 {
-            return Ok(());
-        }
-        // SAFETY: a NUL-terminated thread-local string that lives until the next call.
-        let message = unsafe { CStr::from_ptr((self.error)()) }.to_string_lossy().into_owned();
-        bail!("CUDA graph: {}", message.lines().next().unwrap_or_default())
+        self.errors.check(status).map_err(|why| anyhow!("CUDA graph: {why}"))
     }
 }
 
@@ -42,46 +37,18 @@ fn functions() -> Result<&'static Functions> {
 }
 
 fn load() -> Result<Functions, String> {
-    if LIBRARY.is_empty() {
-        return Err("this binary was built without CUDA's headers (pip install nvidia-cuda-runtime, nvidia-cuda-crt \
-                    and nvidia-cuda-cccl beside torch, then build again)"
-            .into());
-    }
-    let memory = rustix::fs::memfd_create("libbyol_graph.so", rustix::fs::MemfdFlags::CLOEXEC);
-    let mut file = std::fs::File::from(memory.map_err(|e| e.to_string())?);
-    file.write_all(LIBRARY).map_err(|e| e.to_string())?;
-    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
-    // SAFETY: `path` names a file of this build. Its dependencies are those of libtorch_cuda, loaded before; all
-    // symbols are resolved now or not at all.
-    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if handle.is_null() {
-        // SAFETY: after a failed dlopen a NUL-terminated string, copied before any other dl call of this thread.
-        return Err(unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned());
-    }
+    let headers = "nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl";
+    let library = Library::load("libbyol_graph.so", LIBRARY, headers)?;
     // SAFETY: the types are those of the functions in `graph.cpp`, which was built with this file.
     unsafe {
         Ok(Functions {
-            error: symbol(handle, c"byol_graph_error")?,
-            begin: symbol(handle, c"byol_graph_begin")?,
-            end: symbol(handle, c"byol_graph_end")?,
-            replay: symbol(handle, c"byol_graph_replay")?,
-            free: symbol(handle, c"byol_graph_free")?,
+            errors: library.errors()?,
+            begin: library.symbol(c"byol_graph_begin")?,
+            end: library.symbol(c"byol_graph_end")?,
+            replay: library.symbol(c"byol_graph_replay")?,
+            free: library.symbol(c"byol_graph_free")?,
         })
     }
-}
-
-/// A function of a loaded library.
-/// # Safety
-/// `F` is the function's pointer type.
-unsafe fn symbol<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F, String> {
-    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
-    // SAFETY: `library` is loaded, `name` is NUL-terminated.
-    let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
-    if symbol.is_null() {
-        return Err(format!("{} is missing", name.to_string_lossy()));
-    }
-    // SAFETY: both are pointers; the caller promises the type.
-    Ok(unsafe { std::mem::transmute_copy(&symbol) })
 }
 
 /// Work that was recorded. The tensors that it reads and writes must be alive, and where they were, when it is replayed.

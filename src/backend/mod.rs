@@ -7,7 +7,9 @@ mod dist;
 pub mod foreach;
 pub mod graph;
 pub mod jpeg;
+mod library;
 mod memory;
+mod nccl;
 mod normalise;
 mod shim;
 pub mod simd;
@@ -23,7 +25,9 @@ pub use cuda::{DeviceChoice, choose_device, describe_device};
 pub use dist::{Listen, ProcessGroup, Reducer, Store};
 pub use memory::{Memory, no_memory_for, out_of_memory, resize, said};
 pub use normalise::Normaliser;
-pub use shim::{allow_tf32, clear_grad, deterministic, device_name, freeze_torchscript, libtorch_version, set_grad};
+pub use shim::{
+    allow_tf32, clear_grad, deterministic, device_bus, device_name, freeze_torchscript, libtorch_version, set_grad,
+};
 
 /// The commit this program was built from, `-changed` after it if the sources were; `unknown` without git.
 pub const COMMIT: &str = env!("BYOL_COMMIT");

@@ -103,22 +103,32 @@ pub(super) fn load_library(name: &str) -> Result<(), String> {
 
 /// `cuDeviceGetName` of the NVIDIA driver, if that is loaded and initialised.
 pub fn device_name(index: usize) -> Option<String> {
+    device_text(c"cuDeviceGetName", index)
+}
+
+/// Where a GPU is on its machine, such as `0000:17:00.0` (`cuDeviceGetPCIBusId`).
+pub fn device_bus(index: usize) -> Option<String> {
+    device_text(c"cuDeviceGetPCIBusId", index)
+}
+
+/// What one of two functions of the driver says of a device.
+fn device_text(function: &CStr, index: usize) -> Option<String> {
     type Get = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     // SAFETY: a NUL-terminated name, looked up among what is loaded.
-    let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cuDeviceGetName".as_ptr()) };
+    let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, function.as_ptr()) };
     if symbol.is_null() {
         return None;
     }
-    let mut name = [0u8; 256];
-    // SAFETY: the function's type is that of CUDA's driver interface (devices are numbered by integers); it writes a
-    // NUL-terminated string of at most the length given.
+    let mut text = [0u8; 256];
+    // SAFETY: the type is that of both functions in CUDA's driver interface (devices are numbered by integers); they
+    // write a NUL-terminated string of at most the length given.
     let status = unsafe {
         std::mem::transmute::<*mut libc::c_void, Get>(symbol)(
-            name.as_mut_ptr().cast(),
-            name.len() as c_int,
+            text.as_mut_ptr().cast(),
+            text.len() as c_int,
             index as c_int,
         )
     };
-    let name = CStr::from_bytes_until_nul(&name).ok()?;
-    (status == 0).then(|| name.to_string_lossy().into_owned())
+    let text = CStr::from_bytes_until_nul(&text).ok()?;
+    (status == 0).then(|| text.to_string_lossy().into_owned())
 }

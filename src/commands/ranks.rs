@@ -14,7 +14,7 @@ use crate::cli::RanksArgs;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::BadImages;
-use crate::dist::{self, Group, Place};
+use crate::dist::{self, Backend, Group, Place};
 use crate::model::SyncBatchNorm;
 use crate::train::{Byol, Ranks};
 
@@ -45,6 +45,9 @@ pub fn run(
         ),
         (Some(place), _) => one_of(place, config, shared, work),
         (None, Some(count @ 2..)) => dist::launch(count as usize, &config.dist, shared.advice),
+        (None, nproc) if config.dist.backend == Backend::Nccl && (nproc.is_some() || Place::of_one()) => {
+            one_of(Place::alone(), config, shared, work)
+        }
         (None, _) => work(Machine::set_up(config)?, None),
     }
 }
@@ -59,10 +62,11 @@ fn one_of(
     if place.rank > 0 {
         log::set_max_level(log::LevelFilter::Warn); // rank 0 speaks for all
     }
-    let machine = Machine::set_up_one_of(place.local_world, config)?;
+    let machine = Machine::set_up_one_of(&place, config)?;
     let own = json!({
         "manifest": Manifest::new(serde_json::to_value(config)?),
         "precision": machine.precision(),
+        "device": if machine.device.is_cuda() { "cuda" } else { "cpu" },
         "asked": shared.asked,
     });
     let differences = |first: &str| differences(config, &own, &serde_json::from_str(first).context("rank 0's config")?);
@@ -96,6 +100,7 @@ fn differences(config: &Config, own: &Value, first: &Value) -> Result<Vec<String
         ("commit", "/manifest/commit"),
         ("libtorch", "/manifest/libtorch"),
         ("train.precision", "/precision"),
+        ("train.device", "/device"),
     ] {
         let (ours, theirs) = both(path);
         compare(what, &ours, &theirs);

@@ -9,6 +9,7 @@ use crate::backend;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::LoaderOptions;
+use crate::dist::{self, Place};
 use crate::ema::Ema;
 use crate::model::Network;
 use crate::optim::Optimizer;
@@ -32,14 +33,15 @@ impl Machine {
     /// # Errors
     /// The device is not there, with what is missing.
     pub fn set_up(config: &Config) -> Result<Self> {
-        Self::set_up_one_of(1, config)
+        Self::set_up_one_of(&Place::alone(), config)
     }
 
-    /// The same for one of `processes` that share the machine's cores.
+    /// The same for one of several processes, which share the machine's cores; each has a GPU of its own.
     /// # Errors
-    /// As [`Self::set_up`].
-    pub fn set_up_one_of(processes: usize, config: &Config) -> Result<Self> {
-        let device = backend::choose_device(config.train.device)?;
+    /// As [`Self::set_up`]; fewer GPUs than processes.
+    pub fn set_up_one_of(place: &Place, config: &Config) -> Result<Self> {
+        let device = dist::own_device(backend::choose_device(config.train.device)?, place)?;
+        let processes = place.local_world;
         let (torch_threads, loader_workers) = backend::default_threads(device);
         let (torch_threads, loader_workers) = ((torch_threads / processes).max(1), (loader_workers / processes).max(1));
         let or = |chosen: usize, automatic: usize| if chosen == 0 { automatic } else { chosen };
@@ -79,14 +81,14 @@ pub fn networks(config: &Config, machine: &Machine) -> Byol {
     Byol { online, target, optimizer, ema: Ema::new(device), ranks: None, bf16, device }
 }
 
-/// What runs the steps, of a run of `world` processes.
+/// What runs the steps, `grouped` with those of other processes or not.
 /// # Errors
 /// A CUDA graph that is demanded and cannot be had.
-pub fn executor(config: &Config, machine: &Machine, world: usize) -> Result<Executor> {
+pub fn executor(config: &Config, machine: &Machine, grouped: bool) -> Result<Executor> {
     let obstacle = if config.train.on_non_finite == OnNonFinite::SkipStep {
         Some("train.on_non_finite: skip_step has the host look at every step before its update")
-    } else if world > 1 {
-        Some("several processes exchange numbers within a step")
+    } else if grouped {
+        Some("a step exchanges numbers with other processes")
     } else {
         None
     };

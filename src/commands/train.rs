@@ -55,7 +55,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     }
 
     ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
-    let executor = setup::executor(config, &machine, world)?;
+    let executor = setup::executor(config, &machine, group.is_some())?;
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     let mut share = config.clone();
     share.train.batch_size /= world;

@@ -50,6 +50,17 @@ const SRUN: Launcher = Launcher {
 };
 
 impl Place {
+    /// Whether torchrun has started this process as the only one.
+    pub fn of_one() -> bool {
+        std::env::var_os("WORLD_SIZE").is_some_and(|world| world == "1")
+    }
+
+    /// That of a process which is a group of one; the port is any that is free.
+    pub fn alone() -> Self {
+        let master = "127.0.0.1".into();
+        Self { rank: 0, world: 1, local_rank: 0, local_world: 1, master, port: 0, agent: None }
+    }
+
     /// Reads the environment; `None` for a process of its own.
     /// # Errors
     /// Variables that are set by halves or contradict each other.

@@ -3,19 +3,20 @@
 //! Whoever sees an error first (its own, or a collective that broke off) counts up `failed` in the store and asks who
 //! is still there: each process has a thread that answers, whatever its main thread is doing. Those that do not answer
 //! are gone, stopped or cut off; where all answer, the error is the asker's own, or one of them hangs: the one that
-//! lags behind. The asker prints; all others end silently.
+//! lags behind. The asker prints; all others end silently. On a GPU the main thread may wait for the device, and so for
+//! a collective, for ever; there a second thread sees errors.
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
 use super::{DistConfig, Place, launch, ranks};
-use crate::backend::{Store, one_line};
+use crate::backend::{ProcessGroup, Store, one_line};
 use crate::logging;
 
 /// Time between two looks at the store.
@@ -74,6 +75,10 @@ pub(super) struct Watch {
     grace: Duration,
     /// What to do after a process was lost.
     advice: &'static str,
+    /// A GPU is in use: failure ends the process.
+    guarded: AtomicBool,
+    /// One thread explains at a time.
+    explaining: Mutex<()>,
 }
 
 impl Watch {
@@ -100,6 +105,8 @@ impl Watch {
             timeout,
             grace: config.grace(),
             advice,
+            guarded: AtomicBool::new(false),
+            explaining: Mutex::new(()),
         };
         let (own, rank, grace) = (store.try_clone()?, place.rank, watch.grace);
         let speaks = watch.speaks_of_the_first();
@@ -118,8 +125,8 @@ impl Watch {
                 told.store(true, SeqCst);
                 let _ = own.set(&format!("alive/{rank}"), &progress.load(SeqCst).to_string());
             }
-            // The main thread finds out by itself; where it hangs this is the end.
-            std::thread::sleep(3 * grace);
+            // The main thread finds out by itself; where it hangs this is the end. Those that ask are done by then.
+            std::thread::sleep(5 * grace / 2);
             if !ended.load(SeqCst) {
                 if !failed && speaks {
                     say(&gone);
@@ -149,8 +156,47 @@ impl Watch {
         self.place.local_rank == next && self.place.rank != 0
     }
 
+    /// Ends this process when a collective on the GPU fails or takes longer than `patience`, or connecting the GPUs,
+    /// which begins now and is over when what it gives is set.
+    pub fn guard(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        group: &Arc<ProcessGroup>,
+        patience: Duration,
+    ) -> Result<Arc<AtomicBool>> {
+        let (watch, store, group, connected) =
+            (self.clone(), store.clone(), group.clone(), Arc::<AtomicBool>::default());
+        let (over, until) = (connected.clone(), Instant::now() + patience);
+        self.guarded.store(true, SeqCst);
+        std::thread::Builder::new().name("gpu watch".into()).spawn(move || {
+            while !watch.ended.load(SeqCst) {
+                let late = !over.load(SeqCst) && Instant::now() > until;
+                match group.failure().or(late.then_some("NCCL: timed out connecting the GPUs")) {
+                    Some(cause) => drop(watch.explain(&store, anyhow!(cause))),
+                    None => std::thread::sleep(POLL),
+                }
+            }
+        })?;
+        Ok(connected)
+    }
+
     /// See [`super::Group::explain`].
     pub fn explain(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
+        // Both threads of a process may come; the second is not to be taken for another process.
+        let _one = self.explaining.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = self.explained(store, error);
+        if self.guarded.load(SeqCst) {
+            // Not by returning: whatever frees GPU memory on the way may wait for a collective, and the threads of CUDA
+            // and NCCL do not always survive the end of main.
+            if !error.is::<Reported>() {
+                say(&one_line(&error));
+            }
+            signal_hook::low_level::exit(1);
+        }
+        error
+    }
+
+    fn explained(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
         let (send, receive) = mpsc::channel();
         let (advice, first_host) = (self.advice, &self.first_host);
         let (store, place, grace, own) = (store.clone(), self.place.clone(), self.grace, self.progress.load(SeqCst));
@@ -280,6 +326,33 @@ mod tests {
             assert_eq!(asked(answers, late)?, (expected.to_string(), "reported".to_string()));
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_process_that_waits_for_a_gpu_for_ever_is_ended_in_one_line() -> Result<()> {
+        const CHILD: &str = "BYOL_TEST_WAITS_FOR_EVER";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "dist::failure::tests::a_process_that_waits_for_a_gpu_for_ever_is_ended_in_one_line";
+            let mut command = std::process::Command::new(std::env::current_exe()?);
+            let output = command.args(["--exact", "--nocapture", name]).env(CHILD, "1").output()?;
+            let (stderr, host) = (String::from_utf8(output.stderr)?, rustix::system::uname());
+            let expected = named(0, &host.nodename().to_string_lossy());
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            assert_eq!(stderr, format!("error: {expected}: NCCL: timed out connecting the GPUs\n"));
+            return Ok(());
+        }
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (port, second) = (listener.local_addr()?.port(), Duration::from_secs(1));
+        let store = Arc::new(Store::open("127.0.0.1", port, Some(listener), "byol", second)?);
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        store.set("host/0", &host)?;
+        let watch = Arc::new(Watch::start(&store, &Place::alone(), host, &DistConfig::default(), "")?);
+        let listen = crate::backend::Listen::Address("127.0.0.1".into());
+        let group = Arc::new(ProcessGroup::gloo(&store, 0, 1, &listen, second)?);
+        watch.guard(&store, &group, second / 10)?;
+        loop {
+            std::thread::park(); // as in a call of CUDA's
+        }
     }
 
     #[test]

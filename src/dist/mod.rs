@@ -4,12 +4,14 @@
 
 mod env;
 mod failure;
+mod gpu;
 mod launch;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,6 +22,7 @@ use crate::backend::{Listen, ProcessGroup, Store};
 pub use env::Place;
 use failure::{Missing, Watch, named};
 pub use failure::{Reported, say};
+pub use gpu::own_device;
 pub use launch::{end_with_launcher, launch, launched};
 
 /// `dist.backend`.
@@ -38,7 +41,7 @@ pub enum Backend {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistConfig {
-    /// auto, nccl or gloo. Default auto.
+    /// auto, nccl or gloo. Default auto. With nccl `--nproc 1` makes a group, too: of one.
     pub backend: Backend,
     /// Seconds within which the run ends when a process dies, hangs or cannot be reached. No step, no checkpoint and, in
     /// evaluations, no batch of images may take half of it. Default 600.
@@ -98,7 +101,7 @@ pub struct Group {
     pub place: Place,
     store: Arc<Store>,
     timeout: Duration,
-    watch: Watch,
+    watch: Arc<Watch>,
 }
 
 impl Group {
@@ -114,23 +117,19 @@ impl Group {
         advice: &'static str,
         (agreed, differences): (&str, impl Fn(&str) -> Result<Vec<String>>),
     ) -> Result<Self> {
-        if config.backend == Backend::Nccl || device.is_cuda() {
-            bail!(
-                "dist.backend: several processes on CUDA need NCCL, which this build does not have; use one GPU, or CPUs \
-                 with train.device=cpu and dist.backend=gloo"
-            );
-        }
-        let (master, port, timeout) = (place.master.as_str(), place.port, Duration::from_secs(config.timeout));
-        let listener = (place.rank == 0 && place.agent.is_none()).then(|| listen(master, port)).transpose()?;
+        config.backend.check(device)?;
+        let (master, timeout) = (place.master.as_str(), Duration::from_secs(config.timeout));
+        let listener = (place.rank == 0 && place.agent.is_none()).then(|| listen(master, place.port)).transpose()?;
+        let port = listener.as_ref().map_or(Ok(place.port), |listener| listener.local_addr().map(|at| at.port()))?;
         let prefix = place.agent.as_deref().unwrap_or("byol");
         let late = || format!("rank {}: nobody answers at {master}:{port}, where rank 0 should be", place.rank);
         let store = Arc::new(Store::open(master, port, listener, prefix, timeout).with_context(late)?);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         store.set(&format!("host/{}", place.rank), &host)?;
         store.set(&format!("agreed/{}", place.rank), agreed)?;
-        let watch = Watch::start(&store, &place, host, config, advice)?;
+        let watch = Arc::new(Watch::start(&store, &place, host, config, advice)?);
         // From here on an error is told to the others.
-        let joined = || -> Result<ProcessGroup> {
+        let joined = || -> Result<Arc<ProcessGroup>> {
             if place.rank == 0 {
                 let missing: Vec<usize> =
                     (1..place.world).filter(|r| store.get(&format!("agreed/{r}"), watch.left()).is_err()).collect();
@@ -150,11 +149,18 @@ impl Group {
             };
             let group = ProcessGroup::gloo(&store, place.rank, place.world, &listen, config.patience())
                 .with_context(|| format!("dist.interface: connecting the processes over {listen:?}"))?;
+            let group = Arc::new(group);
             group.all_reduce(&Tensor::from_slice(&[1f32]))?; // all agree, or this fails
+            if let Device::Cuda(index) = device {
+                gpu::claim(&store, &place, index)?;
+                let connected = watch.guard(&store, &group, config.patience())?;
+                group.connect(&store.try_clone()?, index, &listen, config.patience())?;
+                connected.store(true, SeqCst);
+            }
             Ok(group)
         };
         match joined() {
-            Ok(group) => Ok(Self { processes: Arc::new(group), place, store, timeout, watch }),
+            Ok(processes) => Ok(Self { processes, place, store, timeout, watch }),
             Err(error) => Err(watch.explain(&store, error)),
         }
     }
@@ -242,6 +248,7 @@ impl Group {
     pub fn leave(&self) -> Result<()> {
         // Until all are here this process answers for itself: one that fails before asks who is there.
         self.processes.all_reduce(&Tensor::zeros([1], (Kind::Float, Device::Cpu)))?;
+        self.processes.close()?;
         self.watch.stop();
         Ok(())
     }

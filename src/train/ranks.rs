@@ -68,8 +68,13 @@ impl Ranks {
     /// # Errors
     /// A process is gone, or late.
     pub fn averaged(&self, output: StepOutput) -> Result<StepOutput> {
-        let arrived = Tensor::from_slice(&self.arrived.get()).to_device(output.loss.device());
-        let own = [output.loss.reshape([1]), output.z_std.reshape([1]), arrived.to_kind(output.loss.kind())];
+        let (kind, device) = (output.loss.kind(), output.loss.device());
+        // Zeros are made on the device; other numbers wait for it, but signals are rare.
+        let arrived = match self.arrived.get() {
+            [0.0, 0.0, 0.0] => Tensor::f_zeros([3], (kind, device))?,
+            flags => Tensor::from_slice(&flags).f_to_device(device)?.f_to_kind(kind)?,
+        };
+        let own = [output.loss.reshape([1]), output.z_std.reshape([1]), arrived];
         let sums = Tensor::f_cat(&own, 0)?;
         self.group.all_reduce(&sums)?;
         let mean = |index| sums.get(index) / self.group.world as f64;

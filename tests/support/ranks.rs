@@ -53,6 +53,10 @@ impl Runs {
 
     /// The same as one process of several, as torchrun would start it.
     pub fn rank(&self, name: &str, args: &str, rank: usize, world: usize, port: u16) -> Child {
+        self.rank_command(name, args, rank, world, port).spawn().expect("byol starts")
+    }
+
+    pub fn rank_command(&self, name: &str, args: &str, rank: usize, world: usize, port: u16) -> Command {
         let mut command = self.command(name, args);
         for (name, value) in [("RANK", rank.to_string()), ("WORLD_SIZE", world.to_string())] {
             command.env(name, value);
@@ -61,7 +65,7 @@ impl Runs {
             .env("LOCAL_RANK", rank.to_string())
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", port.to_string());
-        command.spawn().expect("byol starts")
+        command
     }
 
     pub fn checkpoint(&self, name: &str, step: u64) -> PathBuf {

@@ -154,12 +154,13 @@ impl Bench {
                 Source::Loader(Box::new(loader))
             }
         };
+        // First of all: gradients arrive on the stream that is current when the Reducer is made.
+        let executor = setup::executor(config, machine, group.is_some())?;
         let mut byol = setup::networks(config, machine);
         if let Some(group) = group {
             ranks::connect(group, config, &mut byol)?;
         }
         let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
-        let executor = setup::executor(config, machine, world)?;
         Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
     }
 
