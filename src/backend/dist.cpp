@@ -20,6 +20,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include "guarded.h"
@@ -40,10 +41,19 @@ class Waiting {
   // the end of the last one under way. Copying one bucket back while the next is under way counts, too.
   Time tail_{0};
   Clock::time_point last_bucket_;
+  int under_way_ = 0;
+  std::condition_variable ended_;
+
+  // What waits for a bucket wakes before the bucket's end is noted here, a moment later.
+  std::unique_lock<std::mutex> between_passes() {
+    std::unique_lock lock(mutex_);
+    ended_.wait_for(lock, std::chrono::seconds(1), [this] { return under_way_ == 0; });
+    return lock;
+  }
 
  public:
   Time total() {
-    const std::lock_guard lock(mutex_);
+    const auto lock = between_passes();
     return total_ + tail_;
   }
 
@@ -56,7 +66,7 @@ class Waiting {
 
   // The Reducer's next bucket is the first of another backward pass.
   void settle() {
-    const std::lock_guard lock(mutex_);
+    const auto lock = between_passes();
     total_ += tail_;
     tail_ = {};
   }
@@ -65,11 +75,14 @@ class Waiting {
     const std::lock_guard lock(mutex_);
     last_bucket_ = Clock::now();
     tail_ = {};
+    ++under_way_;
   }
 
   void bucket_ended() {
     const std::lock_guard lock(mutex_);
     tail_ = std::max<Time>(tail_, Clock::now() - last_bucket_);
+    --under_way_;
+    ended_.notify_all();
   }
 };
 

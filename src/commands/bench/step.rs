@@ -272,7 +272,7 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Opti
         communication_ms: communication_seconds * 1e3,
         communication_share,
         peak_tflops,
-        share_of_peak: peak_tflops.map(|peak| tflops / peak),
+        share_of_peak: peak_tflops.map(|peak| tflops / (peak * processes as f64)),
         tflops,
     };
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
