@@ -148,11 +148,11 @@ class Check:
         lines = [self.results["device"], ""]
         for case, shape in (("small", self.small), ("large", self.large)):
             title = f"{shape['arch']}, {shape['size']} px, batch {shape['batch']}, bf16"
-            lines += [f"| {title} | images/s | byol / it | peak memory, GB |", "|---|---|---|---|"]
+            lines += [f"| {title} | images/s | byol / it | memory taken, GB |", "|---|---|---|---|"]
             reports = self.results[case]
             own, loaded = (reports[name].get("images_per_second") for name in ("byol, no loader", "byol"))
             for name, report in reports.items():
-                rate, memory = report.get("images_per_second"), report.get("peak_device_mb")
+                rate, memory = report.get("images_per_second"), report.get("reserved_device_mb")
                 ours = loaded if "workers" in name else own
                 ratio = f"{ours / rate:.2f}" if rate and ours and not name.startswith("byol") else ""
                 shown = f"{rate:.0f}" if rate else NOT_RUN if report["failed"] == NOT_RUN else "failed"

@@ -207,6 +207,7 @@ def run(args: argparse.Namespace) -> dict:
         "step_ms": statistics.median(times[WARM_UP:]) * 1e3 if times else (ended - started) * 1e3 / args.steps,
         "peak_resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "peak_device_mb": torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else None,
+        "reserved_device_mb": torch.cuda.max_memory_reserved() / 1e6 if device.type == "cuda" else None,
     }
 
 

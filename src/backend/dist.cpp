@@ -13,6 +13,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/Logging.h>
+#include <c10/util/env.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -267,6 +268,10 @@ int byol_store_add(Store* store, const char* key, int64_t amount, int64_t* value
 int byol_group_gloo(
     const Store* store, int rank, int world, const char* address, int is_interface, int64_t timeout_ms, Group** out) {
   return guarded([&] {
+    // c10d notes every collective, with a stack trace, in a list that nobody reads here and that two groups of a process
+    // would write at the same time without a lock.
+    static const bool quiet = (c10::utils::set_env("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/false), true);
+    static_cast<void>(quiet);
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
     options->devices = {
         is_interface ? c10d::ProcessGroupGloo::createDeviceForInterface(address)
@@ -299,6 +304,7 @@ int byol_group_nccl_error(const Group* group, int* error) {
 int byol_group_close_nccl(Group* group) {
   return guarded([&] { group->group->getBackend(c10::DeviceType::CUDA)->shutdown(); });
 }
+
 // Nanoseconds that this process has spent waiting for the others.
 int64_t byol_waited(const Group* group) { return group->group->waiting().total().count(); }
 

@@ -128,11 +128,13 @@ void byol_later_free(Later* later) {
   guarded([&] { delete later; });
 }
 
-// Most bytes of tensors at a time so far.
-int byol_peak_device_bytes(int device, int64_t* out) {
+// Most bytes of tensors at a time so far, and most that were taken from the device for them.
+int byol_peak_device_bytes(int device, int64_t* tensors, int64_t* taken) {
   return guarded([&] {
     const auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));
-    *out = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *tensors = stats.allocated_bytes[all].peak;
+    *taken = stats.reserved_bytes[all].peak;
   });
 }
 }

@@ -20,7 +20,7 @@ unsafe extern "C" {
     fn byol_later_new(values: *const C_tensor, out: *mut *mut RawLater) -> c_int;
     fn byol_later_get(later: *const RawLater, out: *mut f32, n: i64) -> c_int;
     fn byol_later_free(later: *mut RawLater);
-    fn byol_peak_device_bytes(device: c_int, out: *mut i64) -> c_int;
+    fn byol_peak_device_bytes(device: c_int, tensors: *mut i64, taken: *mut i64) -> c_int;
 }
 
 #[repr(C)]
@@ -34,7 +34,8 @@ struct RawLater {
 }
 
 /// From now on this thread's work on GPU number `device` goes to a stream other than the default one, which a CUDA
-/// graph cannot record. Waits for what was queued before.
+/// graph cannot record. Waits for what was queued before. Other threads stay on theirs: what they queue is not ordered
+/// with this thread's.
 /// # Errors
 /// No such device.
 pub fn own_stream(device: usize) -> Result<()> {
@@ -42,14 +43,15 @@ pub fn own_stream(device: usize) -> Result<()> {
     check(unsafe { byol_own_stream(device as c_int) })
 }
 
-/// Most bytes of tensors that GPU number `device` has held at a time.
+/// Most bytes of tensors that GPU number `device` has held at a time, and most that were taken from it for them, a
+/// recorded graph's and what is kept for later among them (`torch.cuda.max_memory_allocated`, `max_memory_reserved`).
 /// # Errors
 /// No such device.
-pub fn peak_device_bytes(device: usize) -> Result<u64> {
-    let mut bytes = 0;
-    // SAFETY: `bytes` outlives the call.
-    check(unsafe { byol_peak_device_bytes(device as c_int, &mut bytes) })?;
-    Ok(bytes as u64)
+pub fn peak_device_bytes(device: usize) -> Result<[u64; 2]> {
+    let (mut tensors, mut taken) = (0, 0);
+    // SAFETY: both numbers outlive the call.
+    check(unsafe { byol_peak_device_bytes(device as c_int, &mut tensors, &mut taken) })?;
+    Ok([tensors, taken].map(|bytes| bytes as u64))
 }
 
 /// Pinned buffers, and as many on the device, that are used in turn: while the device works on one batch, the next is

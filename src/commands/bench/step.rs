@@ -54,16 +54,19 @@ struct Report {
     /// Resident memory before and after the measured steps, and the most at a time, megabytes.
     resident_mb: [f64; 2],
     peak_resident_mb: f64,
-    /// The same of tensors on the GPU.
+    /// Most of the GPU's memory that tensors held at a time, and that was taken for them, megabytes, by the end of the
+    /// measured steps.
     peak_device_mb: Option<f64>,
+    reserved_device_mb: Option<f64>,
     /// Steps were replayed.
     cuda_graph: bool,
     /// Which share each batch.
     processes: usize,
-    /// Of a step, waiting for other processes ([`crate::backend::ProcessGroup::waited`]); the mean over the processes.
-    communication_ms: f64,
+    /// Of a step, waiting for other processes ([`crate::backend::ProcessGroup::waited`]); the mean over the processes;
+    /// none on a GPU.
+    communication_ms: Option<f64>,
     /// The same as a share of the step, 0 to 1.
-    communication_share: f64,
+    communication_share: Option<f64>,
     /// Arithmetic of convolutions and linear layers, 10^12 a second.
     tflops: f64,
     /// What the GPU's data sheet says for dense products in this precision, where it is known.
@@ -231,6 +234,7 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Opti
     bench.wait()?;
     let total = whole.elapsed().as_secs_f64();
     let communicated = waited_for_others() - communicated;
+    let device_mb = device_mb(machine.device)?;
     let resident_mb = [resident, backend::resident_bytes()].map(|bytes| bytes as f64 / 1e6);
     bench.executor.stop_replaying();
     let by_part = TIMED_BY_PART.min(args.steps.into());
@@ -241,7 +245,9 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Opti
     let (steps, processes) = (seconds.len(), group.map_or(1, |group| group.place.world));
     let sums = [communicated / steps as f64, communicated / total];
     let sums = group.map_or(Ok(sums.to_vec()), |group| group.sum(&sums))?;
-    let [communication_seconds, communication_share] = [0, 1].map(|at| sums[at] / processes as f64);
+    // The host does not wait for a GPU, and so not for others.
+    let known = machine.device == Device::Cpu;
+    let [communication_seconds, communication_share] = [0, 1].map(|at| known.then(|| sums[at] / processes as f64));
     if group.is_some_and(|group| !group.is_first()) {
         return Ok(0);
     }
@@ -266,10 +272,11 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Opti
         threads: [machine.threads, if args.synthetic { 0 } else { machine.loader.workers }],
         resident_mb,
         peak_resident_mb: backend::peak_resident_bytes() as f64 / 1e6,
-        peak_device_mb: peak_device_mb(machine.device)?,
+        peak_device_mb: device_mb.map(|[tensors, _]| tensors),
+        reserved_device_mb: device_mb.map(|[_, taken]| taken),
         cuda_graph,
         processes,
-        communication_ms: communication_seconds * 1e3,
+        communication_ms: communication_seconds.map(|seconds| seconds * 1e3),
         communication_share,
         peak_tflops,
         share_of_peak: peak_tflops.map(|peak| tflops / (peak * processes as f64)),
@@ -286,7 +293,7 @@ fn noise(images: usize, size: usize) -> Batch {
     Batch { views: [view(), view()], labels: vec![-1; images], indices: vec![0; images], ..Batch::default() }
 }
 
-fn peak_device_mb(device: Device) -> Result<Option<f64>> {
+fn device_mb(device: Device) -> Result<Option<[f64; 2]>> {
     let Device::Cuda(index) = device else { return Ok(None) };
-    Ok(Some(stream::peak_device_bytes(index)? as f64 / 1e6))
+    Ok(Some(stream::peak_device_bytes(index)?.map(|bytes| bytes as f64 / 1e6)))
 }
