@@ -63,12 +63,17 @@ fn a_closed_terminal_does_not_end_a_run() {
     script.arg("--quiet").arg("--flush").arg("--command").arg(format!("exec {}", words.join(" "))).arg(&typescript);
     let mut child = script.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("script runs");
     run.wait_for(&run.checkpoint(4));
+    // Bars, as on a terminal; `script` may be a little behind.
+    let start = Instant::now();
+    let shown = || fs::read_to_string(&typescript).unwrap_or_default();
+    while !shown().contains("\u{1b}[") {
+        assert!(start.elapsed() < run::PATIENCE, "{}", shown());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     child.kill().expect("killed");
     child.wait().expect("ended");
     run.wait_for(&run.dir().join("summary.json"));
     assert_eq!(run.summary()["ending"], "finished");
-    let shown = fs::read_to_string(typescript).unwrap_or_default();
-    assert!(shown.contains("\u{1b}["), "bars, as on a terminal: {shown}");
     // The lock is free once the process is gone.
     let start = Instant::now();
     while !run.train(&["--resume", "auto"]).status.success() {

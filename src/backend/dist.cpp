@@ -270,8 +270,8 @@ int byol_group_gloo(
   return guarded([&] {
     // c10d notes every collective, with a stack trace, in a list that nobody reads here and that two groups of a process
     // would write at the same time without a lock.
-    static const bool quiet = (c10::utils::set_env("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/false), true);
-    static_cast<void>(quiet);
+    [[maybe_unused]] static const bool quiet =
+        (c10::utils::set_env("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/false), true);
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
     options->devices = {
         is_interface ? c10d::ProcessGroupGloo::createDeviceForInterface(address)
