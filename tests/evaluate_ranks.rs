@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn run() -> &'static TinyRun {
     RUN.get_or_init(|| TinyRun::train_shared("evaluate-ranks", &["schedule.epochs=1"]))
 }
 
-/// A command on the run; `args` are separated by blanks, those with `=` are overrides.
+/// A command on the run, [`with`] arguments.
 fn command(name: &str, args: &str) -> Command {
     command_on(run(), name, args)
 }
@@ -29,14 +29,7 @@ fn command(name: &str, args: &str) -> Command {
 fn command_on(run: &TinyRun, name: &str, args: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
     command.arg(name).arg("--checkpoint").arg(run.dir());
-    for arg in args.split_whitespace() {
-        if arg.contains('=') {
-            command.arg("--set");
-        }
-        command.arg(arg);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    with(command, args)
 }
 
 fn output(name: &str, args: &str) -> Output {

@@ -267,7 +267,8 @@ impl Task {
     }
 
     /// Goes through what `encoder` makes of random crops of the images at `train` for some epochs, a step's worth at a
-    /// time to `each`. Returns the images of a step: `batch_size`, or a little less where forward passes of equal size would not add up to it.
+    /// time to `each`. Returns the images of a step: `batch_size`, or a little less where forward passes of equal size
+    /// would not add up to it.
     pub(super) fn crops(
         &self,
         train: &[u32],

@@ -13,6 +13,18 @@ use safetensors::SafeTensors;
 #[path = "run.rs"]
 mod run;
 
+/// A command with more arguments, separated by blanks; those with `=` are overrides.
+pub fn with(mut command: Command, args: &str) -> Command {
+    for arg in args.split_whitespace() {
+        if arg.contains('=') {
+            command.arg("--set");
+        }
+        command.arg(arg);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 /// A folder with a config, and runs in it.
 pub struct Runs {
     pub folder: tempfile::TempDir,
@@ -32,19 +44,12 @@ impl Runs {
         self.folder.path().join(name)
     }
 
-    /// `byol train` into the folder `name`; `args` are separated by blanks, those with `=` are overrides.
+    /// `byol train` into the folder `name`, [`with`] arguments.
     pub fn command(&self, name: &str, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
         command.arg("train").arg("--config").arg(self.dir("config.yaml"));
         command.arg("--set").arg(format!("output.dir={}", self.dir(name).display()));
-        for arg in args.split_whitespace() {
-            if arg.contains('=') {
-                command.arg("--set");
-            }
-            command.arg(arg);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+        with(command, args)
     }
 
     pub fn train(&self, name: &str, args: &str) -> Output {
