@@ -3,15 +3,15 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use byol::backend::{one_line, panic_line};
 use byol::cli::{BenchCommand, Cli, Command};
-use byol::dist::{Reported, refuse_ranks, say};
+use byol::distributed::{Reported, refuse_ranks, say};
 use byol::{commands, logging};
 use clap::Parser;
+use native::{one_line, panic_line};
 
 /// Counts for `byol bench`.
 #[global_allocator]
-static ALLOCATOR: byol::backend::Counted = byol::backend::Counted;
+static ALLOCATOR: native::Counted = native::Counted;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,12 +26,12 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let run = || match &cli.command {
         Command::Train(args) => commands::train::run(args),
-        Command::Bench(BenchCommand::Loader(args)) => commands::bench::loader::run(args),
-        Command::Bench(BenchCommand::Step(args)) => commands::bench::step::run(args),
+        Command::Bench(BenchCommand::Loader(args)) => commands::bench_loader::run(args),
+        Command::Bench(BenchCommand::Step(args)) => commands::bench_step::run(args),
         Command::LinearEval(args) => commands::linear_eval::run(args),
         Command::KnnEval(args) => commands::knn_eval::run(args),
         Command::ExtractFeatures(args) => commands::extract_features::run(args),
-        Command::ExportEncoder(args) => commands::export::run(args),
+        Command::ExportEncoder(args) => commands::export_encoder::run(args),
         Command::Preview(args) => commands::preview::run(args),
     };
     let outcome = std::panic::catch_unwind(|| {

@@ -1,4 +1,4 @@
-"""Writes the fixture of tests/golden_augment.rs: what torchvision does to Pillow images.
+"""Writes the fixture of tests/golden/augment.rs: what torchvision does to Pillow images.
 
     python scripts/reference/augment.py --seed 0 --out tests/golden/augment.safetensors
 

@@ -20,11 +20,11 @@ pub use config::{AugmentConfig, Interpolation, ViewConfig};
 pub use crop::Crop;
 pub use stages::Stages;
 
-use crate::backend::simd::widest;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
 use blur::Blur;
 use color::{Steps, plane_length};
+use native::simd::widest;
 use resize::{Resizer, Target};
 use stages::Laps;
 

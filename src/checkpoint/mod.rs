@@ -15,9 +15,8 @@ pub use crate::files::write_atomic as write_file;
 pub use folder::{check_output, clean, list, path_of, set_aside, sha256};
 pub use tensors::{load_views, serialize, views};
 
-use crate::backend;
+use crate::byol::Byol;
 use crate::model::{Named, Network};
-use crate::train::Byol;
 
 /// Version of the layout below; a newer one is refused.
 const FORMAT: u32 = 1;
@@ -45,7 +44,7 @@ pub struct Manifest {
     pub batches_tracked: [i64; 2],
     /// Version of this program.
     pub byol: String,
-    /// The commit it was built from, see [`crate::backend::COMMIT`].
+    /// The commit it was built from, see [`crate::COMMIT`].
     #[serde(default)]
     pub commit: String,
     /// Version of libtorch.
@@ -90,8 +89,8 @@ impl Manifest {
             data: String::new(),
             batches_tracked: [0; 2],
             byol: env!("CARGO_PKG_VERSION").into(),
-            commit: backend::COMMIT.into(),
-            libtorch: backend::libtorch_version(),
+            commit: crate::COMMIT.into(),
+            libtorch: native::libtorch_version(),
             config_sha256: String::new(),
             seed: 0,
             deterministic: false,

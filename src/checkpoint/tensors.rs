@@ -145,8 +145,7 @@ mod tests {
     }
 
     fn file() -> Vec<u8> {
-        let a =
-            crate::backend::channels_last(&Tensor::arange(24, (Kind::Float, tch::Device::Cpu)).reshape([2, 3, 2, 2]));
+        let a = native::channels_last(&Tensor::arange(24, (Kind::Float, tch::Device::Cpu)).reshape([2, 3, 2, 2]));
         let n = Tensor::from_slice(&[7i64]);
         serialize(&[named("a", a), named("n", n)], HashMap::new()).expect("serialised")
     }
@@ -157,7 +156,7 @@ mod tests {
 
     #[test]
     fn tensors_come_back_in_any_memory_layout() -> Result<()> {
-        let a = crate::backend::channels_last(&zeros(&[2, 3, 2, 2], Kind::Float));
+        let a = native::channels_last(&zeros(&[2, 3, 2, 2], Kind::Float));
         let n = zeros(&[1], Kind::Int64);
         load_into(&file(), &[named("a", a.shallow_clone()), named("n", n.shallow_clone())])?;
         assert_eq!(Vec::<f32>::try_from(a.flatten(0, -1))?, (0..24).map(|v| v as f32).collect::<Vec<_>>());

@@ -5,9 +5,9 @@ use std::time::Instant;
 use anyhow::Result;
 use serde_json::json;
 
-use super::evaluation::{Evaluation, print};
 use crate::cli::{ExtractFeaturesArgs, SplitName};
 use crate::eval::{FeatureWriter, Images, View, stream};
+use crate::run::evaluation::{Evaluation, print};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors

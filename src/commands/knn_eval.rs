@@ -5,9 +5,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::evaluation::{Evaluation, print};
 use crate::cli::KnnEvalArgs;
 use crate::eval::{Classes, extract, knn};
+use crate::run::evaluation::{Evaluation, print};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors

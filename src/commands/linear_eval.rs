@@ -8,13 +8,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 
-use super::evaluation::{Evaluation, print};
-use crate::backend;
 use crate::checkpoint::{check_output, write_file};
 use crate::cli::LinearEvalArgs;
 use crate::config::Config;
 use crate::eval::{Classes, Encoder, Outcome, Split, Task, Trial};
 use crate::logging;
+use crate::run::evaluation::{Evaluation, print};
 
 /// Classes shown in the table from either end of the ranking, where there are many.
 const SHOWN: usize = 10;
@@ -163,7 +162,7 @@ fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
         batch_size: outcome.batch_size,
         seed: own.seed,
         refit: outcome.refit,
-        device: backend::describe_device(evaluation.machine.device),
+        device: native::describe_device(evaluation.machine.device),
         precision: evaluation.machine.precision(),
         scores,
         random_baseline,

@@ -1,9 +1,5 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
-mod memory;
-mod resume;
-mod summary;
-
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,20 +7,22 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tch::Device;
 
-use super::ranks::{self, Shared};
-use super::setup::{self, Machine};
-use crate::backend;
+use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::cli::TrainArgs;
 use crate::config::Config;
+use crate::data::loader::sampler::Sampler;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
-use crate::data::sampler::Sampler;
 use crate::data::{self, Dataset};
-use crate::dist::Group;
+use crate::distributed::Group;
 use crate::eval::ExtractOptions;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
-use crate::train::{Byol, Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Signals, Trainer};
+use crate::run::machine::{self as setup, Machine};
+use crate::run::ranks::{self, Shared};
+use crate::run::{memory, resume, summary};
+use crate::signals::Signals;
+use crate::train::{Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 /// # Errors
@@ -77,7 +75,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
         steps_per_epoch: plan.steps_per_epoch,
         images: dataset.len(),
         data: dataset.fingerprint(),
-        device: backend::describe_device(machine.device),
+        device: native::describe_device(machine.device),
         threads: machine.threads,
         processes: world,
         precision: machine.precision().into(),

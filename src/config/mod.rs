@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
 use crate::data::{self, DataConfig};
-use crate::dist::DistConfig;
+use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};

@@ -1,6 +1,6 @@
 //! From files on disk to batches of augmented views in memory; no tensors here.
 //!
-//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`sampler`] says which
+//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`loader::sampler`] says which
 //! images make up a step, [`loader`] decodes and augments them in parallel. What a batch holds
 //! depends on the seed and its number only, never on the workers.
 
@@ -15,22 +15,10 @@ use crate::augment::Crop;
 use crate::pixels::Pixels;
 use decode::DecodeOptions;
 
-pub mod cifar;
 pub mod decode;
-pub mod image_folder;
-mod image_list;
-mod index_cache;
+pub mod formats;
 pub mod loader;
-pub mod parquet;
-pub mod producer;
-pub mod sampler;
-mod shards;
-pub mod stl10;
 pub mod subset;
-pub mod synthetic;
-mod tar_index;
-pub mod textures;
-pub mod webdataset;
 
 /// Told width and height of an image, says which part of it is needed.
 pub type Want<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
@@ -119,7 +107,7 @@ pub struct DataConfig {
     pub eval_path: Option<PathBuf>,
     /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
     /// Default `train+unlabeled`.
-    pub split: Option<stl10::Split>,
+    pub split: Option<formats::stl10::Split>,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,
     /// Parquet column with the class numbers. Default: `label`, `labels` or `fine_label`, if any.
@@ -152,7 +140,7 @@ pub struct DataConfig {
     /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one being made).
     pub prefetch_bytes: usize,
     /// The drawn images of format `synthetic`.
-    pub synthetic: synthetic::SyntheticConfig,
+    pub synthetic: formats::synthetic::SyntheticConfig,
 }
 
 impl Default for DataConfig {
@@ -175,7 +163,7 @@ impl Default for DataConfig {
             workers: 0,
             prefetch_batches: 4,
             prefetch_bytes: 4 << 30,
-            synthetic: synthetic::SyntheticConfig::default(),
+            synthetic: formats::synthetic::SyntheticConfig::default(),
         }
     }
 }
@@ -253,12 +241,12 @@ impl DataConfig {
 /// Opens the training images, reduced to `fraction` and `limit`.
 pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
     let all: Arc<dyn Dataset> = match config.format {
-        Format::Synthetic => Arc::new(synthetic::Synthetic::train(&config.synthetic)),
-        Format::Parquet => Arc::new(parquet::Parquet::open_train(config)?),
-        Format::ImageFolder => Arc::new(image_folder::ImageFolder::open_train(config)?),
-        Format::Webdataset => Arc::new(webdataset::WebDataset::open_train(config)?),
-        Format::Cifar10 | Format::Cifar100 => Arc::new(cifar::Cifar::open_train(config)?),
-        Format::Stl10 => Arc::new(stl10::Stl10::open_train(config)?),
+        Format::Synthetic => Arc::new(formats::synthetic::Synthetic::train(&config.synthetic)),
+        Format::Parquet => Arc::new(formats::parquet::Parquet::open_train(config)?),
+        Format::ImageFolder => Arc::new(formats::image_folder::ImageFolder::open_train(config)?),
+        Format::Webdataset => Arc::new(formats::webdataset::WebDataset::open_train(config)?),
+        Format::Cifar10 | Format::Cifar100 => Arc::new(formats::cifar::Cifar::open_train(config)?),
+        Format::Stl10 => Arc::new(formats::stl10::Stl10::open_train(config)?),
     };
     subset::subset(all, config.fraction, config.limit)
 }
@@ -267,12 +255,12 @@ pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
 /// configuration names none and none are found beside the training images.
 pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
     Ok(match config.format {
-        Format::Synthetic => Some(Arc::new(synthetic::Synthetic::eval(&config.synthetic))),
-        Format::Parquet => parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::ImageFolder => image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Webdataset => webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Cifar10 | Format::Cifar100 => cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Stl10 => stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Synthetic => Some(Arc::new(formats::synthetic::Synthetic::eval(&config.synthetic))),
+        Format::Parquet => formats::parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::ImageFolder => formats::image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Webdataset => formats::webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Cifar10 | Format::Cifar100 => formats::cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
+        Format::Stl10 => formats::stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
     })
 }
 
@@ -315,7 +303,7 @@ mod tests {
             (Format::Webdataset, &["split"]),
             (Format::ImageFolder, &["split"]),
         ] {
-            config = DataConfig { format, split: Some(stl10::Split::Train), ..config };
+            config = DataConfig { format, split: Some(formats::stl10::Split::Train), ..config };
             assert_eq!(keys(&config), expected, "{format:?}");
         }
     }
@@ -355,7 +343,7 @@ mod tests {
         assert_eq!(names, ["webdataset", "cifar10", "cifar100", "stl10"]);
         let json = r#"{"format": "stl10", "split": "train+unlabeled"}"#;
         let config: DataConfig = serde_json::from_str(json).unwrap();
-        assert_eq!(config.split, Some(stl10::Split::TrainUnlabeled));
+        assert_eq!(config.split, Some(formats::stl10::Split::TrainUnlabeled));
     }
 
     #[test]

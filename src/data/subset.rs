@@ -78,7 +78,7 @@ impl Dataset for Subset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::synthetic::{Synthetic, SyntheticConfig};
+    use crate::data::formats::synthetic::{Synthetic, SyntheticConfig};
 
     fn labels(fraction: Option<f64>, limit: Option<usize>) -> Vec<String> {
         let config = SyntheticConfig { images: 1000, ..Default::default() };

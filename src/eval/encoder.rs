@@ -9,9 +9,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::foreign;
 use crate::augment::AugmentConfig;
-use crate::backend::Autocast;
 use crate::checkpoint::{self, Manifest};
 use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Named, Params, ResNet, ResNetConfig};
+use native::Autocast;
 
 /// Which of a run's two encoders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

@@ -10,12 +10,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::Represent;
 use crate::augment::{self, AugmentConfig, ViewConfig};
-use crate::backend::Normaliser;
 use crate::data::Dataset;
 use crate::data::loader::{BadImages, EvalBatch, EvalLoader, LoaderOptions};
-use crate::dist::Group;
+use crate::distributed::Group;
 use crate::logging::progress::Bar;
 use crate::rng::{Purpose, Stream};
+use native::Normaliser;
 
 /// Features and labels of some images, row by row.
 #[derive(Debug)]

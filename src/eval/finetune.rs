@@ -8,9 +8,9 @@ use tch::{Device, Kind, Tensor};
 use super::features::{Images, View, stream};
 use super::linear::{Outcome, Task, Trial, best};
 use super::{Accuracy, Encoder, Represent, Tally};
-use crate::backend::Autocast;
 use crate::model::{Linear, Params, ResNet};
 use crate::optim::{Algorithm, Optimizer, OptimizerConfig};
+use native::Autocast;
 
 /// An encoder with a linear classifier, both trained.
 struct Tuned {

@@ -8,8 +8,8 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::Features;
-use crate::dist::Group;
-use crate::loss::l2_normalise;
+use crate::byol::loss::l2_normalise;
+use crate::distributed::Group;
 
 /// Test images classified at once.
 const QUERIES: i64 = 1024;

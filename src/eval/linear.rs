@@ -11,7 +11,7 @@ use super::features::{Images, View, stream};
 use super::{Accuracy, Classes, ExtractOptions, LinearEvalConfig, Probes, Represent, Tally, extract, stratified};
 use crate::augment::AugmentConfig;
 use crate::data::Dataset;
-use crate::data::sampler::Sampler;
+use crate::data::loader::sampler::Sampler;
 use crate::optim::learning_rate;
 
 /// What is learnt and tested, whatever the encoder.

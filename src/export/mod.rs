@@ -14,10 +14,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{CModule, Kind, Tensor};
 
-use crate::backend::Normaliser;
 use crate::checkpoint::write_file;
 use crate::eval::{Encoder, EncoderOptions, Represent};
 use crate::rng::{Purpose, Stream};
+use native::Normaliser;
 
 pub use python::load_in_python;
 

@@ -10,7 +10,6 @@ use rustix::process::{Resource, getrlimit};
 use tch::{CModule, Kind, Tensor};
 
 use super::GraphOptions;
-use crate::backend;
 use crate::eval::Encoder;
 
 /// More than the graph of the deepest ResNet takes, besides its weights.
@@ -42,6 +41,6 @@ pub(super) fn serialize(encoder: &Encoder, options: &GraphOptions) -> Result<Vec
         vec![encoder.net.forward(&x, false)]
     };
     CModule::create_by_tracing("Encoder", "forward", &[example], &mut forward)?.save(path)?;
-    backend::freeze_torchscript(path)?;
+    native::freeze_torchscript(path)?;
     fs::read(path).context("reading the module back")
 }

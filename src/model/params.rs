@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::backend::{self, ProcessGroup, resize};
 use crate::rng::{Purpose, Stream};
+use native::{self, ProcessGroup, resize};
 
 /// A tensor and its name, such as `encoder.layer1.0.conv1.weight`.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Params {
         for parameter in &mut self.parameters {
             if parameter.tensor.dim() == 4 {
                 // The layer holds the same tensor, so its data is exchanged, not the handle.
-                let data = backend::channels_last(&parameter.tensor.detach());
+                let data = native::channels_last(&parameter.tensor.detach());
                 parameter.tensor.set_data(&data);
             }
         }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::{Group, OptimizerConfig};
-use crate::backend::foreach;
+use native::foreach;
 
 pub(super) fn update(group: &Group, lr: &Tensor, count: &Tensor, config: &OptimizerConfig) -> Result<()> {
     let decay = if group.adapted { config.weight_decay } else { 0.0 };

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::{Group, OptimizerConfig};
-use crate::backend::foreach;
+use native::foreach;
 
 pub(super) fn update(group: &Group, lr: &Tensor, config: &OptimizerConfig) -> Result<()> {
     let directions = if group.adapted { Some(adapted(group, lr, config)?) } else { None };

@@ -10,8 +10,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::backend::{self, foreach};
 use crate::model::{Named, Params};
+use native::{self, foreach};
 
 pub use schedule::{EmaConfig, ScheduleConfig, TauSchedule, learning_rate, tau};
 
@@ -160,7 +160,7 @@ impl Optimizer {
     /// # Errors
     /// What libtorch says.
     pub fn zero_grad(&self) -> Result<()> {
-        self.slots.iter().try_for_each(|slot| backend::clear_grad(&slot.weight))
+        self.slots.iter().try_for_each(|slot| native::clear_grad(&slot.weight))
     }
 
     /// The gradients, which the parameters no longer have then.
@@ -176,7 +176,7 @@ impl Optimizer {
     /// # Errors
     /// What libtorch says.
     pub fn restore_gradients(&self, gradients: &[Tensor]) -> Result<()> {
-        self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| backend::set_grad(&slot.weight, gradient))
+        self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| native::set_grad(&slot.weight, gradient))
     }
 
     /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).

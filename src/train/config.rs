@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::OnNonFinite;
-use crate::backend::DeviceChoice;
+use native::DeviceChoice;
 
 /// `train.precision`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,10 +4,11 @@
 use anyhow::{Result, bail};
 use tch::{Cuda, Device, Tensor};
 
-use super::{Byol, CudaGraph, Feed, StepOutput};
-use crate::backend::graph::{self, Graph};
-use crate::backend::{caught, foreach, stream};
+use super::{CudaGraph, Feed};
+use crate::byol::{Byol, StepOutput};
 use crate::data::loader::Batch;
+use native::graph::{self, Graph};
+use native::{caught, foreach, stream};
 
 /// Steps before the recording: cuDNN chooses its kernels, libraries make their workspaces.
 const WARM_UP: u32 = 3;
@@ -267,7 +268,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::ema::Ema;
+    use crate::byol::ema::Ema;
     use crate::model::{Arch, ModelConfig, Network, Stem};
     use crate::optim::{Optimizer, OptimizerConfig};
 

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-use super::Views;
-use super::laps::{Part, lap};
 use crate::augment::AugmentConfig;
-use crate::backend::Normaliser;
-use crate::backend::stream::Ring;
+use crate::byol::Views;
+use crate::byol::timing::{Part, lap};
 use crate::data::loader::Batch;
+use native::Normaliser;
+use native::stream::Ring;
 
 /// Buffers that batches go to a GPU in: one being computed on, one on its way, one being filled.
 const SLOTS: usize = 3;

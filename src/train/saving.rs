@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use super::run_folder::InUse;
-use super::{Byol, OnWriteError, OutputConfig, RunFolder};
+use super::{OnWriteError, OutputConfig, RunFolder};
+use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 
 /// Writes the checkpoints of a run.

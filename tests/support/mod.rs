@@ -1,5 +1,9 @@
 //! Reading the fixtures that `scripts/reference` makes, and filling tensors by the rule both sides share.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unused_imports)] // each test binary uses its part
+
+pub mod damage;
+pub mod ranks;
+pub mod run;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! Starting runs of several processes and looking at how they end.
-#![allow(dead_code)] // each test file uses its part
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,11 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-pub use run::{failed, succeeded, text};
+pub use super::run::{failed, succeeded, text};
 use safetensors::SafeTensors;
-
-#[path = "run.rs"]
-mod run;
 
 /// A command with more arguments, separated by blanks; those with `=` are overrides.
 pub fn with(mut command: Command, args: &str) -> Command {

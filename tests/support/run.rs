@@ -1,5 +1,4 @@
 //! `byol train` as a user runs it, in a folder of its own.
-#![allow(dead_code)] // each test file uses its part
 
 use std::fs;
 use std::path::{Path, PathBuf};

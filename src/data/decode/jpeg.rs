@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use super::orientation::Orientation;
 use super::{DecodeOptions, Want, ensure_pixels};
 use crate::augment::Crop;
-use crate::backend::jpeg::Decoder;
 use crate::pixels::Pixels;
+use native::jpeg::Decoder;
 
 /// Each scan goes over all pixels, however few bytes it has; encoders make about ten.
 const MOST_SCANS: u16 = 50;

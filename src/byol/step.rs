@@ -1,0 +1,105 @@
+//! One step of BYOL: read it beside Algorithm 1 of the paper (arXiv 2006.07733).
+
+use anyhow::Result;
+use tch::Tensor;
+
+use native::Autocast;
+
+use super::loss::{regression_loss, z_std};
+use super::timing::{Part, lap};
+use super::{Byol, StepOutput, Views};
+
+impl Byol {
+    /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
+    /// `step` counts updates from 0.
+    /// # Errors
+    /// What libtorch says, such as memory running out.
+    pub fn step(
+        &mut self,
+        micro_batches: impl ExactSizeIterator<Item = Result<Views>>,
+        lr: f64,
+        tau: f64,
+        step: u64,
+    ) -> Result<StepOutput> {
+        self.set_rates(lr, tau, step)?;
+        self.run(micro_batches)
+    }
+
+    /// Learning rate and tau of the update to come, and its number from 0.
+    /// # Errors
+    /// What libtorch says.
+    pub fn set_rates(&self, lr: f64, tau: f64, step: u64) -> Result<()> {
+        self.optimizer.set(lr, step)?;
+        self.ema.set(tau)
+    }
+
+    /// A step with the rates set, all of it on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn run(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
+        let output = self.gradients(micro_batches)?;
+        self.update()?;
+        Ok(output)
+    }
+
+    /// The first half of a step: theta's gradients, averaged over the micro-batches, which are taken one at a time,
+    /// so that only one is on the device.
+    /// # Errors
+    /// What libtorch says.
+    pub fn gradients(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
+        self.optimizer.zero_grad()?;
+        let parts = micro_batches.len();
+        let (mut losses, mut z_stds) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
+        for views in micro_batches {
+            let (loss, z_std) = self.forward(&views?)?;
+            if let Some(ranks) = self.ranks.as_ref().filter(|_| losses.len() + 1 == parts) {
+                ranks.prepare()?; // the last pass averages theta's `.grad` over all processes
+            }
+            // Gradients add up in theta's `.grad`.
+            (&loss / parts as f64).f_backward()?;
+            lap(Part::Backward);
+            losses.push(loss.detach());
+            z_stds.push(z_std);
+        }
+        let grad_norm = self.optimizer.clip_grad_norm()?;
+        let loss = Tensor::f_stack(&losses, 0)?.mean(None);
+        let output = StepOutput { loss, z_std: z_stds.swap_remove(0), grad_norm, asked: None };
+        match &self.ranks {
+            Some(ranks) => ranks.averaged(output),
+            None => Ok(output),
+        }
+    }
+
+    /// The second half: both networks move.
+    /// # Errors
+    /// What libtorch says.
+    pub fn update(&mut self) -> Result<()> {
+        self.optimizer.apply()?; // theta <- optimizer(theta, gradient, lr)
+        lap(Part::Optimizer);
+        self.ema.update(&self.target, &self.online)?; // xi <- tau xi + (1 - tau) theta, the new theta
+        lap(Part::Ema);
+        Ok(())
+    }
+
+    /// The loss of one micro-batch, and its z_std. Each view goes through each network by itself, so that BatchNorm
+    /// sees one view at a time.
+    fn forward(&self, [v1, v2]: &Views) -> Result<(Tensor, Tensor)> {
+        let autocast = Autocast::bf16(self.device, self.bf16)?;
+        let z1 = self.online.project(v1); // z = g(f(v))                 [N, D]
+        let z2 = self.online.project(v2);
+        let p1 = self.online.predict(&z1); // q(z)                       [N, D]
+        let p2 = self.online.predict(&z2);
+        lap(Part::OnlineForward);
+        let (t1, t2) = {
+            let _no_grad = tch::no_grad_guard(); // the gradient stops at the target
+            (self.target.project(v1), self.target.project(v2)) // z'     [N, D]
+        };
+        lap(Part::TargetForward);
+        drop(autocast); // the loss is taken in fp32
+        // The prediction from one view meets the target's projection of the other.
+        let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
+        let z_std = z_std(&z1);
+        lap(Part::Loss);
+        Ok((loss, z_std))
+    }
+}

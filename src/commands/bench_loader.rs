@@ -1,0 +1,159 @@
+//! `byol bench loader`: how fast images become pairs of views, with nothing else running.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::augment::{Scratch, Stages};
+use crate::cli::BenchLoaderArgs;
+use crate::config::Config;
+use crate::data::loader::sampler::Sampler;
+use crate::data::loader::{BadImages, Loader, load_for_views};
+use crate::data::{self, Dataset};
+use crate::files;
+use crate::pixels::Pixels;
+
+/// The line of JSON on stdout.
+#[derive(Serialize)]
+struct Report {
+    bench: &'static str,
+    /// Images a second, two views of each.
+    images_per_second: f64,
+    workers: usize,
+    /// Side of a view, pixels.
+    size: usize,
+    /// Images of the data set.
+    images: usize,
+    /// Of these the unreadable ones that were met.
+    images_skipped: usize,
+    /// Images a batch.
+    batch: usize,
+    /// Measured time of the loader, seconds.
+    seconds: f64,
+    /// On one thread, microseconds an image.
+    stages_us: StageTimes,
+    /// Taken from the heap by the loader in the steady state.
+    bytes_allocated_per_image: f64,
+    /// Resident memory before and after the measured time, megabytes.
+    resident_mb: [f64; 2],
+    /// Two views are made with these instructions.
+    simd: &'static str,
+}
+
+#[derive(Serialize)]
+struct StageTimes {
+    /// Reading and decoding.
+    decode: f64,
+    /// Crop, resize and flip of both views.
+    resize: f64,
+    color: f64,
+    blur: f64,
+    rest: f64,
+}
+
+/// Runs the command.
+/// # Errors
+/// One line: what is wrong, where, and what to do.
+pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
+    files::end_clean_on_signals()?;
+    let config = Config::load(&args.source.config, &args.source.set)?;
+    let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
+    let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let chosen = args.workers.unwrap_or(config.data.workers);
+    let workers = if chosen == 0 { cores } else { chosen };
+    let batch = config.train.micro_batch().min(dataset.len());
+    let sampler = Sampler::new(dataset.len(), batch, 1, config.train.seed)?;
+    let bad = BadImages::new(config.data.on_bad_image);
+
+    log::info!("{} images, {batch} a batch, {workers} workers: {} s", dataset.len(), args.seconds);
+    let total = Duration::from_secs_f64(args.seconds);
+    let stages_us = stages(&config, &*dataset, &sampler, &bad, total / 4)?;
+
+    let options = config.data.loader(workers);
+    let mut loader = Loader::new(dataset.clone(), config.augment.clone(), sampler, 0, bad.clone(), options)?;
+    let mut next = || -> Result<()> {
+        let batch = loader.next_batch()?;
+        loader.recycle(batch);
+        Ok(())
+    };
+    // Until every buffer and thread has been used.
+    let warm_up = Instant::now();
+    for done in 0.. {
+        if done > options.prefetch && warm_up.elapsed() > total / 8 {
+            break;
+        }
+        next()?;
+    }
+    let resident = native::resident_bytes();
+    let allocated = native::allocated_bytes();
+    let (started, mut batches) = (Instant::now(), 0);
+    while started.elapsed() < total * 5 / 8 || batches == 0 {
+        next()?;
+        batches += 1;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let allocated = native::allocated_bytes() - allocated;
+    let made = (batches * batch) as f64;
+    let report = Report {
+        bench: "loader",
+        images_per_second: made / seconds,
+        workers,
+        size: config.augment.size,
+        images: dataset.len(),
+        images_skipped: bad.count(),
+        batch,
+        seconds,
+        stages_us,
+        bytes_allocated_per_image: allocated as f64 / made,
+        resident_mb: [resident, native::resident_bytes()].map(|bytes| bytes as f64 / 1e6),
+        simd: native::simd::level(),
+    };
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
+    Ok(0)
+}
+
+/// Microseconds an image spends in each stage, on this thread, over about `time`.
+fn stages(
+    config: &Config,
+    dataset: &dyn Dataset,
+    sampler: &Sampler,
+    bad: &Arc<BadImages>,
+    time: Duration,
+) -> Result<StageTimes> {
+    let side = config.augment.size;
+    let (mut first, mut second) = (vec![0; side * side * 3], vec![0; side * side * 3]);
+    let (mut pixels, mut scratch) = (Pixels::default(), Scratch::default());
+    let (mut decode, mut images) = (Duration::ZERO, 0);
+    let order = sampler.epoch_order(0);
+    let mut started = Instant::now();
+    for (round, &index) in order.iter().cycle().enumerate() {
+        let before = Instant::now();
+        let (seed, epoch) = (sampler.seed(), round as u64);
+        let (_, draws) = load_for_views(dataset, index, bad, &config.augment, seed, epoch, &mut pixels)?;
+        decode += before.elapsed();
+        config.augment.apply(&pixels, &draws, &mut scratch, [&mut first[..], &mut second[..]]);
+        images += 1;
+        if scratch.stages.is_none() {
+            // The first image has made the buffers: from here on it counts.
+            (decode, images, scratch.stages) = (Duration::ZERO, 0, Some(Stages::default()));
+            started = Instant::now();
+        } else if started.elapsed() > time {
+            break;
+        }
+    }
+    let all = started.elapsed();
+    let Stages { resize, color, blur } = scratch.stages.unwrap_or_default();
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / images as f64;
+    let rest = all.saturating_sub(decode + resize + color + blur);
+    Ok(StageTimes {
+        decode: each(decode),
+        resize: each(resize),
+        color: each(color),
+        blur: each(blur),
+        rest: each(rest),
+    })
+}

@@ -1,0 +1,299 @@
+//! `byol bench step`: how fast training steps are, and where their time goes.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::byol::Byol;
+use crate::byol::timing::{self, Part, Times};
+use crate::cli::BenchStepArgs;
+use crate::config::Config;
+use crate::data;
+use crate::data::loader::sampler::Sampler;
+use crate::data::loader::{BadImages, Batch, Loader, LoaderOptions};
+use crate::distributed::Group;
+use crate::rng::{Purpose, Stream};
+use crate::run::gpu_peaks;
+use crate::run::machine::{self as setup, Machine};
+use crate::run::ranks::{self, Shared};
+use crate::train::{Executor, Feed, Plan};
+use native::stream::{self, Later};
+use tch::Device;
+
+/// Steps before the measured ones: buffers are made, kernels chosen, on a GPU a graph is recorded and compared.
+const WARM_UP: u64 = 8;
+
+/// Steps whose parts are timed, at most.
+const TIMED_BY_PART: u64 = 10;
+
+/// The line of JSON on stdout.
+#[derive(Serialize)]
+struct Report {
+    bench: &'static str,
+    /// Images a second, two views of each, all in all and in all processes; what follows is rank 0's where not said.
+    images_per_second: f64,
+    batch: usize,
+    micro_batches: usize,
+    /// Side of a view, pixels.
+    size: usize,
+    steps: usize,
+    /// Without a loader.
+    synthetic: bool,
+    step_ms: Spread,
+    /// Of a step, waiting for the loader.
+    data_wait_ms: f64,
+    /// Of a step, in a second measurement that waits for each part.
+    parts_ms: Parts,
+    device: String,
+    precision: &'static str,
+    /// Of libtorch and of the loader.
+    threads: [usize; 2],
+    /// Resident memory before and after the measured steps, and the most at a time, megabytes.
+    resident_mb: [f64; 2],
+    peak_resident_mb: f64,
+    /// Most of the GPU's memory that tensors held at a time, and that was taken for them, megabytes, by the end of the
+    /// measured steps.
+    peak_device_mb: Option<f64>,
+    reserved_device_mb: Option<f64>,
+    /// Steps were replayed.
+    cuda_graph: bool,
+    /// Which share each batch.
+    processes: usize,
+    /// Of a step, waiting for other processes ([`native::ProcessGroup::waited`]); the mean over the processes;
+    /// none on a GPU.
+    communication_ms: Option<f64>,
+    /// The same as a share of the step, 0 to 1.
+    communication_share: Option<f64>,
+    /// Arithmetic of convolutions and linear layers, 10^12 a second.
+    tflops: f64,
+    /// What the GPU's data sheet says for dense products in this precision, where it is known.
+    peak_tflops: Option<f64>,
+    share_of_peak: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Spread {
+    median: f64,
+    p10: f64,
+    p90: f64,
+}
+
+#[derive(Serialize)]
+struct Parts {
+    copy: f64,
+    normalise: f64,
+    online_forward: f64,
+    target_forward: f64,
+    loss: f64,
+    backward: f64,
+    optimizer: f64,
+    ema: f64,
+}
+
+impl Parts {
+    /// Per step, from the times of `steps` steps.
+    fn of(times: &Times, steps: u64) -> Self {
+        let each = |part: Part| times[part as usize].as_secs_f64() * 1e3 / steps as f64;
+        Self {
+            copy: each(Part::Copy),
+            normalise: each(Part::Normalise),
+            online_forward: each(Part::OnlineForward),
+            target_forward: each(Part::TargetForward),
+            loss: each(Part::Loss),
+            backward: each(Part::Backward),
+            optimizer: each(Part::Optimizer),
+            ema: each(Part::Ema),
+        }
+    }
+}
+
+/// Where batches come from.
+enum Source {
+    Loader(Box<Loader>),
+    Noise(Batch),
+}
+
+/// What is measured.
+struct Bench {
+    source: Source,
+    feed: Feed,
+    byol: Byol,
+    executor: Executor,
+    plan: Plan,
+    micro_batches: usize,
+    /// Of the step before.
+    pending: Option<Later>,
+}
+
+impl Bench {
+    fn new(
+        config: &Config,
+        machine: &Machine,
+        synthetic: bool,
+        group: Option<&Group>,
+        place: impl Fn(&str) -> String,
+    ) -> Result<Self> {
+        let train = &config.train;
+        let (rank, world) = group.map_or((0, 1), |group| (group.place.rank, group.place.world));
+        ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
+        let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")));
+        let dataset = if synthetic { None } else { Some(open()?) };
+        let images = dataset.as_ref().map_or(train.batch_size, |set| set.len());
+        let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
+            .with_context(|| place("train.batch_size"))?;
+        let source = match dataset {
+            None => Source::Noise(noise(train.micro_batch() / world, config.augment.size)),
+            Some(dataset) => {
+                let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)?;
+                if let Some(group) = group {
+                    ranks::agree_on_data(group, "data", &*dataset)?;
+                }
+                let bad = BadImages::new(config.data.on_bad_image);
+                let own = LoaderOptions { rank, world, ..machine.loader };
+                let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, own)?;
+                Source::Loader(Box::new(loader))
+            }
+        };
+        // First of all: gradients arrive on the stream that is current when the Reducer is made.
+        let executor = setup::executor(config, machine, group.is_some())?;
+        let mut byol = setup::networks(config, machine);
+        if let Some(group) = group {
+            ranks::connect(group, config, &mut byol)?;
+        }
+        let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
+        Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
+    }
+
+    /// One step; the seconds that it waited for data.
+    fn step(&mut self, step: u64) -> Result<f64> {
+        let asked = Instant::now();
+        let fresh = match &mut self.source {
+            Source::Loader(loader) => (0..self.micro_batches).map(|_| loader.next_batch()).collect::<Result<_>>()?,
+            Source::Noise(_) => Vec::new(),
+        };
+        let waited = asked.elapsed().as_secs_f64();
+        let batches: Vec<&Batch> = match &self.source {
+            Source::Loader(_) => fresh.iter().collect(),
+            Source::Noise(batch) => vec![batch; self.micro_batches],
+        };
+        let rates = (self.plan.lr(step), self.plan.tau(step), step);
+        let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, rates)?;
+        // As in training, the host looks at the numbers of the step before.
+        let numbers = output.fetch()?;
+        if let Some(before) = self.pending.replace(numbers) {
+            before.get()?;
+        }
+        if let Source::Loader(loader) = &self.source {
+            fresh.into_iter().for_each(|batch| loader.recycle(batch));
+        }
+        Ok(waited)
+    }
+}
+
+impl Bench {
+    /// Until the device has done everything.
+    fn wait(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), |numbers| numbers.get().map(|_| ()))
+    }
+}
+
+/// Runs the command.
+/// # Errors
+/// One line: what is wrong, where, and what to do.
+pub fn run(args: &BenchStepArgs) -> Result<u8> {
+    let config = Config::load(&args.source.config, &args.source.set)?;
+    let asked = json!({"command": "bench step", "--steps": args.steps, "--synthetic": args.synthetic});
+    let shared = Shared { asked, advice: "start it again" };
+    ranks::run(&args.ranks, &config, &shared, |machine, group| measure(args, &config, &machine, group.as_deref()))
+}
+
+fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Option<&Group>) -> Result<u8> {
+    let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
+    let mut bench = Bench::new(config, machine, args.synthetic, group, place)?;
+    let mut done = 0;
+    while done < WARM_UP {
+        bench.step(done)?;
+        done += 1;
+    }
+    bench.wait()?;
+    let cuda_graph = bench.executor.replays();
+    let resident = native::resident_bytes();
+    let waited_for_others = || group.map_or(0.0, |group| group.processes.waited().as_secs_f64());
+    let communicated = waited_for_others();
+    let (mut seconds, mut waited) = (Vec::with_capacity(args.steps as usize), 0.0);
+    let (whole, mut started) = (Instant::now(), Instant::now());
+    for _ in 0..args.steps {
+        waited += bench.step(done)?;
+        seconds.push(started.elapsed().as_secs_f64());
+        started = Instant::now();
+        done += 1;
+    }
+    bench.wait()?;
+    let total = whole.elapsed().as_secs_f64();
+    let communicated = waited_for_others() - communicated;
+    let device_mb = device_mb(machine.device)?;
+    let resident_mb = [resident, native::resident_bytes()].map(|bytes| bytes as f64 / 1e6);
+    bench.executor.stop_replaying();
+    let by_part = TIMED_BY_PART.min(args.steps.into());
+    let (result, times) =
+        timing::measure(machine.device, || (done..done + by_part).try_for_each(|step| bench.step(step).map(|_| ())));
+    result?;
+
+    let (steps, processes) = (seconds.len(), group.map_or(1, |group| group.place.world));
+    let sums = [communicated / steps as f64, communicated / total];
+    let sums = group.map_or(Ok(sums.to_vec()), |group| group.sum(&sums))?;
+    // The host does not wait for a GPU, and so not for others.
+    let known = machine.device == Device::Cpu;
+    let [communication_seconds, communication_share] = [0, 1].map(|at| known.then(|| sums[at] / processes as f64));
+    if group.is_some_and(|group| !group.is_first()) {
+        return Ok(0);
+    }
+    seconds.sort_by(f64::total_cmp);
+    let quantile = |q: f64| seconds[(q * (steps - 1) as f64).round() as usize] * 1e3;
+    let images_per_second = (steps * config.train.batch_size) as f64 / total;
+    let tflops = bench.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
+    let peak_tflops = gpu_peaks::tflops(machine.device, machine.bf16, config.train.allow_tf32);
+    let report = Report {
+        bench: "step",
+        images_per_second,
+        batch: config.train.batch_size,
+        micro_batches: config.train.accumulation_steps,
+        size: config.augment.size,
+        steps,
+        synthetic: args.synthetic,
+        step_ms: Spread { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9) },
+        data_wait_ms: waited * 1e3 / steps as f64,
+        parts_ms: Parts::of(&times, by_part),
+        device: native::describe_device(machine.device),
+        precision: machine.precision(),
+        threads: [machine.threads, if args.synthetic { 0 } else { machine.loader.workers }],
+        resident_mb,
+        peak_resident_mb: native::peak_resident_bytes() as f64 / 1e6,
+        peak_device_mb: device_mb.map(|[tensors, _]| tensors),
+        reserved_device_mb: device_mb.map(|[_, taken]| taken),
+        cuda_graph,
+        processes,
+        communication_ms: communication_seconds.map(|seconds| seconds * 1e3),
+        communication_share,
+        peak_tflops,
+        share_of_peak: peak_tflops.map(|peak| tflops / (peak * processes as f64)),
+        tflops,
+    };
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
+    Ok(0)
+}
+
+/// A micro-batch of random bytes.
+fn noise(images: usize, size: usize) -> Batch {
+    let mut random = Stream::new(0, Purpose::Verify, 0, 0, 0);
+    let mut view = || (0..images * size * size * 3).map(|_| random.below(256) as u8).collect();
+    Batch { views: [view(), view()], labels: vec![-1; images], indices: vec![0; images], ..Batch::default() }
+}
+
+fn device_mb(device: Device) -> Result<Option<[f64; 2]>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    Ok(Some(stream::peak_device_bytes(index)?.map(|bytes| bytes as f64 / 1e6)))
+}

@@ -1,0 +1,147 @@
+//! `byol export-encoder`: a trained encoder becomes a file that other software loads.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::checkpoint;
+use crate::cli::ExportArgs;
+use crate::config::Config;
+use crate::data;
+use crate::data::loader::{BadImages, EvalLoader};
+use crate::eval::{Encoder, EncoderOptions, Which};
+use crate::export::{self, Format, GraphOptions, ImageSize};
+use crate::files;
+use crate::logging::progress::Bar;
+use crate::run::machine::Machine;
+use native::{self, Normaliser};
+
+/// Images of a batch whose statistics BatchNorm gets.
+const BATCH: usize = 256;
+
+/// Runs the command; the value is the process's exit code.
+/// # Errors
+/// One line: what is wrong, where, and what to do.
+pub fn run(args: &ExportArgs) -> Result<u8> {
+    files::end_clean_on_signals()?;
+    check_options(args)?;
+    checkpoint::check_output(&args.output, args.force)?;
+    // The export is made and verified on the CPU in fp32, whatever the run was trained on.
+    native::set_threads(native::default_threads(tch::Device::Cpu).0);
+    let options = EncoderOptions { which: args.network, ..EncoderOptions::default() };
+    let mut encoder = Encoder::open(&args.checkpoint, &options)?;
+    if is_part_of(&args.output, &encoder.source) {
+        bail!("--output {}: is what is exported; choose another name", args.output.display());
+    }
+    export::check_size(encoder.params.count(), args.format)?;
+    let config = match &encoder.run {
+        Some(run) => Config::of_run(&run.config)?,
+        None => Config { augment: encoder.augment.clone(), ..Config::default() },
+    };
+    let config = Config::load_over(config, args.config.as_deref(), &args.set)?;
+    if (encoder.augment.mean, encoder.augment.std) != (config.augment.mean, config.augment.std) {
+        let (ours, theirs) = (&config.augment, &encoder.augment);
+        let known =
+            format!("mean {:?} and std {:?} instead of {:?} and {:?}", ours.mean, ours.std, theirs.mean, theirs.std);
+        log::warn!("{known}, as --config or --set say");
+    }
+    encoder.augment = config.augment.clone();
+    if args.network == Which::Target {
+        recompute(&mut encoder, &config, args.batchnorm_images as usize)?;
+    }
+
+    let format = args.format;
+    let size = ImageSize::Fixed(encoder.augment.size as i64);
+    let default_size = if format == Format::Torchscript { ImageSize::Dynamic } else { size };
+    let graph = GraphOptions {
+        normalize: format != Format::Safetensors && !args.no_normalize,
+        fold_batchnorm: args.fold_batchnorm,
+        image_size: args.image_size.unwrap_or(default_size),
+    };
+    export::write(&encoder, format, &graph, &args.output)?;
+    let output = args.output.display();
+    let difference = export::verify(&encoder, format, &graph, &args.output);
+    let measured = difference.and_then(|d| d.check()).with_context(|| output.to_string())?;
+    let text = format!(
+        "{output}: {}, {:?} of width {}, {:.2} M parameters, from {}; read back: {measured}\n{}\n",
+        format.describe(),
+        encoder.config.arch,
+        encoder.config.width,
+        encoder.params.count() as f64 / 1e6,
+        encoder.source.display(),
+        export::load_in_python(&encoder, format, &graph, &args.output)
+    );
+    // A reader that went away is no failure of the export.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(0)
+}
+
+/// Options that do not go together.
+fn check_options(args: &ExportArgs) -> Result<()> {
+    if args.network == Which::Target {
+        if args.checkpoint.is_file() && !args.checkpoint.ends_with("model.safetensors") {
+            bail!("--network target: found a file, expected a run's or a checkpoint's folder; leave the option out");
+        }
+        if args.config.is_none() {
+            bail!(
+                "--network target: its BatchNorm statistics have to be recomputed on images; add --config FILE that \
+                 names them in its section data, such as the run's own config.yaml"
+            );
+        }
+    }
+    match args.format {
+        Format::Safetensors if args.normalize => bail!(
+            "--normalize: safetensors holds weights, no graph to put it in (the metadata has mean and std); leave it \
+             out, or use --format onnx or torchscript"
+        ),
+        Format::Safetensors | Format::Torchscript if args.fold_batchnorm => bail!(
+            "--fold-batchnorm: is for --format onnx; torchscript always folds, safetensors keeps torchvision's names"
+        ),
+        Format::Torchscript if args.image_size.is_some() => {
+            bail!("--image-size: is for --format onnx and safetensors; a torchscript module takes any size")
+        }
+        Format::Safetensors if args.image_size == Some(ImageSize::Dynamic) => {
+            bail!("--image-size dynamic: is for --format onnx; safetensors names the size for its readers")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `output` is the file or in the checkpoint that `source` is.
+fn is_part_of(output: &Path, source: &Path) -> bool {
+    let Ok(output) = output.canonicalize() else { return false };
+    source.canonicalize().is_ok_and(|source| output.starts_with(source))
+}
+
+/// Gives the target encoder the BatchNorm statistics of its own activations on the config's training images: in
+/// training it normalises every batch by that batch, and its running statistics lag behind its moving weights.
+fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()> {
+    let machine = Machine::set_up(config)?;
+    let dataset = data::open_train(&config.data).context("data.path")?;
+    let count = images.min(dataset.len());
+    // Spread over the whole set, which may be sorted by class.
+    let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
+    let bad = BadImages::new(config.data.on_bad_image);
+    let loader = EvalLoader::new(dataset, config.augment.clone(), indices, BATCH, bad, machine.loader)?;
+    log::info!("BatchNorm's statistics from {count} images on {}", native::describe_device(machine.device));
+    let (device, channels_last) = (machine.device, config.train.channels_last);
+    let options = EncoderOptions { which: encoder.which, device, channels_last, ..EncoderOptions::default() };
+    let mut there = Encoder::open(&encoder.source, &options)?;
+    let (size, mean, std) = (config.augment.size as i64, config.augment.mean, config.augment.std);
+    let normaliser = Normaliser::new(mean, std, device, channels_last, false)?;
+    let (bar, mut done) = (Bar::new("BatchNorm's statistics", count), 0);
+    let batches = loader.map(|batch| {
+        let batch = batch?;
+        bar.set(done);
+        done += batch.labels.len();
+        let shape = [batch.labels.len() as i64, size, size, 3];
+        normaliser.bytes(&batch.pixels, shape)
+    });
+    encoder.batches_tracked = there.recompute_batchnorm(batches)?;
+    let _no_grad = tch::no_grad_guard();
+    for (to, from) in encoder.params.buffers.iter().zip(&there.params.buffers) {
+        to.tensor.shallow_clone().f_copy_(&from.tensor)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! Batches of augmented views for training and of plain views for evaluation.
+//!
+//! Threads go through the sampler's batches, a pool of workers decodes and augments the images of
+//! each, and a bounded channel holds the finished ones. A batch is a pure function of
+//! the seed and its number: neither the number of workers nor a resume changes a byte.
+
+pub mod producer;
+pub mod sampler;
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+
+use crate::augment::{AugmentConfig, Draws, Scratch, eval_view};
+use crate::data::Dataset;
+use crate::pixels::Pixels;
+use native::resize;
+pub use producer::BadImages;
+use producer::{Producer, guarded};
+use sampler::Sampler;
+
+thread_local! {
+    /// Every worker reuses one image and one scratch.
+    static WORKER: RefCell<(Pixels, Scratch)> = RefCell::default();
+}
+
+/// How a loader works; none of it changes what the batches hold, except which part of them a
+/// rank loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoaderOptions {
+    /// Threads; 0 takes one per core.
+    pub workers: usize,
+    /// Most finished batches that wait, at least 1.
+    pub prefetch: usize,
+    /// Most bytes of all batches that are finished, in the making or kept for reuse; one batch is always made.
+    pub prefetch_bytes: usize,
+    /// This process among `world` that share each batch, from 0.
+    pub rank: usize,
+    /// Number of processes.
+    pub world: usize,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        Self { workers: 0, prefetch: 4, prefetch_bytes: 4 << 30, rank: 0, world: 1 }
+    }
+}
+
+impl LoaderOptions {
+    /// Batches of `bytes` each that may wait while one more is made.
+    fn waiting(&self, bytes: usize) -> Result<usize> {
+        ensure!(self.prefetch > 0, "found 0 batches to prefetch, expected at least 1");
+        Ok(self.prefetch.min((self.prefetch_bytes / bytes.max(1)).saturating_sub(1)))
+    }
+}
+
+/// Bytes of a label and an index.
+const ABOUT: usize = size_of::<i64>() + size_of::<u32>();
+
+/// Two augmented views of B images of S x S pixels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// View 1 and view 2, each [B, S, S, 3].
+    pub views: [Vec<u8>; 2],
+    /// B classes, -1 for unknown.
+    pub labels: Vec<i64>,
+    /// B positions in the data set (of the replacement where an image was bad).
+    pub indices: Vec<u32>,
+    /// Epoch from 0.
+    pub epoch: u64,
+    /// Micro-batch in the epoch from 0.
+    pub batch_in_epoch: usize,
+}
+
+impl Batch {
+    /// What it takes from the heap.
+    fn bytes(&self) -> usize {
+        self.views.iter().map(Vec::capacity).sum::<usize>() + self.labels.capacity() * ABOUT
+    }
+}
+
+/// Used batches that serve again, and the bytes of these and of all that are made and not handed over yet.
+#[derive(Default)]
+struct Spare {
+    batches: Vec<Batch>,
+    bytes: usize,
+}
+
+impl Spare {
+    fn lock(this: &Mutex<Self>) -> std::sync::MutexGuard<'_, Self> {
+        this.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An endless source of training batches.
+pub struct Loader {
+    producer: Producer<Batch>,
+    spare: Arc<Mutex<Spare>>,
+    most_bytes: usize,
+}
+
+impl Loader {
+    /// Starts loading at global batch `first_batch` of the sampler's order. Fails if sampler and
+    /// data set differ in size, if a rank would get no image, or if no thread can be started.
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        augment: AugmentConfig,
+        sampler: Sampler,
+        first_batch: u64,
+        bad: Arc<BadImages>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        let LoaderOptions { workers, prefetch_bytes: most_bytes, rank, world, .. } = options;
+        ensure!(
+            sampler.images() == dataset.len(),
+            "found a sampler for {} images, expected one for {}",
+            sampler.images(),
+            dataset.len()
+        );
+        let spare = Arc::new(Mutex::new(Spare::default()));
+        let reused = spare.clone();
+        let seed = sampler.seed();
+        let (mut number, mut order) = (first_batch, (0, sampler.epoch_order(0)));
+        let view_bytes = augment.size * augment.size * 3;
+        let images = Sampler::share(sampler.batch(&order.1, 0), rank, world)?.len();
+        let waiting = options.waiting(images * (2 * view_bytes + ABOUT))?;
+        let plan = move || {
+            let (epoch, batch_in_epoch) = sampler.position(number);
+            number += 1;
+            if order.0 != epoch {
+                order = (epoch, sampler.epoch_order(epoch));
+            }
+            let share = Sampler::share(sampler.batch(&order.1, batch_in_epoch), rank, world);
+            Some((epoch, batch_in_epoch, share.map(<[u32]>::to_vec)))
+        };
+        let make = move |(epoch, batch_in_epoch, share): (u64, usize, Result<Vec<u32>>), stop: &AtomicBool| {
+            let share = share?;
+            let old = Spare::lock(&reused).batches.pop().unwrap_or_default();
+            let mut batch = Batch { epoch, batch_in_epoch, ..old };
+            let before = batch.bytes();
+            batch.views.iter_mut().try_for_each(|view| resize(view, share.len() * view_bytes, 0))?;
+            batch.labels.resize(share.len(), -1);
+            batch.indices.resize(share.len(), 0);
+            Spare::lock(&reused).bytes += batch.bytes() - before;
+            let [first, second] = &mut batch.views;
+            let views = first.par_chunks_mut(view_bytes).zip(second.par_chunks_mut(view_bytes));
+            let about = batch.indices.par_iter_mut().zip(&mut batch.labels);
+            let images = views.zip(about).zip(&share);
+            images.try_for_each(|(((first, second), (index, label)), &wanted)| {
+                on_worker(&*dataset, wanted, stop, |pixels, scratch| {
+                    let (found, draws) = load_for_views(&*dataset, wanted, &bad, &augment, seed, epoch, pixels)?;
+                    (*index, *label) = (found as u32, dataset.label(found).unwrap_or(-1));
+                    augment.apply(pixels, &draws, scratch, [first, second]);
+                    Ok(())
+                })
+            })?;
+            Ok(batch)
+        };
+        Ok(Self { producer: Producer::start(workers, waiting, plan, make)?, spare, most_bytes })
+    }
+
+    /// The next batch, waiting for it. Fails for a bad image where these are fatal, for too many
+    /// bad images in a row, for a panic in a worker, and ever after.
+    pub fn next_batch(&mut self) -> Result<Batch> {
+        let batch = self.producer.next().context("the loader has stopped after an earlier error")??;
+        let mut spare = Spare::lock(&self.spare);
+        spare.bytes = spare.bytes.saturating_sub(batch.bytes());
+        Ok(batch)
+    }
+
+    /// Gives a used batch back, so that its memory serves a later one, or is freed where there is enough of it.
+    pub fn recycle(&self, batch: Batch) {
+        let mut spare = Spare::lock(&self.spare);
+        if spare.bytes + batch.bytes() <= self.most_bytes {
+            spare.bytes += batch.bytes();
+            spare.batches.push(batch);
+        }
+    }
+}
+
+/// Loads what both views of image `wanted` need of it, or of the next readable one: returns which image it is, and
+/// the choices for the views of `out`.
+pub fn load_for_views(
+    dataset: &dyn Dataset,
+    wanted: u32,
+    bad: &BadImages,
+    augment: &AugmentConfig,
+    seed: u64,
+    epoch: u64,
+    out: &mut Pixels,
+) -> Result<(usize, [Draws; 2])> {
+    let mut draws = None;
+    let mut want = |width, height| {
+        // Those of the wanted image: should its replacement be in the batch too, their views still differ.
+        let [first, second] = draws.insert(augment.draw(width, height, seed, epoch, wanted.into()));
+        first.crop.around(second.crop)
+    };
+    let (found, part) = bad.load_next(dataset, wanted as usize, &mut want, out)?;
+    let mut draws = draws.context("a data set did not ask which part of an image is needed")?;
+    for Draws { crop, .. } in &mut draws {
+        (crop.left, crop.top) = (crop.left - part.left, crop.top - part.top);
+    }
+    Ok((found, draws))
+}
+
+/// Evaluation views of B images of S x S pixels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EvalBatch {
+    /// [B, S, S, 3].
+    pub pixels: Vec<u8>,
+    /// B classes, -1 for unknown.
+    pub labels: Vec<i64>,
+    /// B positions in the data set.
+    pub indices: Vec<u32>,
+}
+
+/// The evaluation views of chosen images, once, in order. Bad images are left out.
+pub struct EvalLoader {
+    producer: Producer<EvalBatch>,
+}
+
+impl EvalLoader {
+    /// Loads the images at `indices` in batches of `batch_size`, the last one possibly smaller.
+    /// Rank and world of the options have no effect. Fails if no thread can be started.
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        augment: AugmentConfig,
+        indices: Vec<u32>,
+        batch_size: usize,
+        bad: Arc<BadImages>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        let size = augment.size;
+        let view = move |_: u32, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]| {
+            eval_view(&augment, image, scratch, out);
+        };
+        Self::with_view(dataset, size, view, indices, batch_size, bad, options)
+    }
+
+    /// The same with other views, of `size` pixels: `view` makes one from an image and its position in the set.
+    pub fn with_view(
+        dataset: Arc<dyn Dataset>,
+        size: usize,
+        view: impl Fn(u32, &Pixels, &mut Scratch, &mut [u8]) + Send + Sync + 'static,
+        indices: Vec<u32>,
+        batch_size: usize,
+        bad: Arc<BadImages>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        ensure!(batch_size > 0, "found batch size 0, expected at least 1");
+        let view_bytes = size * size * 3;
+        let waiting = options.waiting(batch_size.min(indices.len()) * (view_bytes + ABOUT))?;
+        let mut done = 0;
+        let plan = move || {
+            let part = indices[done..indices.len().min(done + batch_size)].to_vec();
+            done += part.len();
+            (!part.is_empty()).then_some(part)
+        };
+        let make = move |part: Vec<u32>, stop: &AtomicBool| {
+            let mut pixels = Vec::new();
+            resize(&mut pixels, part.len() * view_bytes, 0)?;
+            let fill = |(out, &index): (&mut [u8], &u32)| {
+                on_worker(&*dataset, index, stop, |image, scratch| {
+                    let good = bad.load(&*dataset, index as usize, image)?;
+                    if good {
+                        view(index, image, scratch, out);
+                    }
+                    Ok(good)
+                })
+            };
+            let good: Vec<bool> = pixels.par_chunks_mut(view_bytes).zip(&part).map(fill).collect::<Result<_>>()?;
+            let kept: Vec<usize> = (0..part.len()).filter(|&at| good[at]).collect();
+            for (to, &from) in kept.iter().enumerate() {
+                pixels.copy_within(from * view_bytes..(from + 1) * view_bytes, to * view_bytes);
+            }
+            pixels.truncate(kept.len() * view_bytes);
+            let indices: Vec<u32> = kept.iter().map(|&at| part[at]).collect();
+            let label = |index: usize| guarded(&*dataset, index, || Ok(dataset.label(index).unwrap_or(-1)));
+            let labels = indices.iter().map(|&index| label(index as usize)).collect::<Result<_>>()?;
+            Ok(EvalBatch { pixels, labels, indices })
+        };
+        Ok(Self { producer: Producer::start(options.workers, waiting, plan, make)? })
+    }
+}
+
+impl Iterator for EvalLoader {
+    type Item = Result<EvalBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.producer.next()
+    }
+}
+
+/// Runs `work` with this thread's image and scratch, unless the loader is being dropped.
+fn on_worker<T>(
+    dataset: &dyn Dataset,
+    index: u32,
+    stop: &AtomicBool,
+    work: impl FnOnce(&mut Pixels, &mut Scratch) -> Result<T>,
+) -> Result<T> {
+    ensure!(!stop.load(Ordering::Relaxed), "the loader is being dropped");
+    guarded(dataset, index as usize, || WORKER.with_borrow_mut(|(pixels, scratch)| work(pixels, scratch)))
+}

@@ -1,0 +1,231 @@
+//! Threads that make batches ahead of their use with a pool of workers, hand them over in order,
+//! and are gone when their owner is.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, bail};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::augment::Crop;
+use crate::data::decode::panic_message;
+use crate::data::{Dataset, OnBadImage, Want};
+use crate::pixels::Pixels;
+
+/// Most images in a row that may be bad before that is an error.
+const MOST_REPLACEMENTS: usize = 100;
+
+/// So many bad images are named in the log; more of them are only counted, unless details are asked for.
+const MOST_NAMED: usize = 20;
+
+/// What became of the unreadable images of a run. Shared by all its loaders.
+#[derive(Default)]
+pub struct BadImages {
+    policy: OnBadImage,
+    seen: Mutex<BTreeSet<String>>,
+}
+
+impl BadImages {
+    /// None seen yet.
+    pub fn new(policy: OnBadImage) -> Arc<Self> {
+        Arc::new(Self { policy, ..Default::default() })
+    }
+
+    /// Number of different bad images seen so far.
+    pub fn count(&self) -> usize {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Their names.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads an image. A bad one is named in the log the first time and gives `false`, or an error
+    /// if the policy is to fail.
+    pub(super) fn load(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<bool> {
+        Ok(self.load_part(set, index, &mut Crop::whole, out)?.is_some())
+    }
+
+    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Option<Crop>> {
+        let error = match set.load_part(index, want, out) {
+            Ok(part) => return Ok(Some(part)),
+            Err(error) => error,
+        };
+        let name = set.describe(index);
+        if self.policy == OnBadImage::Fail {
+            return Err(error.context(format!("bad image {name}")));
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.insert(name.clone()) {
+            match seen.len() {
+                ..=MOST_NAMED => log::warn!("skipping bad image {name}: {error:#}"),
+                _ => log::debug!("skipping bad image {name}: {error:#}"),
+            }
+            if seen.len() == MOST_NAMED + 1 {
+                log::warn!(
+                    "more than {MOST_NAMED} bad images: the others are counted, not named (--verbose names all)"
+                );
+            }
+        }
+        Ok(None)
+    }
+
+    /// Loads the first readable image from `index` on, after the last the first, and returns which, and the part of
+    /// it ([`Dataset::load_part`]).
+    pub fn load_next(
+        &self,
+        set: &dyn Dataset,
+        index: usize,
+        want: &mut Want,
+        out: &mut Pixels,
+    ) -> Result<(usize, Crop)> {
+        let tries = set.len().min(MOST_REPLACEMENTS);
+        for next in (index..index + tries).map(|next| next % set.len()) {
+            if let Some(part) = self.load_part(set, next, want, out)? {
+                return Ok((next, part));
+            }
+        }
+        bail!(
+            "found {tries} bad images in a row from {} on, expected a set of readable images (see \
+               the log for the reasons)",
+            set.describe(index)
+        )
+    }
+}
+
+/// Runs `work` on an image; a panic becomes an error that names the image.
+pub(super) fn guarded<T>(set: &dyn Dataset, index: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic_message(panic.as_ref());
+        let name = catch_unwind(AssertUnwindSafe(|| set.describe(index)));
+        bail!("a loader thread panicked at {}: {message}", name.unwrap_or_else(|_| format!("image {index}")))
+    })
+}
+
+/// Batches in the making at the same time: while the last images of one are being finished, the other workers
+/// are busy with the next.
+const IN_WORK: usize = 2;
+
+/// See the module. Dropping it stops the work at the next image and waits for the threads.
+pub(super) struct Producer<T> {
+    /// Batches in order, each to be had once it is finished. `None` after an error and while dropping.
+    batches: Option<Receiver<Receiver<Result<T>>>>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl<T: Send + 'static> Producer<T> {
+    /// `plan` says what the next batch is to hold, until it returns `None`; `make` makes it, on a pool of
+    /// `workers` threads (0: one per core), and should give up soon once the flag it gets is set. At most
+    /// `prefetch` batches are finished or in the making besides the one that is being waited for. A panic in
+    /// either is an error in place of the batch.
+    pub(super) fn start<P: Send>(
+        workers: usize,
+        prefetch: usize,
+        plan: impl FnMut() -> Option<P> + Send + 'static,
+        make: impl Fn(P, &AtomicBool) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let pool: ThreadPool = ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|number| format!("byol-loader-{number}"))
+            .build()
+            .context("cannot start the loader threads (lower data.workers)")?;
+        let (sender, receiver) = sync_channel(prefetch);
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut producer = Self { batches: Some(receiver), threads: Vec::new(), stop: stop.clone() };
+        let shared = Arc::new((pool, Mutex::new((plan, sender)), make, stop));
+        for _ in 0..IN_WORK {
+            let shared = shared.clone();
+            let run = move || {
+                let (pool, next, make, stop) = &*shared;
+                loop {
+                    let (done, batch) = sync_channel(1);
+                    let planned = {
+                        // Plan and place in the queue together, or batches would come out of order.
+                        let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+                        let planned = caught(|| Ok((next.0)()));
+                        if matches!(planned, Ok(None)) || next.1.send(batch).is_err() {
+                            break;
+                        }
+                        planned
+                    };
+                    let made = planned.and_then(|planned| {
+                        let planned = planned.expect("the end is seen above");
+                        caught(|| pool.install(|| make(planned, stop)))
+                    });
+                    let failed = made.is_err();
+                    if done.send(made).is_err() || failed {
+                        break;
+                    }
+                }
+            };
+            let thread = std::thread::Builder::new().name("byol-loader".to_string()).spawn(run);
+            producer.threads.push(thread.context("cannot start the loader thread")?);
+        }
+        Ok(producer)
+    }
+
+    /// The next batch, waiting for it; `None` after the last one and after an error.
+    pub(super) fn next(&mut self) -> Option<Result<T>> {
+        let promised = self.batches.as_ref()?.recv().ok()?;
+        let made = promised.recv().unwrap_or_else(|_| bail!("a loader thread has died"));
+        if made.is_err() {
+            self.batches = None;
+        }
+        Some(made)
+    }
+}
+
+/// Runs `work`; a panic becomes an error.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| bail!("a loader thread panicked: {}", panic_message(panic.as_ref())))
+}
+
+impl<T> Drop for Producer<T> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the threads if they wait in a full channel.
+        self.batches = None;
+        for thread in self.threads.drain(..) {
+            // A panic there has no one left to tell.
+            thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches 0 to 2 are made, the next one panics, where nobody expects it.
+    #[test]
+    fn a_panic_outside_of_an_image_is_an_error_in_its_place() {
+        for planning in [true, false] {
+            for (workers, prefetch) in [(1, 1), (2, 0), (8, 4)] {
+                let mut number = 0;
+                let plan = move || {
+                    number += 1;
+                    assert!(!planning || number < 4, "a plan went wrong");
+                    (number < 9).then_some(number - 1)
+                };
+                let make = move |number: usize, _: &AtomicBool| {
+                    assert!(planning || number < 3, "a batch went wrong");
+                    Ok(number)
+                };
+                let mut producer = Producer::start(workers, prefetch, plan, make).unwrap();
+                let made: Vec<usize> = (0..3).map(|_| producer.next().unwrap().unwrap()).collect();
+                assert_eq!(made, [0, 1, 2]);
+                let message = producer.next().unwrap().unwrap_err().to_string();
+                let what = if planning { "plan" } else { "batch" };
+                assert_eq!(message, format!("a loader thread panicked: a {what} went wrong"));
+                assert!(producer.next().is_none());
+            }
+        }
+    }
+}

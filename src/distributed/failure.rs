@@ -1,0 +1,365 @@
+//! One process fails: the others end too, one of them says why in one line, and nobody waits for ever.
+//!
+//! Whoever sees an error first (its own, or a collective that broke off) counts up `failed` in the store and asks who
+//! is still there: each process has a thread that answers, whatever its main thread is doing. Those that do not answer
+//! are gone, stopped or cut off; where all answer, the error is the asker's own, or one of them hangs: the one that
+//! lags behind. The asker prints; all others end silently. On a GPU the main thread may wait for the device, and so for
+//! a collective, for ever; there a second thread sees errors.
+
+use std::fmt;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::{DistConfig, Place, launch, ranks};
+use crate::logging;
+use native::{ProcessGroup, Store, one_line};
+
+/// Time between two looks at the store.
+const POLL: Duration = Duration::from_millis(300);
+
+/// The error of a process that need not say anything: another one does.
+#[derive(Debug)]
+pub struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("another process has said what is wrong")
+    }
+}
+
+impl std::error::Error for Reported {}
+
+/// Processes that did not come at the start.
+#[derive(Debug)]
+pub(super) struct Missing(pub String);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
+/// Prints the one line of a failed run, or gives it to the launcher.
+pub fn say(message: &str) {
+    let line = logging::one_line(message);
+    if !launch::tell_launcher(&line) {
+        // A closed stderr must not turn an error into a panic.
+        let _ = writeln!(std::io::stderr(), "error: {line}");
+    }
+}
+
+/// `rank 2 on host a`.
+pub(super) fn named(rank: usize, host: &str) -> String {
+    format!("rank {rank} on {host}")
+}
+
+/// What this process knows for the case that something fails.
+pub(super) struct Watch {
+    place: Place,
+    host: String,
+    first_host: String,
+    progress: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+    /// Another process has said that something failed; it may have gone since, and the store with it.
+    told: Arc<AtomicBool>,
+    started: Instant,
+    timeout: Duration,
+    /// How long the others get to answer.
+    grace: Duration,
+    /// What to do after a process was lost.
+    advice: &'static str,
+    /// A GPU is in use: failure ends the process.
+    guarded: AtomicBool,
+    /// One thread explains at a time.
+    explaining: Mutex<()>,
+}
+
+impl Watch {
+    /// Starts the thread that answers for this process.
+    pub fn start(
+        store: &Store,
+        place: &Place,
+        host: String,
+        config: &DistConfig,
+        advice: &'static str,
+    ) -> Result<Self> {
+        let timeout = Duration::from_secs(config.timeout);
+        let first_host = store.get("host/0", timeout).context("rank 0 did not come")?;
+        let (progress, ended, told) =
+            (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let watch = Self {
+            place: place.clone(),
+            host,
+            first_host,
+            progress: progress.clone(),
+            ended: ended.clone(),
+            told: told.clone(),
+            started: Instant::now(),
+            timeout,
+            grace: config.grace(),
+            advice,
+            guarded: AtomicBool::new(false),
+            explaining: Mutex::new(()),
+        };
+        let (own, rank, grace) = (store.try_clone()?, place.rank, watch.grace);
+        let speaks = watch.speaks_of_the_first();
+        let gone = format!("{} is gone or cannot be reached; the run has ended", named(0, &watch.first_host));
+        std::thread::Builder::new().name("watch".into()).spawn(move || {
+            let failed = loop {
+                std::thread::sleep(POLL);
+                match (ended.load(SeqCst), own.has("failed")) {
+                    (true, _) => return,
+                    (_, Ok(false)) => {}
+                    (_, Ok(true)) => break true,
+                    (_, Err(_)) => break false, // the store's process is gone
+                }
+            };
+            if failed {
+                told.store(true, SeqCst);
+                let _ = own.set(&format!("alive/{rank}"), &progress.load(SeqCst).to_string());
+            }
+            // The main thread finds out by itself; where it hangs this is the end. Those that ask are done by then.
+            std::thread::sleep(5 * grace / 2);
+            if !ended.load(SeqCst) {
+                if !failed && speaks {
+                    say(&gone);
+                }
+                signal_hook::low_level::exit(1);
+            }
+        })?;
+        Ok(watch)
+    }
+
+    pub fn advance(&self, progress: u64) {
+        self.progress.store(progress, SeqCst);
+    }
+
+    pub fn stop(&self) {
+        self.ended.store(true, SeqCst);
+    }
+
+    /// What is left of the time for coming together.
+    pub fn left(&self) -> Duration {
+        self.timeout.saturating_sub(self.started.elapsed()).max(Duration::from_millis(1))
+    }
+
+    /// One process on each machine speaks where rank 0, which keeps the store, is gone.
+    fn speaks_of_the_first(&self) -> bool {
+        let next = if self.host == self.first_host { 1 } else { 0 };
+        self.place.local_rank == next && self.place.rank != 0
+    }
+
+    /// Ends this process when a collective on the GPU fails or takes longer than `patience`, or connecting the GPUs,
+    /// which begins now and is over when what it gives is set.
+    pub fn guard(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        group: &Arc<ProcessGroup>,
+        patience: Duration,
+    ) -> Result<Arc<AtomicBool>> {
+        let (watch, store, group, connected) =
+            (self.clone(), store.clone(), group.clone(), Arc::<AtomicBool>::default());
+        let (over, until) = (connected.clone(), Instant::now() + patience);
+        self.guarded.store(true, SeqCst);
+        std::thread::Builder::new().name("gpu watch".into()).spawn(move || {
+            while !watch.ended.load(SeqCst) {
+                let late = !over.load(SeqCst) && Instant::now() > until;
+                match group.failure().or(late.then_some("NCCL: timed out connecting the GPUs")) {
+                    Some(cause) => drop(watch.explain(&store, anyhow!(cause))),
+                    None => std::thread::sleep(POLL),
+                }
+            }
+        })?;
+        Ok(connected)
+    }
+
+    /// See [`super::Group::explain`].
+    pub fn explain(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
+        // Both threads of a process may come; the second is not to be taken for another process.
+        let _one = self.explaining.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = self.explained(store, error);
+        if self.guarded.load(SeqCst) {
+            // Not by returning: whatever frees GPU memory on the way may wait for a collective, and the threads of CUDA
+            // and NCCL do not always survive the end of main.
+            if !error.is::<Reported>() {
+                say(&one_line(&error));
+            }
+            signal_hook::low_level::exit(1);
+        }
+        error
+    }
+
+    fn explained(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
+        let (send, receive) = mpsc::channel();
+        let (advice, first_host) = (self.advice, &self.first_host);
+        let (store, place, grace, own) = (store.clone(), self.place.clone(), self.grace, self.progress.load(SeqCst));
+        let cause = without_source(one_line(&error));
+        let late = cause.contains("imed out");
+        // In a thread, because a store that is cut off may keep a caller for minutes.
+        std::thread::spawn(move || {
+            let _ = send.send(ask(&store, &place, grace, own, late));
+        });
+        let found = receive.recv_timeout(2 * self.grace);
+        self.stop();
+        match found {
+            Ok(Ok(Verdict::Reported)) => Reported.into(),
+            Ok(Ok(Verdict::Own)) => anyhow!("{}: {cause}", named(self.place.rank, &self.host)),
+            Ok(Ok(Verdict::Gone(_))) if error.is::<Missing>() => {
+                anyhow!("{}: {error}", named(self.place.rank, &self.host))
+            }
+            Ok(Ok(Verdict::Gone(who))) => {
+                anyhow!("{who} is gone or cannot be reached ({cause}); the run has ended, {advice}")
+            }
+            Ok(Ok(Verdict::Hangs(who))) => {
+                anyhow!("{who} hangs: it did not come to a step that all others are at; the run has ended, {advice}")
+            }
+            Ok(Err(_)) | Err(_) if self.told.load(SeqCst) => Reported.into(),
+            Ok(Err(_)) | Err(_) if self.place.rank == 0 => error, // its own store does not answer: nothing is known
+            Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => {
+                anyhow!("{} is gone or cannot be reached; the run has ended, {advice}", named(0, first_host))
+            }
+            Ok(Err(_)) | Err(_) => Reported.into(),
+        }
+    }
+}
+
+/// What asking around has shown.
+enum Verdict {
+    /// Another process asks already.
+    Reported,
+    /// All are there and none lags behind.
+    Own,
+    /// These do not answer.
+    Gone(String),
+    /// This one lags behind.
+    Hangs(String),
+}
+
+/// `own` is this process's progress; only where it waited too `late` can one that lags behind be to blame.
+fn ask(store: &Store, place: &Place, grace: Duration, own: u64, late: bool) -> Result<Verdict> {
+    if store.count("failed")? > 1 {
+        store.set(&format!("alive/{}", place.rank), &own.to_string())?;
+        if place.rank == 0 {
+            let _ = store.get("told", grace); // the store has to outlive the asker's questions
+        }
+        return Ok(Verdict::Reported);
+    }
+    let until = Instant::now() + grace;
+    let mut answers = Vec::new();
+    for rank in (0..place.world).filter(|&rank| rank != place.rank) {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let answer = store.get(&format!("alive/{rank}"), left).ok();
+        answers.push((rank, answer.and_then(|text| text.parse::<u64>().ok())));
+    }
+    let host = |rank: usize| {
+        store.get(&format!("host/{rank}"), Duration::from_millis(200)).unwrap_or("an unknown host".into())
+    };
+    let gone: Vec<usize> = answers.iter().filter(|(_, answer)| answer.is_none()).map(|(rank, _)| *rank).collect();
+    let behind: Vec<usize> =
+        answers.iter().filter(|(_, a)| late && a.is_some_and(|a| a < own)).map(|(rank, _)| *rank).collect();
+    let verdict = match (gone.as_slice(), behind.as_slice()) {
+        ([], [_, ..]) => Verdict::Hangs(ranks(&behind, host)),
+        ([], []) => Verdict::Own,
+        (gone, _) => Verdict::Gone(ranks(gone, host)),
+    };
+    let _ = store.set("told", "");
+    Ok(verdict)
+}
+
+/// Gloo's messages without the place in its source where they come from.
+fn without_source(mut message: String) -> String {
+    if let Some(start) = message.find("[/")
+        && let Some(length) = message[start..].find("] ")
+    {
+        message.replace_range(start..start + length + 2, "");
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn asking_around_finds_who_is_gone_who_hangs_and_who_asked_first() -> Result<()> {
+        let second = Duration::from_secs(1);
+        let place = |rank| Place {
+            rank,
+            world: 3,
+            local_rank: rank,
+            local_world: 3,
+            master: "127.0.0.1".into(),
+            port: 1,
+            agent: None,
+        };
+        let asked = |answers: &[(usize, u64)], late| -> Result<(String, String)> {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let port = listener.local_addr()?.port();
+            let store = Store::open("127.0.0.1", port, Some(listener), "byol", second)?;
+            (0..3).try_for_each(|rank| store.set(&format!("host/{rank}"), &format!("h{rank}")))?;
+            answers.iter().try_for_each(|(rank, at)| store.set(&format!("alive/{rank}"), &at.to_string()))?;
+            let said = |verdict| match verdict {
+                Verdict::Reported => "reported".into(),
+                Verdict::Own => "own".into(),
+                Verdict::Gone(who) => format!("gone: {who}"),
+                Verdict::Hangs(who) => format!("hangs: {who}"),
+            };
+            let first = ask(&store, &place(0), second / 10, 7, late)?;
+            let other = ask(&store.try_clone()?, &place(1), second / 10, 7, late)?;
+            Ok((said(first), said(other)))
+        };
+        for (answers, late, expected) in [
+            (&[(1, 7), (2, 7)][..], true, "own"),
+            (&[(1, 7), (2, 6)], true, "hangs: rank 2 on h2"),
+            (&[(1, 7), (2, 6)], false, "own"), // an error of this process's own: the others may lag
+            (&[(1, 7)], true, "gone: rank 2 on h2"),
+            (&[], false, "gone: rank 1 on h1, rank 2 on h2"),
+        ] {
+            assert_eq!(asked(answers, late)?, (expected.to_string(), "reported".to_string()));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_process_that_waits_for_a_gpu_for_ever_is_ended_in_one_line() -> Result<()> {
+        const CHILD: &str = "BYOL_TEST_WAITS_FOR_EVER";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "distributed::failure::tests::a_process_that_waits_for_a_gpu_for_ever_is_ended_in_one_line";
+            let mut command = std::process::Command::new(std::env::current_exe()?);
+            let output = command.args(["--exact", "--nocapture", name]).env(CHILD, "1").output()?;
+            let (stderr, host) = (String::from_utf8(output.stderr)?, rustix::system::uname());
+            let expected = named(0, &host.nodename().to_string_lossy());
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            assert_eq!(stderr, format!("error: {expected}: NCCL: timed out connecting the GPUs\n"));
+            return Ok(());
+        }
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (port, second) = (listener.local_addr()?.port(), Duration::from_secs(1));
+        let store = Arc::new(Store::open("127.0.0.1", port, Some(listener), "byol", second)?);
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        store.set("host/0", &host)?;
+        let watch = Arc::new(Watch::start(&store, &Place::alone(), host, &DistConfig::default(), "")?);
+        let listen = native::Listen::Address("127.0.0.1".into());
+        let group = Arc::new(ProcessGroup::gloo(&store, 0, 1, &listen, second)?);
+        watch.guard(&store, &group, second / 10)?;
+        loop {
+            std::thread::park(); // as in a call of CUDA's
+        }
+    }
+
+    #[test]
+    fn messages_of_gloo_lose_their_source() {
+        let found = "step 3: [/a/gloo/pair.cc:538] Read error [127.0.0.1]:39: Connection reset by peer";
+        let expected = "step 3: Read error [127.0.0.1]:39: Connection reset by peer";
+        assert_eq!(without_source(found.into()), expected);
+        assert_eq!(without_source("plain".into()), "plain");
+    }
+}

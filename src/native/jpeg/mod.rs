@@ -1,0 +1,107 @@
+//! The Rust side of `jpeg.c`: libjpeg-turbo as Pillow uses it, with the accurate transform and smooth chroma.
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use anyhow::{Context, Result, bail, ensure};
+// Only its build script is of use: it compiles and links the library.
+use turbojpeg_sys as _;
+
+#[repr(C)]
+struct Handle {
+    _private: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn byol_jpeg_new(most_scans: c_int) -> *mut Handle;
+    fn byol_jpeg_free(jpeg: *mut Handle);
+    fn byol_jpeg_message(jpeg: *const Handle) -> *const c_char;
+    fn byol_jpeg_open(jpeg: *mut Handle, bytes: *const c_uchar, length: c_ulong, shape: *mut c_uint) -> c_int;
+    fn byol_jpeg_decode(jpeg: *mut Handle, region: *mut c_uint, out: *mut c_uchar, capacity: c_ulong) -> c_int;
+}
+
+const MOST_ADDED: usize = 4 + 31 + 4;
+
+/// A decoder, to be used for one image after another.
+pub struct Decoder(NonNull<Handle>);
+
+/// An image whose header was read.
+pub struct Opened<'a> {
+    handle: NonNull<Handle>,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// As they are stored.
+    pub channels: usize,
+    borrowed: PhantomData<(&'a mut Decoder, &'a [u8])>,
+}
+
+impl Decoder {
+    /// Each scan of a progressive image goes over all its pixels: images of more than `most_scans` are refused.
+    pub fn new(most_scans: u16) -> Result<Self> {
+        // SAFETY: a plain integer in, a pointer or null out.
+        let handle = NonNull::new(unsafe { byol_jpeg_new(most_scans.into()) });
+        Ok(Self(handle.context("no memory for a jpeg decoder")?))
+    }
+
+    /// Reads the header.
+    pub fn open<'a>(&'a mut self, bytes: &'a [u8]) -> Result<Opened<'a>> {
+        let mut shape = [0; 3];
+        // SAFETY: the handle is ours alone; the bytes stay borrowed as long as the image that may read them; `shape`
+        // has room for three.
+        check(self.0, unsafe {
+            byol_jpeg_open(self.0.as_ptr(), bytes.as_ptr(), bytes.len() as c_ulong, shape.as_mut_ptr())
+        })?;
+        let [width, height, channels] = shape.map(|value| value as usize);
+        Ok(Opened { handle: self.0, width, height, channels, borrowed: PhantomData })
+    }
+}
+
+impl Opened<'_> {
+    /// Bytes a decoded pixel: red, green, blue, or, of four stored channels, cyan, magenta, yellow, black.
+    pub fn pixel_bytes(&self) -> usize {
+        if self.channels == 4 { 4 } else { 3 }
+    }
+
+    /// Decodes `region` (left, top, width, height) into `out`. It may take more columns: returns which region `out`
+    /// then holds, row by row. Within `region` the pixels of a sequential image are those of the whole one, and which
+    /// fail does not depend on it, for nothing after the last row is read. Warnings about damaged data are ignored.
+    pub fn decode(self, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
+        let [left, top, width, height] = region;
+        ensure!(
+            width > 0 && height > 0 && left + width <= self.width && top + height <= self.height,
+            "found a region {region:?} of {} x {} pixels, expected a part of them",
+            self.width,
+            self.height
+        );
+        // As many columns as the decoder may add: a margin, and up to the edge of a block of blocks.
+        let most = self.width.min(width + MOST_ADDED);
+        out.resize(most * height * self.pixel_bytes(), 0);
+        let mut decoded = region.map(|value| value as c_uint);
+        // SAFETY: the handle and the bytes given to `open` are still borrowed; `decoded` has four values; the callee
+        // writes at most as many bytes as it is told there are.
+        check(self.handle, unsafe {
+            byol_jpeg_decode(self.handle.as_ptr(), decoded.as_mut_ptr(), out.as_mut_ptr(), out.len() as c_ulong)
+        })?;
+        let decoded = decoded.map(|value| value as usize);
+        out.truncate(decoded[2] * height * self.pixel_bytes());
+        Ok(decoded)
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        // SAFETY: made by `byol_jpeg_new`, not used after this.
+        unsafe { byol_jpeg_free(self.0.as_ptr()) }
+    }
+}
+
+fn check(handle: NonNull<Handle>, status: c_int) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the message is NUL-terminated and part of the object, which nothing changes meanwhile.
+    let message = unsafe { CStr::from_ptr(byol_jpeg_message(handle.as_ptr())) }.to_string_lossy().into_owned();
+    bail!("{message}")
+}

@@ -1,0 +1,69 @@
+//! Shared objects that need libtorch_cuda: this binary carries them, where the build found CUDA's headers, and loads one
+//! when it is first needed.
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+
+/// A shared object, loaded for good.
+pub(crate) struct Library(*mut c_void);
+
+impl Library {
+    /// Loads one from its `bytes`, which are none where it could not be built: without these `headers`.
+    /// # Errors
+    /// It is not part of this build, or libtorch_cuda is not there: the loader's own line.
+    pub fn load(name: &str, bytes: &[u8], headers: &str) -> Result<Self, String> {
+        if bytes.is_empty() {
+            return Err(format!(
+                "this binary was built without CUDA's headers (pip install {headers} beside torch, then build again)"
+            ));
+        }
+        let memory = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+        let mut file = std::fs::File::from(memory.map_err(|e| e.to_string())?);
+        file.write_all(bytes).map_err(|e| e.to_string())?;
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
+        // SAFETY: `path` names a file of this build. Its dependencies are those of libtorch_cuda, loaded before; all
+        // symbols are resolved now or not at all.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if handle.is_null() {
+            // SAFETY: after a failed dlopen a NUL-terminated string, copied before any other dl call of this thread.
+            return Err(unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned());
+        }
+        Ok(Self(handle))
+    }
+
+    /// One of its functions.
+    /// # Safety
+    /// `F` is the function's pointer type.
+    pub unsafe fn symbol<F: Copy>(&self, name: &CStr) -> Result<F, String> {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        // SAFETY: the library is loaded, `name` is NUL-terminated.
+        let symbol = unsafe { libc::dlsym(self.0, name.as_ptr()) };
+        if symbol.is_null() {
+            return Err(format!("{} is missing", name.to_string_lossy()));
+        }
+        // SAFETY: both are pointers; the caller promises the type.
+        Ok(unsafe { std::mem::transmute_copy(&symbol) })
+    }
+
+    /// How its functions say what went wrong.
+    pub fn errors(&self) -> Result<Errors, String> {
+        // SAFETY: every library of this build has this function, of this type.
+        Ok(Errors(unsafe { self.symbol(c"byol_library_error") }?))
+    }
+}
+
+/// What a library says when one of its functions fails.
+#[derive(Clone, Copy)]
+pub(crate) struct Errors(unsafe extern "C" fn() -> *const c_char);
+
+impl Errors {
+    /// A function's status as a result; the error is the first line of what it left.
+    pub fn check(self, status: c_int) -> Result<(), String> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: a NUL-terminated thread-local string that lives until the next call.
+        let message = unsafe { CStr::from_ptr((self.0)()) }.to_string_lossy().into_owned();
+        Err(message.lines().next().unwrap_or_default().to_string())
+    }
+}

@@ -1,0 +1,103 @@
+//! The heap: what the program takes from it is counted when asked to, and kept from going back to the system.
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Cursor, Write};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use super::CURE;
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+/// Of what was taken since counting began less what was given back; what was taken before makes it negative.
+static LIVE: AtomicI64 = AtomicI64::new(0);
+static PEAK: AtomicI64 = AtomicI64::new(0);
+
+/// The system's allocator with a counter, for `#[global_allocator]`.
+pub struct Counted;
+
+/// Bytes that Rust code has taken from the heap since the first call, which gives 0. They are counted from then on
+/// (where [`Counted`] is the allocator); what was given back is not subtracted.
+pub fn allocated_bytes() -> u64 {
+    COUNTING.store(true, Ordering::Relaxed);
+    BYTES.load(Ordering::Relaxed)
+}
+
+/// Runs `work` and gives what it returns, and the most bytes that Rust code (all threads of it) held meanwhile beyond
+/// what it held before; of calls at the same time only the last to begin is told right.
+pub fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    COUNTING.store(true, Ordering::Relaxed);
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let result = work();
+    (result, (PEAK.load(Ordering::Relaxed) - before).max(0) as u64)
+}
+
+fn count(taken: usize, given_back: usize) {
+    if COUNTING.load(Ordering::Relaxed) {
+        BYTES.fetch_add(taken.saturating_sub(given_back) as u64, Ordering::Relaxed);
+        let change = taken as i64 - given_back as i64;
+        let live = LIVE.fetch_add(change, Ordering::Relaxed) + change;
+        if change > 0 {
+            PEAK.fetch_max(live, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Has the C library keep freed memory for the next allocation. Else activations of some megabytes go back to the
+/// system every time and come again page by page, zeroed: of a training step on the CPU that was a sixth.
+pub fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, -1)] {
+        // SAFETY: two integers in; the call changes thresholds of later calls, nothing that is allocated.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Who asks for more can do without, or fails with a message of its own.
+const SMALL: usize = 1 << 20;
+
+/// What the system gave. Where there is not even a little, whatever Rust would do next needs memory, too: the process
+/// ends here, with its one line, as a killed one does.
+fn or_end(memory: *mut u8, size: usize) -> *mut u8 {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    if memory.is_null() && size < SMALL {
+        while ENDING.swap(true, Ordering::Relaxed) {
+            std::thread::yield_now(); // another thread is at it
+        }
+        let mut line = Cursor::new([0; 256]);
+        let _ = writeln!(line, "error: out of memory: asked for {size} bytes, none are free; {CURE}");
+        let length = line.position() as usize;
+        // SAFETY: the bytes are on the stack and as many; after the second call nothing runs.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, line.get_ref().as_ptr().cast(), length);
+            libc::_exit(1)
+        }
+    }
+    memory
+}
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counted {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: the caller's promises are those of `System`.
+        or_end(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: the same.
+        or_end(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size, layout.size());
+        // SAFETY: the same.
+        or_end(unsafe { System.realloc(old, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        count(0, layout.size());
+        // SAFETY: the same.
+        unsafe { System.dealloc(old, layout) }
+    }
+}

@@ -1,0 +1,8 @@
+//! What libtorch has and tch does not bind.
+
+pub mod cuda;
+pub mod foreach;
+pub mod graph;
+pub mod normalize;
+pub mod shim;
+pub mod stream;

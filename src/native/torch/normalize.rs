@@ -1,0 +1,144 @@
+//! Bytes of RGB images to what a network takes: `(x / 255 - mean) / std`.
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use crate::simd::widest;
+
+/// A common multiple of the three channels and of a vector's lanes.
+const CHUNK: usize = 48;
+
+/// Mean and deviation of each channel, and the form that a network wants its images in.
+#[derive(Debug)]
+pub struct Normaliser {
+    scale: [f32; 3],
+    shift: [f32; 3],
+    /// The same on the device, where that is not the CPU.
+    there: Option<(Tensor, Tensor)>,
+    device: Device,
+    channels_last: bool,
+    bf16: bool,
+}
+
+impl Normaliser {
+    /// `mean` and `std` are of values in 0 to 1. Images come out on `device`, their channels innermost in memory with
+    /// `channels_last` (`torch.channels_last`), as bf16 (rounded from fp32, as autocast would) or fp32.
+    /// # Errors
+    /// What libtorch says.
+    pub fn new(mean: [f64; 3], std: [f64; 3], device: Device, channels_last: bool, bf16: bool) -> Result<Self> {
+        let scale = std.map(|s| (1.0 / (255.0 * s)) as f32);
+        let shift = [0, 1, 2].map(|c| (-mean[c] / std[c]) as f32);
+        let there = |values: &[f32; 3]| Tensor::from_slice(values).f_to_device(device);
+        let there = device.is_cuda().then(|| Ok::<_, tch::TchError>((there(&scale)?, there(&shift)?))).transpose()?;
+        Ok(Self { scale, shift, there, device, channels_last, bf16 })
+    }
+
+    fn kind(&self) -> Kind {
+        if self.bf16 { Kind::BFloat16 } else { Kind::Float }
+    }
+
+    /// `[N, H, W, 3]` bytes to `[N, 3, H, W]`. They cross to a GPU as bytes.
+    /// # Errors
+    /// What libtorch says; bytes of another number than the shape has.
+    pub fn bytes(&self, bytes: &[u8], shape: [i64; 4]) -> Result<Tensor> {
+        if self.there.is_some() {
+            return self.tensor(&Tensor::f_from_data_size(bytes, &shape, Kind::Uint8)?.f_to_device(self.device)?);
+        }
+        let out = Tensor::f_empty(shape, (self.kind(), Device::Cpu))?;
+        ensure!(out.numel() == bytes.len() && shape[3] == 3, "found {} bytes for {shape:?}", bytes.len());
+        if self.bf16 {
+            // SAFETY: a fresh, contiguous CPU tensor of as many bf16 values, which nothing else refers to.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast(), bytes.len()) };
+            self.fill(bytes, out, rounded);
+        } else {
+            // SAFETY: the same with fp32 values.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast(), bytes.len()) };
+            self.fill(bytes, out, |value: f32| value);
+        }
+        self.laid_out(out)
+    }
+
+    /// The same for bytes that are a tensor on the device, `[N, H, W, 3]`.
+    /// # Errors
+    /// What libtorch says.
+    pub fn tensor(&self, bytes: &Tensor) -> Result<Tensor> {
+        let floats = match &self.there {
+            Some((scale, shift)) => bytes.f_mul(scale)?.f_add_(shift)?.f_to_kind(self.kind())?,
+            None => {
+                let (scale, shift) = (Tensor::from_slice(&self.scale), Tensor::from_slice(&self.shift));
+                bytes.f_mul(&scale)?.f_add_(&shift)?.f_to_kind(self.kind())?
+            }
+        };
+        self.laid_out(floats)
+    }
+
+    fn laid_out(&self, pixels: Tensor) -> Result<Tensor> {
+        let planes = pixels.f_permute([0, 3, 1, 2])?;
+        Ok(if self.channels_last { planes } else { planes.f_contiguous()? })
+    }
+
+    /// One pass over the bytes; a multiplication and an addition, each rounded, as libtorch does it.
+    fn fill<T>(&self, bytes: &[u8], out: &mut [T], to: impl Fn(f32) -> T) {
+        let scale: [f32; CHUNK] = std::array::from_fn(|at| self.scale[at % 3]);
+        let shift: [f32; CHUNK] = std::array::from_fn(|at| self.shift[at % 3]);
+        let (mut bytes, mut out) = (bytes.chunks_exact(CHUNK), out.chunks_exact_mut(CHUNK));
+        widest(
+            #[inline(always)]
+            || {
+                for (bytes, out) in (&mut bytes).zip(&mut out) {
+                    for at in 0..CHUNK {
+                        out[at] = to(f32::from(bytes[at]) * scale[at] + shift[at]);
+                    }
+                }
+            },
+        );
+        for (at, (&byte, out)) in bytes.remainder().iter().zip(out.into_remainder()).enumerate() {
+            *out = to(f32::from(byte) * scale[at] + shift[at]);
+        }
+    }
+}
+
+/// The nearest bf16, the even one of two as near; its bits. Finite values only.
+#[inline(always)]
+fn rounded(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+    const STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+    #[test]
+    fn normalised_bytes_are_the_formula_in_channels_first_order() -> Result<()> {
+        let bytes: Vec<u8> = (0..2 * 4 * 5 * 3).map(|v| (v * 2) as u8).collect();
+        let x = Normaliser::new(MEAN, STD, Device::Cpu, true, false)?.bytes(&bytes, [2, 4, 5, 3])?;
+        assert_eq!(x.size(), [2, 3, 4, 5]);
+        assert_eq!(x.stride(), [60, 1, 15, 3]);
+        for (n, c, row, column) in [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 2, 3)] {
+            let byte = bytes[((n * 4 + row) * 5 + column) * 3 + c];
+            let expected = (byte as f64 / 255.0 - MEAN[c]) / STD[c];
+            let found = x.double_value(&[n as i64, c as i64, row as i64, column as i64]);
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn our_pass_and_libtorchs_operators_give_the_same_bits() -> Result<()> {
+        let bytes: Vec<u8> = (0..256 * 3).map(|v| (v / 3) as u8).collect();
+        let shape = [1, 16, 16, 3];
+        for (channels_last, bf16) in [(true, true), (true, false), (false, true), (false, false)] {
+            let normaliser = Normaliser::new(MEAN, STD, Device::Cpu, channels_last, bf16)?;
+            let ours = normaliser.bytes(&bytes, shape)?;
+            let torchs = normaliser.tensor(&Tensor::from_data_size(&bytes, &shape, Kind::Uint8))?;
+            let fp32 = Normaliser::new(MEAN, STD, Device::Cpu, channels_last, false)?.bytes(&bytes, shape)?;
+            assert!(ours.equal(&torchs) && ours.equal(&fp32.to_kind(ours.kind())), "{channels_last} {bf16}");
+            assert_eq!((ours.kind(), ours.stride()), (normaliser.kind(), torchs.stride()));
+        }
+        assert!(Normaliser::new(MEAN, STD, Device::Cpu, true, true)?.bytes(&bytes, [1, 16, 15, 3]).is_err());
+        Ok(())
+    }
+}

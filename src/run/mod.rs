@@ -1,0 +1,9 @@
+//! What commands share: the machine, the processes, starting and resuming a run, opening an encoder with its data.
+
+pub mod evaluation;
+pub mod gpu_peaks;
+pub mod machine;
+pub mod memory;
+pub mod ranks;
+pub mod resume;
+pub mod summary;

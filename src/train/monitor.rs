@@ -1,0 +1,82 @@
+//! Watching a run: has it collapsed, and do its features tell classes apart?
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::MonitorConfig;
+use crate::augment::AugmentConfig;
+use crate::byol::Byol;
+use crate::data::Dataset;
+use crate::eval::{self, ExtractOptions, Features, Interrupted};
+
+/// Warns, once, when the projections of different images become alike.
+pub struct CollapseWatch {
+    /// Below this deviation the run has collapsed.
+    limit: f64,
+    healthy: f64,
+    /// It has happened.
+    pub collapsed: bool,
+}
+
+impl CollapseWatch {
+    /// Healthy projections spread over all D directions: a deviation of about 1/sqrt(D).
+    pub fn new(config: &MonitorConfig, byol: &Byol) -> Self {
+        let healthy = 1.0 / (byol.online.projection_dim as f64).sqrt();
+        Self { limit: config.collapse_threshold * healthy, healthy, collapsed: false }
+    }
+
+    /// Looks at the deviation after `step` steps.
+    pub fn look(&mut self, step: u64, z_std: f64) {
+        if z_std < self.limit && !self.collapsed {
+            self.collapsed = true;
+            log::warn!(
+                "step {step}: the run has collapsed: projections of different images are nearly the same (deviation \
+                 {z_std:.5}, healthy is about {:.5}). What helps: a lower optimizer.base_lr, ema.base_tau closer to 1, \
+                 a larger batch, augmentation as in the paper",
+                self.healthy
+            );
+        }
+    }
+}
+
+/// k-NN accuracy of the online encoder on fixed sets of images, without augmentation.
+pub struct KnnWatch {
+    /// Images to compare with.
+    pub bank: Arc<dyn Dataset>,
+    /// Held-out images to classify; without them those of the bank classify each other.
+    pub queries: Option<Arc<dyn Dataset>>,
+    /// Section `monitor`.
+    pub monitor: MonitorConfig,
+    /// Section `augment`: how an image is brought to size.
+    pub augment: AugmentConfig,
+    /// Batches, threads, what to do with bad images, and the processes that share the work.
+    pub options: ExtractOptions,
+}
+
+impl KnnWatch {
+    /// Top-1 accuracy, 0 to 1; `None` where a signal cut it short, in whichever process.
+    /// # Errors
+    /// Unreadable images where the config says `fail`; images without labels; what libtorch says.
+    pub fn top1(&self, byol: &Byol) -> Result<Option<f64>> {
+        match self.accuracy(byol) {
+            Err(error) if error.is::<Interrupted>() => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn accuracy(&self, byol: &Byol) -> Result<f64> {
+        let bank = self.features(byol, &self.bank, self.monitor.knn_train_images)?;
+        let queries = self.queries.as_ref().map(|set| self.features(byol, set, self.monitor.knn_eval_images));
+        let (k, temperature) = (self.monitor.knn_k, self.monitor.knn_temperature);
+        eval::knn_top1(&bank, queries.transpose()?.as_ref(), k, temperature, self.options.group.as_deref())
+    }
+
+    /// Features of `most` images (0: of all) of a set.
+    fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, most: usize) -> Result<Features> {
+        let count = if most == 0 { dataset.len() } else { most.min(dataset.len()) };
+        // Spread over the whole set, which may be sorted by class.
+        let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
+        eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images")
+    }
+}

@@ -1,0 +1,10 @@
+//! Formats, decoding and the loader.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod archives;
+mod decoding;
+mod formats;
+mod loader;
+mod parquet;

@@ -1,0 +1,8 @@
+//! Several processes as one.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod evaluate;
+mod launchers;
+mod train;

@@ -1,0 +1,8 @@
+//! Encoders: loading, evaluating, exporting.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod encoder;
+mod export;

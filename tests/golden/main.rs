@@ -1,0 +1,12 @@
+//! Numbers against PyTorch, torchvision and scikit-learn, from the fixtures of scripts/reference.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod augment;
+mod mmpretrain_order;
+mod model;
+mod probe;
+mod same_weights;
+mod sync_batchnorm;
+mod training;

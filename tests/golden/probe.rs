@@ -1,0 +1,73 @@
+//! Linear classifiers and nearest neighbours against PyTorch, scikit-learn and numpy; fixture by
+//! `scripts/reference/probe.py`.
+
+use crate::support::{CPU, Fixture};
+use byol::data::loader::sampler::Sampler;
+use byol::eval::{Features, LinearEvalConfig, Probes, Tally, knn};
+use byol::optim::learning_rate;
+use tch::{Kind, Tensor};
+
+fn relative(found: &Tensor, expected: &Tensor) -> f64 {
+    let expected = expected.to_kind(Kind::Double);
+    (found.to_kind(Kind::Double) - &expected).norm().double_value(&[]) / expected.norm().double_value(&[])
+}
+
+#[test]
+fn classifiers_side_by_side_are_pytorchs_one_by_one() {
+    let fixture = Fixture::open("probe.safetensors");
+    let (x, y, batches) = (fixture.get("x"), fixture.get("y"), fixture.get("batches"));
+    let rates = fixture.numbers("rates");
+    let mut probes = Probes::new(16, 5, &rates, &LinearEvalConfig::default(), CPU);
+    let steps = batches.size()[0];
+    for step in 0..steps {
+        let rows = batches.get(step);
+        let factor = learning_rate(step as u64, 0, steps as u64, 1.0, 0.0);
+        probes.step(&x.index_select(0, &rows), &y.index_select(0, &rows), factor).expect("a step");
+    }
+    for (l, rate) in rates.iter().enumerate() {
+        let (weight, bias) = probes.parameters(l);
+        // fp32 against f64.
+        assert!(relative(&weight, fixture.get(&format!("weight.{l}"))) < 1e-5, "rate {rate}");
+        assert!(relative(&bias, fixture.get(&format!("bias.{l}"))) < 1e-5, "rate {rate}");
+    }
+}
+
+#[test]
+fn the_papers_protocol_ends_within_a_point_of_scikit_learn() {
+    let fixture = Fixture::open("probe.safetensors");
+    let (x, y) = (fixture.get("x"), fixture.get("y"));
+    let config = LinearEvalConfig { batch_size: 128, ..LinearEvalConfig::default() };
+    let rates: Vec<f64> = config.learning_rates.iter().map(|&r| LinearEvalConfig::scaled(r, 128)).collect();
+    let mut probes = Probes::new(16, 5, &rates, &config, CPU);
+    let sampler = Sampler::new(1000, 128, 1, 0).expect("a sampler");
+    let total = config.epochs * 7;
+    for step in 0..total {
+        let (epoch, batch) = sampler.position(step);
+        let order = sampler.epoch_order(epoch);
+        let rows: Vec<i64> = sampler.batch(&order, batch).iter().map(|&i| i.into()).collect();
+        let rows = Tensor::from_slice(&rows);
+        let factor = learning_rate(step, 0, total, 1.0, 0.0);
+        probes.step(&x.index_select(0, &rows), &y.index_select(0, &rows), factor).expect("a step");
+    }
+    let mut tally = Tally::new(5, rates.len() as i64, CPU);
+    let scores = probes.scores(&x.narrow(0, 1000, 500)).expect("scores");
+    tally.add(&scores, &y.narrow(0, 1000, 500)).expect("counted");
+    let expected = fixture.numbers("sklearn_top1")[0];
+    // The smaller rates have not arrived after 560 steps.
+    for (rate, found) in rates.iter().take(3).zip(tally.accuracies().expect("accuracies")) {
+        assert!((found.top1 - expected).abs() < 0.01, "rate {rate}: {}, scikit-learn {expected}", found.top1);
+    }
+}
+
+#[test]
+fn neighbours_are_numpys_exactly() {
+    let fixture = Fixture::open("probe.safetensors");
+    let (x, y) = (fixture.get("x"), fixture.get("y"));
+    let part = |start, length| Features {
+        values: x.narrow(0, start, length),
+        labels: Vec::<i64>::try_from(y.narrow(0, start, length)).expect("labels"),
+    };
+    let found =
+        knn(&part(0, 1000), Some(&part(1000, 500)), &[1, 20, 200], 0.1, None, &mut |_| Ok(())).expect("neighbours");
+    assert_eq!(found.iter().map(|f| f.top1).collect::<Vec<_>>(), fixture.numbers("knn_top1"));
+}

@@ -1,0 +1,7 @@
+//! The sources and the README.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod readme;
+mod unsafe_code;

@@ -1,0 +1,12 @@
+//! `byol train`: interrupted, resumed, short of disk, with broken numbers, damaged checkpoints.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod checkpoint_damage;
+mod disk;
+mod killed;
+mod non_finite;
+mod repeat;
+mod run;
+mod signals;
