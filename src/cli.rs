@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::eval::Which;
+use crate::eval::Branch;
 use crate::export::{Format, ImageSize};
 
 /// BYOL pre-training of vision encoders on your own unlabelled images.
@@ -32,7 +32,7 @@ pub enum Command {
     Bench(BenchCommand),
     /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on few labels.
     LinearEval(LinearEvalArgs),
-    /// Nearest-neighbour accuracy of an encoder.
+    /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),
     /// Write an encoder's features and labels of a data set, for numpy, PyTorch or scikit-learn.
     ExtractFeatures(ExtractFeaturesArgs),
@@ -135,11 +135,11 @@ pub struct ExportArgs {
     pub force: bool,
     /// Which of the run's encoders; the target's BatchNorm statistics are recomputed on the images of --config.
     #[arg(long, default_value = "online")]
-    pub network: Which,
-    /// The graph normalises its input itself and takes RGB in 0 to 1 (default for onnx and torchscript).
+    pub network: Branch,
+    /// The graph normalizes its input itself and takes RGB in 0 to 1 (default for onnx and torchscript).
     #[arg(long)]
     pub normalize: bool,
-    /// The graph takes normalised input.
+    /// The graph takes normalized input.
     #[arg(long, conflicts_with = "normalize")]
     pub no_normalize: bool,
     /// onnx: fold BatchNorm into the convolutions.
@@ -255,7 +255,7 @@ pub struct KnnEvalArgs {
     /// Which encoder, on which images.
     #[command(flatten)]
     pub encoder: EncoderArgs,
-    /// Neighbours that vote; several numbers, such as 10,20,200, cost one pass.
+    /// Neighbors that vote; several numbers, such as 10,20,200, cost one pass.
     #[arg(long, value_name = "K,...", value_delimiter = ',', default_values_t = [200])]
     pub k: Vec<usize>,
     /// Votes weigh exp(cosine / temperature).

@@ -26,17 +26,17 @@ const HEADER: [u32; 5] = [16, 38, 66, 83, 100];
 /// Between two lines of a label.
 const LINE: u32 = 16;
 /// A picture is not wider than this, about what a screen shows.
-const MOST_WIDTH: u32 = 2400;
+const MAX_WIDTH: u32 = 2400;
 /// Small views are enlarged as long as they stay within this.
 const ENLARGED: u32 = 160;
 /// Large views are reduced to this.
-const MOST_CELL: u32 = 320;
+const MAX_CELL: u32 = 320;
 
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 /// Around an original that does not fill its cell.
 const FRAME: Rgb<u8> = Rgb([232, 234, 237]);
 const INK: Rgb888 = Rgb888::new(32, 33, 36);
-const GREY: Rgb888 = Rgb888::new(110, 114, 120);
+const GRAY: Rgb888 = Rgb888::new(110, 114, 120);
 
 /// Where the cells of a grid lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Layout {
     pub fn new(rows: usize, draws: usize, size: usize) -> Self {
         let [rows, draws, size] = [rows, draws, size].map(|n| n as u32);
         let around = 2 * MARGIN + LABEL + 3 * GROUP_GAP + 2 * (draws - 1) * GAP;
-        let room = (MOST_WIDTH.saturating_sub(around) / (1 + 2 * draws)).clamp(8, MOST_CELL);
+        let room = (MAX_WIDTH.saturating_sub(around) / (1 + 2 * draws)).clamp(8, MAX_CELL);
         let cell = if size > room { room } else { size * (room.min(ENLARGED) / size).max(1) };
         Self { rows, draws, size, cell }
     }
@@ -101,7 +101,7 @@ impl Picture {
         let mut picture = Self { layout, canvas: Canvas(RgbImage::from_pixel(width, height, PAPER)) };
         let wide = width - 2 * MARGIN;
         picture.text(title, &FONT_9X18_BOLD, INK, (MARGIN, HEADER[0]), wide);
-        picture.text(about, &FONT_7X13, GREY, (MARGIN, HEADER[1]), wide);
+        picture.text(about, &FONT_7X13, GRAY, (MARGIN, HEADER[1]), wide);
         let draws = layout.draws as usize;
         for (name, column) in [("original", 0), ("view 1", 1), ("view 2", 1 + draws)] {
             picture.text(name, &FONT_7X13_BOLD, INK, (layout.corner(0, column).0, HEADER[2]), layout.cell);
@@ -109,7 +109,7 @@ impl Picture {
         for draw in 0..draws {
             for column in [1 + draw, 1 + draws + draw] {
                 let place = (layout.corner(0, column).0, HEADER[3]);
-                picture.text(&format!("epoch {draw}"), &FONT_7X13, GREY, place, layout.cell);
+                picture.text(&format!("epoch {draw}"), &FONT_7X13, GRAY, place, layout.cell);
             }
         }
         picture
@@ -119,7 +119,7 @@ impl Picture {
     pub fn original(&mut self, row: usize, label: &[String], image: &Pixels) {
         let (left, top) = self.layout.corner(row, 0);
         for (number, line) in (0..).zip(label) {
-            let (font, ink) = if number == 0 { (&FONT_7X13_BOLD, INK) } else { (&FONT_7X13, GREY) };
+            let (font, ink) = if number == 0 { (&FONT_7X13_BOLD, INK) } else { (&FONT_7X13, GRAY) };
             self.text(line, font, ink, (MARGIN, top + number * LINE), LABEL);
         }
         let cell = self.layout.cell;
@@ -219,7 +219,7 @@ mod tests {
         for (draws, size) in [(1, 8), (4, 32), (3, 96), (4, 224), (16, 224), (16, 1024), (1, 1024)] {
             let layout = Layout::new(3, draws, size);
             let (width, height) = layout.dimensions();
-            assert!(width <= MOST_WIDTH, "{width} px for {draws} draws of {size}");
+            assert!(width <= MAX_WIDTH, "{width} px for {draws} draws of {size}");
             // The widest caption, and four lines of label beside a row.
             assert!(layout.cell() >= 56 && layout.cell() + GAP >= 3 * LINE + 13, "{layout:?}");
             let cell = layout.cell();

@@ -20,7 +20,7 @@ impl Signals {
     /// Takes over the signals that must not end a run, not even one that has just begun: SIGUSR1 and SIGHUP.
     /// # Errors
     /// The system refuses.
-    pub fn survive(&self) -> Result<()> {
+    pub fn install_nonfatal(&self) -> Result<()> {
         flag::register(SIGUSR1, self.checkpoint.clone()).context("signal handler")?;
         flag::register(SIGHUP, Arc::default()).context("signal handler")?;
         Ok(())

@@ -7,7 +7,7 @@
 /// Box blurs in each direction.
 const PASSES: usize = 3;
 /// Most pixels on each side of a box that is added up anew instead of slid along.
-const MOST_ADDED: usize = 2;
+const MAX_ADDED: usize = 2;
 /// One in the fixed point of the weights.
 const ONE: f32 = 16_777_216.0;
 
@@ -61,13 +61,13 @@ impl Blur {
     #[inline(always)]
     pub fn run(&mut self, plane: &mut [u8], size: usize, sigma: f64) {
         let kernel = Kernel::new(sigma as f32);
-        let length = (size + 2 * MOST_ADDED + 2) * size;
+        let length = (size + 2 * MAX_ADDED + 2) * size;
         self.from.resize(length, 0);
         self.to.resize(length, 0);
         match kernel.whole {
             0 => self.small::<3>(plane, size, kernel),
             1 => self.small::<5>(plane, size, kernel),
-            MOST_ADDED => self.small::<{ 2 * MOST_ADDED + 3 }>(plane, size, kernel),
+            MAX_ADDED => self.small::<{ 2 * MAX_ADDED + 3 }>(plane, size, kernel),
             _ => {
                 for _ in 0..2 {
                     turn(plane, size, &mut self.to);

@@ -1,4 +1,4 @@
-//! Colour operations on byte planes: torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation`,
+//! Color operations on byte planes: torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation`,
 //! `adjust_hue`, `to_grayscale` and `solarize` on Pillow images (ImageEnhance, Blend.c, Convert.c).
 //!
 //! [`Steps`] are only noted, and run together over a few pixels at a time: contrast alone must see the whole image
@@ -20,7 +20,7 @@ pub(super) fn plane_length(size: usize) -> usize {
     (size * size).next_multiple_of(LANES)
 }
 
-/// One colour change.
+/// One color change.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ColorOp {
     /// Multiplies by the factor.
@@ -50,7 +50,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Adds a colour change. Contrast first does what is pending, to three planes of `size` x `size` pixels.
+    /// Adds a color change. Contrast first does what is pending, to three planes of `size` x `size` pixels.
     #[inline(always)]
     pub fn color(&mut self, op: ColorOp, planes: &mut [u8], size: usize) {
         let step = match op {
@@ -63,7 +63,7 @@ impl Steps {
         self.pending.push(step);
     }
 
-    /// Adds the luma in place of the colours.
+    /// Adds the luma in place of the colors.
     pub fn grayscale(&mut self) {
         self.pending.push(Step::Grayscale);
     }
@@ -246,7 +246,7 @@ fn shift_hue([red, green, blue]: &mut Colors, shift: f32) {
     }
 }
 
-/// RGB to HSV, both 0 to 255. Equal to Pillow for all 2^24 colours.
+/// RGB to HSV, both 0 to 255. Equal to Pillow for all 2^24 colors.
 #[inline(always)]
 fn to_hsv(r: f32, g: f32, b: f32) -> (f32, f32, f32) {
     let max = |a: f32, b: f32| if a > b { a } else { b };

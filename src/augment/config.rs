@@ -25,13 +25,13 @@ pub struct AugmentConfig {
     pub mean: [f64; 3],
     /// Standard deviation to divide by, above 0 (ImageNet: 0.229, 0.224, 0.225).
     pub std: [f64; 3],
-    /// Evaluation: length of the short side before the centre crop, pixels, at least `size`
+    /// Evaluation: length of the short side before the center crop, pixels, at least `size`
     /// (by default `size` below 96, else `size * 256 / 224`).
     pub eval_resize: Option<usize>,
     /// The first view, the paper's T.
     #[serde(deserialize_with = "view::<_, 1>")]
     pub view1: ViewConfig,
-    /// The second view, the paper's T': blur 0.1 and solarise 0.2 where `view1` has 1.0 and 0.0.
+    /// The second view, the paper's T': blur 0.1 and solarize 0.2 where `view1` has 1.0 and 0.0.
     #[serde(deserialize_with = "view::<_, 2>")]
     pub view2: ViewConfig,
 }
@@ -77,7 +77,7 @@ pub struct ViewConfig {
     pub interpolation: Interpolation,
     /// Probability of a horizontal flip, 0 to 1 (0.5).
     pub flip_prob: f64,
-    /// Probability of the four colour changes, together and in random order, 0 to 1 (0.8).
+    /// Probability of the four color changes, together and in random order, 0 to 1 (0.8).
     pub jitter_prob: f64,
     /// Brightness factor in 1 - b to 1 + b and not below 0; b at least 0 (0.4).
     pub brightness: f64,
@@ -87,15 +87,15 @@ pub struct ViewConfig {
     pub saturation: f64,
     /// Hue shift in -h to h of a turn; h in 0 to 0.5 (0.1).
     pub hue: f64,
-    /// Probability of greyscale, 0 to 1 (0.2).
+    /// Probability of grayscale, 0 to 1 (0.2).
     pub grayscale_prob: f64,
     /// Probability of blur, 0 to 1 (1.0; `view2` 0.1).
     pub blur_prob: f64,
     /// Standard deviation of the blur, low and high, pixels, above 0 (0.1, 2).
     pub blur_sigma: [f64; 2],
-    /// Probability of solarisation, 0 to 1 (0.0; `view2` 0.2).
+    /// Probability of solarization, 0 to 1 (0.0; `view2` 0.2).
     pub solarize_prob: f64,
-    /// Solarisation inverts values from this one on, 0 to 255 (128).
+    /// Solarization inverts values from this one on, 0 to 255 (128).
     pub solarize_threshold: u8,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every operation gives torchvision's result on an 8-bit Pillow image, byte for byte, so that
 //! published recipes keep their meaning: crop and resize, flip, brightness, contrast,
-//! saturation and hue in random order, greyscale, blur, solarise.
+//! saturation and hue in random order, grayscale, blur, solarize.
 //! The float code of these operations is exact because their inputs are bytes: either the rounding was checked
 //! over every input, or results too near a rounding boundary are computed again in integers.
 //!
@@ -35,9 +35,9 @@ pub struct Draws {
     pub crop: Crop,
     /// Mirror left and right?
     pub flip: bool,
-    /// Colour changes, first to last.
+    /// Color changes, first to last.
     pub color: [Option<ColorOp>; 4],
-    /// Replace the colours by their luma?
+    /// Replace the colors by their luma?
     pub grayscale: bool,
     /// Standard deviation of the blur, pixels.
     pub blur: Option<f64>,

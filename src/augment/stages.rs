@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub struct Stages {
     /// Crop, resize and flip.
     pub resize: Duration,
-    /// Jitter, greyscale, solarisation, and storing.
+    /// Jitter, grayscale, solarization, and storing.
     pub color: Duration,
     /// Gaussian blur.
     pub blur: Duration,

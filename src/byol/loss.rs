@@ -4,23 +4,23 @@ use tch::{Kind, Tensor};
 
 /// `torch.nn.functional.normalize(x, dim=1)`, half precision raised to fp32 first: rows of `[N, D]` to length 1,
 /// norms below 1e-12 taken as that.
-pub fn l2_normalise(x: &Tensor) -> Tensor {
+pub fn l2_normalize(x: &Tensor) -> Tensor {
     let x = if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
     let norm = x.norm_scalaropt_dim(2, [1].as_slice(), true).clamp_min(1e-12);
     x / norm
 }
 
-/// The squared distance of the normalised rows, `2 - 2 cos`, averaged over the batch: predictions and target
+/// The squared distance of the normalized rows, `2 - 2 cos`, averaged over the batch: predictions and target
 /// projections `[N, D]` to a scalar in 0..4.
 pub fn regression_loss(prediction: &Tensor, projection: &Tensor) -> Tensor {
-    let cosine = (l2_normalise(prediction) * l2_normalise(projection)).sum_dim_intlist([1].as_slice(), false, None);
+    let cosine = (l2_normalize(prediction) * l2_normalize(projection)).sum_dim_intlist([1].as_slice(), false, None);
     (cosine * -2.0 + 2.0).mean(None)
 }
 
-/// Standard deviation over the batch of the normalised projections `[N, D]`, averaged over D: about
+/// Standard deviation over the batch of the normalized projections `[N, D]`, averaged over D: about
 /// `1 / sqrt(D)` in health, towards 0 when the network maps every image to the same point.
 pub fn z_std(projection: &Tensor) -> Tensor {
-    l2_normalise(&projection.detach()).std_dim(Some([0].as_slice()), true, false).mean(None)
+    l2_normalize(&projection.detach()).std_dim(Some([0].as_slice()), true, false).mean(None)
 }
 
 #[cfg(test)]

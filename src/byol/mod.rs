@@ -8,16 +8,16 @@ pub mod timing;
 
 use anyhow::Result;
 use native::Autocast;
-use native::stream::Later;
+use native::stream::PendingScalars;
 use tch::{Device, Tensor};
 
 use crate::eval::Represent;
 use crate::model::Network;
 use crate::optim::Optimizer;
 use ema::Ema;
-pub use ranks::{Asked, Ranks};
+pub use ranks::{Ranks, StopRequest};
 
-/// The two views of a micro-batch: v from T and v' from T', each `[N, 3, H, W]`, normalised.
+/// The two views of a micro-batch: v from T and v' from T', each `[N, 3, H, W]`, normalized.
 pub type Views = [Tensor; 2];
 
 /// What is trained.
@@ -32,7 +32,7 @@ pub struct Byol {
     pub ema: Ema,
     /// The processes that share each batch, where there are several.
     pub ranks: Option<Ranks>,
-    /// Forward passes in bf16 autocast; weights, loss, optimiser and EMA stay in fp32.
+    /// Forward passes in bf16 autocast; weights, loss, optimizer and EMA stay in fp32.
     pub bf16: bool,
     /// Where it all lives.
     pub device: Device,
@@ -46,7 +46,7 @@ pub struct StepOutput {
     pub z_std: Tensor,
     /// L2 norm of the whole gradient, before clipping; a scalar.
     pub grad_norm: Tensor,
-    /// Where several processes share the batch: signals that have arrived, see [`Asked`]; `[3]`.
+    /// Where several processes share the batch: signals that have arrived, see [`StopRequest`]; `[3]`.
     pub asked: Option<Tensor>,
 }
 
@@ -60,7 +60,7 @@ pub struct Numbers {
     /// The norm of the gradient.
     pub grad_norm: f64,
     /// What any of several processes was asked for.
-    pub asked: Asked,
+    pub asked: StopRequest,
 }
 
 impl StepOutput {
@@ -73,9 +73,9 @@ impl StepOutput {
     /// Begins to fetch the numbers; [`Numbers::of`] waits for them.
     /// # Errors
     /// What libtorch says.
-    pub fn fetch(&self) -> Result<Later> {
+    pub fn fetch(&self) -> Result<PendingScalars> {
         let numbers = Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?;
-        Later::new(match &self.asked {
+        PendingScalars::new(match &self.asked {
             Some(asked) => Tensor::f_cat(&[&numbers, asked], 0)?,
             None => numbers,
         })
@@ -86,9 +86,9 @@ impl Numbers {
     /// What [`StepOutput::fetch`] fetched.
     /// # Errors
     /// What the step met on the device.
-    pub fn of(fetched: &Later) -> Result<Self> {
+    pub fn of(fetched: &PendingScalars) -> Result<Self> {
         let values = fetched.get()?;
-        let asked = Asked::of(&values[3..]);
+        let asked = StopRequest::of(&values[3..]);
         Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2], asked })
     }
 }

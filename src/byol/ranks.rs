@@ -22,14 +22,14 @@ pub struct Ranks {
 
 /// What signals ask for. With several processes those at any of them count: all have to do the same at the same step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct StopRequest {
     /// The exit code of a signal to end; SIGTERM's where both came.
     pub end: Option<i32>,
     /// A checkpoint.
     pub checkpoint: bool,
 }
 
-impl Asked {
+impl StopRequest {
     /// From how many processes got SIGINT, SIGTERM and SIGUSR1; nothing from nothing.
     pub fn of(counts: &[f64]) -> Self {
         let [int, term, checkpoint] = [0, 1, 2].map(|index| counts.get(index).is_some_and(|&count| count > 0.0));
@@ -53,7 +53,7 @@ impl Ranks {
 
     /// Tells the others, with the next step's output, what has arrived here.
     pub fn tell(&self, signals: &Signals) {
-        let asked = Asked::here(signals);
+        let asked = StopRequest::here(signals);
         let flags = [asked.end == Some(130), asked.end == Some(143), asked.checkpoint];
         self.arrived.set(flags.map(|flag| f32::from(u8::from(flag))));
     }

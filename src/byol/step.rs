@@ -10,7 +10,7 @@ use super::timing::{Part, lap};
 use super::{Byol, StepOutput, Views};
 
 impl Byol {
-    /// One optimiser update from `micro_batches` (their gradients averaged), then one update of the target.
+    /// One optimizer update from `micro_batches` (their gradients averaged), then one update of the target.
     /// `step` counts updates from 0.
     /// # Errors
     /// What libtorch says, such as memory running out.

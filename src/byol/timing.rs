@@ -10,17 +10,17 @@ use tch::{Cuda, Device};
 pub enum Part {
     /// Bytes of the views to the device.
     Copy,
-    /// Bytes to normalised numbers.
-    Normalise,
+    /// Bytes to normalized numbers.
+    Normalize,
     /// Encoder, projector and predictor on both views.
     OnlineForward,
     /// The target's encoder and projector on both views.
     TargetForward,
-    /// Normalisation of the vectors, the loss, the collapse statistic.
+    /// Normalization of the vectors, the loss, the collapse statistic.
     Loss,
     /// Gradients.
     Backward,
-    /// The optimiser's update.
+    /// The optimizer's update.
     Optimizer,
     /// The target's update.
     Ema,

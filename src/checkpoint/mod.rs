@@ -1,4 +1,4 @@
-//! Saving a run and going on with it: both networks with their buffers, the optimiser's state, the step, the
+//! Saving a run and going on with it: both networks with their buffers, the optimizer's state, the step, the
 //! config and the data's fingerprint. Learning rate, tau, the order of images and the views are functions of
 //! the step, so nothing else is needed for the same weights, bit for bit.
 
@@ -30,7 +30,7 @@ const MANIFEST: &str = "manifest.json";
 pub struct Manifest {
     /// Layout version.
     pub format: u32,
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
@@ -177,7 +177,7 @@ pub fn load_part(folder: &Path, prefix: &str, tensors: &[Named]) -> Result<()> {
     load_views(found, tensors, false).with_context(place)
 }
 
-/// Loads a checkpoint into networks and optimiser of the same shapes.
+/// Loads a checkpoint into networks and optimizer of the same shapes.
 /// # Errors
 /// Damaged files (nothing is changed then); tensors that differ in name, shape or type, all listed.
 pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {

@@ -147,7 +147,7 @@ mod tests {
     fn file() -> Vec<u8> {
         let a = native::channels_last(&Tensor::arange(24, (Kind::Float, tch::Device::Cpu)).reshape([2, 3, 2, 2]));
         let n = Tensor::from_slice(&[7i64]);
-        serialize(&[named("a", a), named("n", n)], HashMap::new()).expect("serialised")
+        serialize(&[named("a", a), named("n", n)], HashMap::new()).expect("serialized")
     }
 
     fn zeros(shape: &[i64], kind: Kind) -> Tensor {

@@ -20,7 +20,7 @@ use crate::run::gpu_peaks;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
 use crate::train::{Executor, Feed, Plan};
-use native::stream::{self, Later};
+use native::stream::{self, PendingScalars};
 use tch::Device;
 
 /// Steps before the measured ones: buffers are made, kernels chosen, on a GPU a graph is recorded and compared.
@@ -84,7 +84,7 @@ struct Spread {
 #[derive(Serialize)]
 struct Parts {
     copy: f64,
-    normalise: f64,
+    normalize: f64,
     online_forward: f64,
     target_forward: f64,
     loss: f64,
@@ -99,7 +99,7 @@ impl Parts {
         let each = |part: Part| times[part as usize].as_secs_f64() * 1e3 / steps as f64;
         Self {
             copy: each(Part::Copy),
-            normalise: each(Part::Normalise),
+            normalize: each(Part::Normalize),
             online_forward: each(Part::OnlineForward),
             target_forward: each(Part::TargetForward),
             loss: each(Part::Loss),
@@ -125,7 +125,7 @@ struct Bench {
     plan: Plan,
     micro_batches: usize,
     /// Of the step before.
-    pending: Option<Later>,
+    pending: Option<PendingScalars>,
 }
 
 impl Bench {

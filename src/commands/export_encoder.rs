@@ -10,12 +10,12 @@ use crate::cli::ExportArgs;
 use crate::config::Config;
 use crate::data;
 use crate::data::loader::{BadImages, EvalLoader};
-use crate::eval::{Encoder, EncoderOptions, Which};
+use crate::eval::{Branch, Encoder, EncoderOptions};
 use crate::export::{self, Format, GraphOptions, ImageSize};
 use crate::files;
 use crate::logging::progress::Bar;
 use crate::run::machine::Machine;
-use native::{self, Normaliser};
+use native::{self, Normalizer};
 
 /// Images of a batch whose statistics BatchNorm gets.
 const BATCH: usize = 256;
@@ -47,7 +47,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
         log::warn!("{known}, as --config or --set say");
     }
     encoder.augment = config.augment.clone();
-    if args.network == Which::Target {
+    if args.network == Branch::Target {
         recompute(&mut encoder, &config, args.batchnorm_images as usize)?;
     }
 
@@ -79,7 +79,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
 
 /// Options that do not go together.
 fn check_options(args: &ExportArgs) -> Result<()> {
-    if args.network == Which::Target {
+    if args.network == Branch::Target {
         if args.checkpoint.is_file() && !args.checkpoint.ends_with("model.safetensors") {
             bail!("--network target: found a file, expected a run's or a checkpoint's folder; leave the option out");
         }
@@ -115,7 +115,7 @@ fn is_part_of(output: &Path, source: &Path) -> bool {
 }
 
 /// Gives the target encoder the BatchNorm statistics of its own activations on the config's training images: in
-/// training it normalises every batch by that batch, and its running statistics lag behind its moving weights.
+/// training it normalizes every batch by that batch, and its running statistics lag behind its moving weights.
 fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()> {
     let machine = Machine::set_up(config)?;
     let dataset = data::open_train(&config.data).context("data.path")?;
@@ -129,14 +129,14 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
     let options = EncoderOptions { which: encoder.which, device, channels_last, ..EncoderOptions::default() };
     let mut there = Encoder::open(&encoder.source, &options)?;
     let (size, mean, std) = (config.augment.size as i64, config.augment.mean, config.augment.std);
-    let normaliser = Normaliser::new(mean, std, device, channels_last, false)?;
+    let normalizer = Normalizer::new(mean, std, device, channels_last, false)?;
     let (bar, mut done) = (Bar::new("BatchNorm's statistics", count), 0);
     let batches = loader.map(|batch| {
         let batch = batch?;
         bar.set(done);
         done += batch.labels.len();
         let shape = [batch.labels.len() as i64, size, size, 3];
-        normaliser.bytes(&batch.pixels, shape)
+        normalizer.bytes(&batch.pixels, shape)
     });
     encoder.batches_tracked = there.recompute_batchnorm(batches)?;
     let _no_grad = tch::no_grad_guard();

@@ -1,4 +1,4 @@
-//! `byol knn-eval`: weighted nearest neighbours of the held-out images among the training images.
+//! `byol knn-eval`: weighted nearest neighbors of the held-out images among the training images.
 
 use std::time::Instant;
 
@@ -45,7 +45,7 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     let bank = features(&train, "features of the training images")?;
     let queries = test.as_ref().map(|set| features(set, "features of the held-out images")).transpose()?;
     let count = queries.as_ref().unwrap_or(&bank).labels.len();
-    let bar = options.bar("nearest neighbours: images", count);
+    let bar = options.bar("nearest neighbors: images", count);
     let results = knn(&bank, queries.as_ref(), &args.k, args.temperature, evaluation.group(), &mut |done| {
         bar.iter().for_each(|bar| bar.set(done));
         options.check()

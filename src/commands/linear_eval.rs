@@ -224,7 +224,7 @@ fn protocol(task: &Task, outcome: &Outcome, features: &str) -> String {
     };
     format!(
         "{labels}{what}; SGD with {momentum} {}, {decay}, {} epochs, batch {}, learning rate times batch / 256, cosine to 0; {choice}; \
-         tested once at {} px, resized to {} and cropped in the centre",
+         tested once at {} px, resized to {} and cropped in the center",
         config.momentum,
         outcome.trials[outcome.chosen].epochs,
         outcome.batch_size,

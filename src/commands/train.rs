@@ -43,8 +43,8 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let run_dir = &config.output.dir;
     let signals = Signals::default();
-    signals.survive()?;
-    let mut folder = if rank == 0 { RunFolder::take(run_dir)? } else { RunFolder::of_others(run_dir) };
+    signals.install_nonfatal()?;
+    let mut folder = if rank == 0 { RunFolder::take(run_dir)? } else { RunFolder::for_worker(run_dir) };
     if rank == 0 && args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
         bail!(
             "output.dir: {} holds a run already; add --resume auto to go on with it, or choose another folder with --set output.dir=...",
@@ -90,7 +90,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     let mut finished = manifest.step == plan.total_steps && summary::finished(run_dir, manifest.step);
     if let Some(group) = &group {
         group.agree("data", &format!("{} images, index {}", manifest.images, manifest.data))?;
-        finished = resume::start_alike(group, &byol, &mut manifest, finished)?;
+        finished = resume::broadcast_state(group, &byol, &mut manifest, finished)?;
     }
     if finished {
         log::info!("nothing left to do: {} has finished all {} steps", run_dir.display(), manifest.step);
@@ -129,7 +129,7 @@ fn train(args: &TrainArgs, config: &Config, machine: Machine, group: Option<Arc<
     };
     let outcome = trainer.run(&signals)?;
     let skipped = ranks::bad_images(&bad, group.as_deref())?;
-    summary::summarise(&mut trainer, &outcome, skipped, started)
+    summary::summarize(&mut trainer, &outcome, skipped, started)
 }
 
 /// k-NN monitoring, where the config asks for it and there are labels.

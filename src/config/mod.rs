@@ -26,7 +26,7 @@ pub struct Config {
     pub augment: AugmentConfig,
     /// Encoder, projector, predictor.
     pub model: ModelConfig,
-    /// Optimiser and its numbers.
+    /// Optimizer and its numbers.
     pub optimizer: OptimizerConfig,
     /// Length of the run and the learning rate over it.
     pub schedule: ScheduleConfig,

@@ -15,7 +15,7 @@ use crate::files;
 const MAX_BYTES: usize = 1 << 20;
 
 /// The YAML parser's time grows with the square of the depth of lists in lists.
-const MOST_BRACKETS: usize = 1000;
+const MAX_BRACKETS: usize = 1000;
 
 /// A config file's text and name.
 pub(super) struct Source {
@@ -31,8 +31,8 @@ impl Source {
             anyhow!("config {name}: byte {} is not UTF-8; is this a text file?", e.utf8_error().valid_up_to())
         })?;
         let brackets = text.bytes().filter(|byte| b"[{".contains(byte)).count();
-        if brackets > MOST_BRACKETS {
-            bail!("config {name}: found {brackets} brackets, expected at most {MOST_BRACKETS}; is this a config file?");
+        if brackets > MAX_BRACKETS {
+            bail!("config {name}: found {brackets} brackets, expected at most {MAX_BRACKETS}; is this a config file?");
         }
         Ok(Self { name, text })
     }
@@ -200,8 +200,8 @@ fn value_of(text: &str) -> Result<Value, String> {
     if odd && !text.starts_with(['"', '\'']) {
         return Ok(Value::String(text.to_string()));
     }
-    if text.bytes().filter(|byte| b"[{".contains(byte)).count() > MOST_BRACKETS {
-        return Err(format!("more than {MOST_BRACKETS} brackets"));
+    if text.bytes().filter(|byte| b"[{".contains(byte)).count() > MAX_BRACKETS {
+        return Err(format!("more than {MAX_BRACKETS} brackets"));
     }
     serde_yaml::from_str(text).or_else(|error| match text.parse::<i128>() {
         // A YAML value ends at 64 bits; where any number will do, the nearest does.

@@ -21,7 +21,7 @@ pub mod loader;
 pub mod subset;
 
 /// Told width and height of an image, says which part of it is needed.
-pub type Want<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
+pub type CropFor<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
 
 /// A set of images that any thread can read in any order.
 pub trait Dataset: Send + Sync {
@@ -36,7 +36,7 @@ pub trait Dataset: Send + Sync {
     /// The same for a part at least, which may cost less: the part of the image that `out` then is. It holds the
     /// wanted one, whose pixels are those of the whole image; others may differ. `want` is asked once or, for an
     /// unreadable image, at most once; which images are unreadable does not depend on it.
-    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         self.load(index, out)?;
         want(out.width, out.height);
         Ok(Crop::whole(out.width, out.height))

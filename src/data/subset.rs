@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Dataset, Want, digest};
+use super::{CropFor, Dataset, digest};
 use crate::augment::Crop;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
@@ -61,7 +61,7 @@ impl Dataset for Subset {
         self.inner.load(self.indices[index] as usize, out)
     }
 
-    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         self.inner.load_part(self.indices[index] as usize, want, out)
     }
 

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// This process among the others of its run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RankInfo {
     /// From 0, over all machines.
     pub rank: usize,
     /// How many processes there are.
@@ -49,7 +49,7 @@ const SRUN: Launcher = Launcher {
     job: &["SLURM_JOB_ID", "SLURM_STEP_ID"],
 };
 
-impl Place {
+impl RankInfo {
     /// Whether torchrun has started this process as the only one.
     pub fn of_one() -> bool {
         std::env::var_os("WORLD_SIZE").is_some_and(|world| world == "1")
@@ -159,12 +159,12 @@ fn job_port(job: &str) -> u16 {
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Option<Place>> {
+    fn read(variables: &[(&str, &str)]) -> Result<Option<RankInfo>> {
         let found = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
-        Place::read(&found)
+        RankInfo::read(&found)
     }
 
-    fn place(variables: &[(&str, &str)]) -> Place {
+    fn place(variables: &[(&str, &str)]) -> RankInfo {
         read(variables).expect("readable").expect("several processes")
     }
 
@@ -185,7 +185,7 @@ mod tests {
             ("MASTER_ADDR", "node1"),
             ("MASTER_PORT", "29501"),
         ];
-        let expected = Place {
+        let expected = RankInfo {
             rank: 5,
             world: 8,
             local_rank: 1,

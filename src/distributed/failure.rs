@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{DistConfig, Place, launch, ranks};
+use super::{DistConfig, RankInfo, launch, ranks};
 use crate::logging;
 use native::{ProcessGroup, Store, one_line};
 
@@ -62,7 +62,7 @@ pub(super) fn named(rank: usize, host: &str) -> String {
 
 /// What this process knows for the case that something fails.
 pub(super) struct Watch {
-    place: Place,
+    place: RankInfo,
     host: String,
     first_host: String,
     progress: Arc<AtomicU64>,
@@ -85,7 +85,7 @@ impl Watch {
     /// Starts the thread that answers for this process.
     pub fn start(
         store: &Store,
-        place: &Place,
+        place: &RankInfo,
         host: String,
         config: &DistConfig,
         advice: &'static str,
@@ -243,7 +243,7 @@ enum Verdict {
 }
 
 /// `own` is this process's progress; only where it waited too `late` can one that lags behind be to blame.
-fn ask(store: &Store, place: &Place, grace: Duration, own: u64, late: bool) -> Result<Verdict> {
+fn ask(store: &Store, place: &RankInfo, grace: Duration, own: u64, late: bool) -> Result<Verdict> {
     if store.count("failed")? > 1 {
         store.set(&format!("alive/{}", place.rank), &own.to_string())?;
         if place.rank == 0 {
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn asking_around_finds_who_is_gone_who_hangs_and_who_asked_first() -> Result<()> {
         let second = Duration::from_secs(1);
-        let place = |rank| Place {
+        let place = |rank| RankInfo {
             rank,
             world: 3,
             local_rank: rank,
@@ -346,7 +346,7 @@ mod tests {
         let store = Arc::new(Store::open("127.0.0.1", port, Some(listener), "byol", second)?);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         store.set("host/0", &host)?;
-        let watch = Arc::new(Watch::start(&store, &Place::alone(), host, &DistConfig::default(), "")?);
+        let watch = Arc::new(Watch::start(&store, &RankInfo::alone(), host, &DistConfig::default(), "")?);
         let listen = native::Listen::Address("127.0.0.1".into());
         let group = Arc::new(ProcessGroup::gloo(&store, 0, 1, &listen, second)?);
         watch.guard(&store, &group, second / 10)?;

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, bail, ensure};
 use tch::{Cuda, Device};
 
-use super::{Backend, Place};
+use super::{Backend, RankInfo};
 use native::{self, Store};
 
 impl Backend {
@@ -26,14 +26,14 @@ impl Backend {
 /// The device of one of several processes, of which `chosen` is that of a single one: its own GPU.
 /// # Errors
 /// `chosen` is a GPU with a number; there are fewer than processes.
-pub fn own_device(chosen: Device, place: &Place) -> Result<Device> {
+pub fn own_device(chosen: Device, place: &RankInfo) -> Result<Device> {
     let Device::Cuda(number) = chosen else { return Ok(chosen) };
     own_gpu(number, place, Cuda::device_count() as usize).map(Device::Cuda)
 }
 
 /// `count` is the number of GPUs that this process sees.
-fn own_gpu(number: usize, place: &Place, count: usize) -> Result<usize> {
-    let Place { local_rank, local_world, .. } = *place;
+fn own_gpu(number: usize, place: &RankInfo, count: usize) -> Result<usize> {
+    let RankInfo { local_rank, local_world, .. } = *place;
     if local_world == 1 {
         return Ok(number);
     }
@@ -52,14 +52,14 @@ fn own_gpu(number: usize, place: &Place, count: usize) -> Result<usize> {
 }
 
 /// Fails where another process uses this one's GPU, of which NCCL would say nothing helpful.
-pub(super) fn claim(store: &Store, place: &Place, index: usize) -> Result<()> {
+pub(super) fn claim(store: &Store, place: &RankInfo, index: usize) -> Result<()> {
     let Some(bus) = native::device_bus(index) else { return Ok(()) };
     // Names of machines need not differ; this is another one after each start.
     let machine = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     claimed(store.count(&format!("gpu/{}/{bus}", machine.trim()))?, place, index, &bus)
 }
 
-fn claimed(users: i64, place: &Place, index: usize, bus: &str) -> Result<()> {
+fn claimed(users: i64, place: &RankInfo, index: usize, bus: &str) -> Result<()> {
     ensure!(
         users == 1,
         "train.device: cuda:{index} (PCI bus {bus}) is another process's, too; expected a GPU for each of {} processes of \
@@ -73,8 +73,8 @@ fn claimed(users: i64, place: &Place, index: usize, bus: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn place(local_rank: usize, local_world: usize) -> Place {
-        Place { local_rank, local_world, ..Place::alone() }
+    fn place(local_rank: usize, local_world: usize) -> RankInfo {
+        RankInfo { local_rank, local_world, ..RankInfo::alone() }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Data-parallel runs: this process's [`Place`] among the others, the [`Group`] that they form, and what happens when
+//! Data-parallel runs: this process's [`RankInfo`] among the others, the [`Group`] that they form, and what happens when
 //! one of them fails. The engine is c10d (`backend::{Store, ProcessGroup, Reducer}`); each process has its own share of
 //! every batch, and all end each step with the same weights.
 
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-pub use env::Place;
+pub use env::RankInfo;
 use failure::{Missing, Watch, named};
 pub use failure::{Reported, say};
 pub use gpu::own_device;
@@ -84,7 +84,7 @@ impl DistConfig {
 /// # Errors
 /// A launcher has started this process as one of several.
 pub fn refuse_ranks() -> Result<()> {
-    if let Some(place) = Place::from_env()? {
+    if let Some(place) = RankInfo::from_env()? {
         let (rank, world) = (place.rank, place.world);
         bail!(
             "found rank {rank} of {world} processes, expected one: this command does not share its work; start it by itself"
@@ -98,20 +98,20 @@ pub struct Group {
     /// For gradients and BatchNorm.
     pub processes: Arc<ProcessGroup>,
     /// Which one this is.
-    pub place: Place,
+    pub place: RankInfo,
     store: Arc<Store>,
     timeout: Duration,
     watch: Arc<Watch>,
 }
 
 impl Group {
-    /// Joins the others at [`Place::master`]. What `agreed` says must be the same in every process: `differences` tells,
+    /// Joins the others at [`RankInfo::master`]. What `agreed` says must be the same in every process: `differences` tells,
     /// from rank 0's, what is not. `advice` says what to do after a process was lost.
     /// # Errors
     /// Who did not come, where this process cannot listen or reach rank 0, or what differs: in one process; the others
     /// fail with [`Reported`].
     pub fn join(
-        place: Place,
+        place: RankInfo,
         config: &DistConfig,
         device: Device,
         advice: &'static str,

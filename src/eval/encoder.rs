@@ -15,7 +15,7 @@ use native::Autocast;
 
 /// Which of a run's two encoders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Which {
+pub enum Branch {
     /// The one that was trained.
     #[default]
     Online,
@@ -24,7 +24,7 @@ pub enum Which {
     Target,
 }
 
-impl Which {
+impl Branch {
     /// `online` or `target`.
     pub fn name(self) -> &'static str {
         match self {
@@ -38,7 +38,7 @@ impl Which {
 #[derive(Clone, Debug)]
 pub struct EncoderOptions {
     /// Of a run; a safetensors file holds one encoder.
-    pub which: Which,
+    pub which: Branch,
     /// Where it computes.
     pub device: Device,
     /// Forward passes in bf16 autocast.
@@ -52,13 +52,13 @@ pub struct EncoderOptions {
 impl Default for EncoderOptions {
     /// The online encoder, in fp32 on the CPU.
     fn default() -> Self {
-        Self { which: Which::Online, device: Device::Cpu, bf16: false, channels_last: false, augment: None }
+        Self { which: Branch::Online, device: Device::Cpu, bf16: false, channels_last: false, augment: None }
     }
 }
 
 /// What turns images into representations, wherever it comes from.
 pub trait Represent {
-    /// Normalised images `[N, 3, H, W]` on [`Self::device`] to fp32 representations `[N, feature_dim]`; BatchNorm
+    /// Normalized images `[N, 3, H, W]` on [`Self::device`] to fp32 representations `[N, feature_dim]`; BatchNorm
     /// with its running statistics.
     /// # Errors
     /// What libtorch says, such as memory running out.
@@ -83,7 +83,7 @@ pub struct Encoder {
     /// The run's checkpoint manifest, with its whole config; `None` for a file from elsewhere.
     pub run: Option<Manifest>,
     /// Which of the run's encoders.
-    pub which: Which,
+    pub which: Branch,
     /// Batches that BatchNorm's running statistics come from.
     pub batches_tracked: i64,
     /// Where it computes.
@@ -238,7 +238,7 @@ impl Encoder {
         Self { net, params, config, augment, run, batches_tracked: 0, source: self.source.clone(), ..*self }
     }
 
-    /// Replaces BatchNorm's running statistics by the average over `batches` of normalised images, every batch with
+    /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with
     /// the same weight: `torch.optim.swa_utils.update_bn`. Returns the number of batches.
     /// # Errors
     /// A batch's own; no batch with two images or more; what libtorch says.

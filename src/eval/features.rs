@@ -15,7 +15,7 @@ use crate::data::loader::{BadImages, EvalBatch, EvalLoader, LoaderOptions};
 use crate::distributed::Group;
 use crate::logging::progress::Bar;
 use crate::rng::{Purpose, Stream};
-use native::Normaliser;
+use native::Normalizer;
 
 /// Features and labels of some images, row by row.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl ExtractOptions {
 /// What is made of an image.
 #[derive(Clone, Copy, Debug)]
 pub enum View {
-    /// The centre, as the sections `augment` says.
+    /// The center, as the sections `augment` says.
     Plain,
     /// A random-resized crop, flipped or not, drawn for this epoch: the training view of linear evaluation.
     Crop {
@@ -111,7 +111,7 @@ pub struct Images<'a> {
 }
 
 impl<'a> Images<'a> {
-    /// Normalised images `[N, 3, H, W]` on `device`, batch by batch, with their labels and positions, loaded ahead.
+    /// Normalized images `[N, 3, H, W]` on `device`, batch by batch, with their labels and positions, loaded ahead.
     /// Unreadable images are left out where the options allow it, so that N may be 0.
     /// # Errors
     /// Items fail for what the options call fatal.
@@ -136,11 +136,11 @@ impl<'a> Images<'a> {
                 EvalLoader::with_view(set, size, make, indices, batch, bad, workers)?
             }
         };
-        let normaliser = Normaliser::new(augment.mean, augment.std, device, options.channels_last, false)?;
+        let normalizer = Normalizer::new(augment.mean, augment.std, device, options.channels_last, false)?;
         Ok(loader.map(move |batch| {
             let batch = batch?;
             let shape = [batch.labels.len() as i64, size as i64, size as i64, 3];
-            Ok((normaliser.bytes(&batch.pixels, shape)?, batch))
+            Ok((normalizer.bytes(&batch.pixels, shape)?, batch))
         }))
     }
 }

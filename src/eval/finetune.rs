@@ -50,9 +50,9 @@ impl Tuned {
 }
 
 /// The images themselves, for a network that is trained.
-struct AsTheyAre(Device);
+struct Identity(Device);
 
-impl Represent for AsTheyAre {
+impl Represent for Identity {
     fn represent(&self, images: &Tensor) -> Result<Tensor> {
         Ok(images.shallow_clone())
     }
@@ -118,7 +118,7 @@ impl Task {
             ..OptimizerConfig::default()
         };
         let mut optimizer = Optimizer::new(&sgd, &tuned.params);
-        self.crops(&self.split.train, epochs, &AsTheyAre(tuned.device), what, |step| {
+        self.crops(&self.split.train, epochs, &Identity(tuned.device), what, |step| {
             optimizer.zero_grad()?;
             let classes = self.numbers(step.labels, tuned.device);
             let mut start = 0;
@@ -144,7 +144,7 @@ impl Task {
         let (bar, mut done) = (self.options.bar(what, indices.len()), 0);
         let mut tally = Tally::new(self.classes.count(), 1, tuned.device);
         let images = Images { dataset: set, indices, view: View::Plain, augment: &self.augment };
-        stream(&AsTheyAre(tuned.device), images, &self.options, |batch| {
+        stream(&Identity(tuned.device), images, &self.options, |batch| {
             if !batch.labels.is_empty() {
                 let scores = tuned.scores(&batch.features, false)?.unsqueeze(1);
                 tally.add(&scores, &self.numbers(&batch.labels, tuned.device))?;

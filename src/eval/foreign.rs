@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::encoder::Which;
+use super::encoder::Branch;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
 use crate::files;
@@ -49,7 +49,7 @@ impl<'a> ResNetFile<'a> {
     /// Finds the encoder in a file's bytes: the common prefix of its names is stripped, the classifier left out.
     /// # Errors
     /// Not a safetensors file; no ResNet, or several; a relative of ResNet that this program does not have.
-    pub fn parse(bytes: &'a [u8], which: Which) -> Result<Self> {
+    pub fn parse(bytes: &'a [u8], which: Branch) -> Result<Self> {
         let all = views(bytes)?;
         let prefix = prefix(&all, which)?;
         let (mut found, mut left_out) = (BTreeMap::new(), BTreeSet::new());
@@ -95,12 +95,12 @@ impl<'a> ResNetFile<'a> {
 
 /// What precedes the encoder's names: `encoder.`, `backbone.`, `module.`, nothing, or in a checkpoint's model
 /// `online.encoder.`.
-fn prefix(all: &BTreeMap<String, TensorView>, which: Which) -> Result<String> {
+fn prefix(all: &BTreeMap<String, TensorView>, which: Branch) -> Result<String> {
     let mut prefixes: Vec<&str> = all.keys().filter_map(|name| name.strip_suffix("layer1.0.conv1.weight")).collect();
     if let [online, target] = prefixes[..]
         && (online, target) == ("online.encoder.", "target.encoder.")
     {
-        prefixes = vec![if which == Which::Online { online } else { target }];
+        prefixes = vec![if which == Branch::Online { online } else { target }];
     }
     match prefixes[..] {
         [one] => Ok(one.to_string()),

@@ -1,4 +1,4 @@
-//! Weighted k-nearest-neighbour classification (arXiv 1805.01978, section 3.4; lightly's `knn_predict`): the k
+//! Weighted k-nearest-neighbor classification (arXiv 1805.01978, section 3.4; lightly's `knn_predict`): the k
 //! training features of largest cosine vote for their class with weight exp(cosine / temperature).
 
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::Features;
-use crate::byol::loss::l2_normalise;
+use crate::byol::loss::l2_normalize;
 use crate::distributed::Group;
 
 /// Test images classified at once.
@@ -16,10 +16,10 @@ const QUERIES: i64 = 1024;
 /// Training images they are compared with at once: memory is the product of the two, whatever the sets' sizes.
 const BANK: i64 = 8192;
 
-/// Accuracy with k neighbours.
+/// Accuracy with k neighbors.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KnnAccuracy {
-    /// Neighbours that vote.
+    /// Neighbors that vote.
     pub k: usize,
     /// Share of images whose class has most votes, 0 to 1.
     pub top1: f64,
@@ -27,7 +27,7 @@ pub struct KnnAccuracy {
     pub top5: f64,
 }
 
-/// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbours of fp32 features can be.
+/// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbors of fp32 features can be.
 /// Without `queries` every image of the bank is classified
 /// by the others (leave one out). Processes of a `group`, which all have all features, share the images to classify,
 /// in the same blocks as one process. `tick` hears, block by block, how many images are done, in each process equally
@@ -106,7 +106,7 @@ fn in_blocks(
     };
     let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
     let classes = ranks.len() as i64;
-    let rows_of = |f: &Features, start, length| l2_normalise(&f.values.narrow(0, start, length).to_kind(kind));
+    let rows_of = |f: &Features, start, length| l2_normalize(&f.values.narrow(0, start, length).to_kind(kind));
     let (total, bank_total) = (queries.labels.len() as i64, bank.labels.len() as i64);
     let (rank, world) = group.map_or((0, 1), |group| (group.place.rank as i64, group.place.world as i64));
     let mut correct = vec![[0; 2]; ks.len()];
@@ -142,7 +142,7 @@ fn in_blocks(
             });
         }
         let Some((near, labels)) = best else { continue };
-        // The nearest neighbour's weight is 1: only ratios count, and exp(1 / temperature) may be infinite.
+        // The nearest neighbor's weight is 1: only ratios count, and exp(1 / temperature) may be infinite.
         let weights = ((&near - near.narrow(1, 0, 1)) / temperature).exp();
         let own = query_labels.narrow(0, start, rows).unsqueeze(1);
         for (&k, correct) in ks.iter().zip(&mut correct) {
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn a_tiny_temperature_does_not_overflow() -> Result<()> {
         let (bank, queries) = (random(300, 16, 10, 1), random(100, 16, 10, 2));
-        // The nearest neighbour decides alone.
+        // The nearest neighbor decides alone.
         let nearest = knn_top1(&bank, Some(&queries), 1, 0.1, None)?;
         assert_eq!(knn_top1(&bank, Some(&queries), 100, 1e-6, None)?, nearest);
         Ok(())

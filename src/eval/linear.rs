@@ -327,7 +327,7 @@ impl Task {
     }
 }
 
-/// The images of one optimiser step.
+/// The images of one optimizer step.
 pub(super) struct Step<'a> {
     /// From 0.
     pub number: u64,

@@ -1,4 +1,4 @@
-//! Is the representation any good? Frozen features, weighted k-nearest-neighbour classification, linear classifiers.
+//! Is the representation any good? Frozen features, weighted k-nearest-neighbor classification, linear classifiers.
 
 mod accuracy;
 mod config;
@@ -14,7 +14,7 @@ mod store;
 
 pub use accuracy::{Accuracy, Tally};
 pub use config::{FeatureMode, LinearEvalConfig};
-pub use encoder::{Encoder, EncoderOptions, Represent, Which};
+pub use encoder::{Branch, Encoder, EncoderOptions, Represent};
 pub use features::{Encoded, ExtractOptions, Features, Images, Interrupted, View, extract, stream};
 pub use knn::{KnnAccuracy, knn, knn_top1};
 pub use labels::{Classes, stratified};

@@ -16,7 +16,7 @@ pub(super) fn name(value: impl Serialize) -> String {
 /// What to type in Python to load the file at `output`.
 pub fn load_in_python(encoder: &Encoder, format: Format, options: &GraphOptions, output: &Path) -> String {
     let file = output.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-    let input = if options.normalize { "RGB in 0..1" } else { "normalised RGB" };
+    let input = if options.normalize { "RGB in 0..1" } else { "normalized RGB" };
     match format {
         Format::Torchscript => format!(
             "import torch\n\

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// Bytes that may wait; beyond them the oldest records are given up.
-const MOST_WAITING: usize = 1 << 20;
+const MAX_WAITING: usize = 1 << 20;
 
 /// A file of records, written one after the other.
 pub struct AppendFile {
@@ -43,7 +43,7 @@ impl AppendFile {
     /// Why nothing could be written; the records wait, and the file holds whole ones only.
     pub fn append(&mut self, record: Vec<u8>) -> Result<()> {
         self.waiting.push_back(record);
-        while self.waiting.len() > 1 && self.waiting.iter().map(Vec::len).sum::<usize>() > MOST_WAITING {
+        while self.waiting.len() > 1 && self.waiting.iter().map(Vec::len).sum::<usize>() > MAX_WAITING {
             self.waiting.pop_front();
             self.lost += 1;
         }
@@ -132,7 +132,7 @@ mod tests {
         let error = format!("{:#}", file.append(b"two\n".to_vec()).unwrap_err());
         assert!(error.contains("file (1 records wait)"), "{error}");
         for _ in 0..3 {
-            file.append(vec![b'x'; MOST_WAITING / 2]).unwrap_err();
+            file.append(vec![b'x'; MAX_WAITING / 2]).unwrap_err();
         }
         // And an earlier try that got half of it through.
         fs::write(&path, "header\none\ntw").unwrap();
@@ -140,6 +140,6 @@ mod tests {
         file.append(b"\n".to_vec()).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("header\none\nxxx") && text.ends_with("x\n"), "{}", &text[..40]);
-        assert!(text.len() < MOST_WAITING + 20);
+        assert!(text.len() < MAX_WAITING + 20);
     }
 }

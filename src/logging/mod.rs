@@ -71,7 +71,7 @@ fn write_line(line: &str) {
 /// The numbers of one log interval.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StepMetrics {
-    /// Optimiser updates done, this one included.
+    /// Optimizer updates done, this one included.
     pub step: u64,
     /// Epochs done, with the fraction of the current one.
     pub epoch: f64,
@@ -81,7 +81,7 @@ pub struct StepMetrics {
     pub lr: f64,
     /// EMA coefficient of this update.
     pub tau: f64,
-    /// Standard deviation over the batch of the normalised projections; 1/sqrt(dim) when healthy, 0 when collapsed.
+    /// Standard deviation over the batch of the normalized projections; 1/sqrt(dim) when healthy, 0 when collapsed.
     pub z_std: f64,
     /// Images (not views) per second since the last record.
     pub images_per_second: f64,
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_serialised_number_is_a_scalar() {
+    fn every_serialized_number_is_a_scalar() {
         let json = serde_json::to_value(StepMetrics::default()).unwrap();
         let keys = json.as_object().unwrap();
         let tags = scalars(&StepMetrics::default()).map(|(tag, _)| tag.rsplit('/').next().unwrap());

@@ -28,7 +28,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// A run of `total_steps` optimiser updates of which `done` lie behind it. Shows nothing if the log level is
+    /// A run of `total_steps` optimizer updates of which `done` lie behind it. Shows nothing if the log level is
     /// below info.
     pub fn new(total_steps: u64, steps_per_epoch: u64, done: u64) -> Self {
         let shown = if log::max_level() < log::LevelFilter::Info {

@@ -1,4 +1,4 @@
-//! The three layers of BYOL's networks, initialised as PyTorch and torchvision do (tch's own defaults
+//! The three layers of BYOL's networks, initialized as PyTorch and torchvision do (tch's own defaults
 //! differ: BatchNorm weights uniform in 0..1, linear weights 2.4 times too large).
 
 use tch::Tensor;
@@ -14,7 +14,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Kaiming-normal weights over fan-out for ReLU, as `torchvision.models.resnet` initialises them:
+    /// Kaiming-normal weights over fan-out for ReLU, as `torchvision.models.resnet` initializes them:
     /// standard deviation `sqrt(2 / (out * k * k))`.
     pub fn new(mut scope: Scope, input: i64, output: i64, kernel: i64, stride: i64, padding: i64) -> Self {
         let std = (2.0 / (output * kernel * kernel) as f64).sqrt();
@@ -55,9 +55,9 @@ impl BatchNorm {
         }
     }
 
-    /// `[N, C]` or `[N, C, H, W]`. In training the batch's own statistics normalise and the running ones
-    /// advance (the variance unbiased); otherwise the running ones normalise. The batch is that of all processes
-    /// where [`Params::synchronise`](super::Params::synchronise) said so.
+    /// `[N, C]` or `[N, C, H, W]`. In training the batch's own statistics normalize and the running ones
+    /// advance (the variance unbiased); otherwise the running ones normalize. The batch is that of all processes
+    /// where [`Params::synchronize`](super::Params::synchronize) said so.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (mean, var) = (&self.running_mean, &self.running_var);
         if let (true, Some(group)) = (train, self.group.get()) {

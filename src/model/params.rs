@@ -22,7 +22,7 @@ pub struct Named {
 /// All tensors of one network, in the order in which its layers were built.
 #[derive(Debug)]
 pub struct Params {
-    /// What the optimiser or the EMA moves: weights and biases, fp32.
+    /// What the optimizer or the EMA moves: weights and biases, fp32.
     pub parameters: Vec<Named>,
     /// BatchNorm's running mean and variance, fp32.
     pub buffers: Vec<Named>,
@@ -54,7 +54,7 @@ impl Params {
 
     /// From now on every BatchNorm takes its statistics over the batches of all these processes
     /// (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
-    pub fn synchronise(&self, group: &Arc<ProcessGroup>) {
+    pub fn synchronize(&self, group: &Arc<ProcessGroup>) {
         self.group.get_or_init(|| group.clone());
     }
 
@@ -118,7 +118,7 @@ impl Scope<'_> {
         Scope { params: self.params, prefix }
     }
 
-    /// What [`Params::synchronise`] sets.
+    /// What [`Params::synchronize`] sets.
     pub(super) fn group(&self) -> SharedGroup {
         self.params.group.clone()
     }

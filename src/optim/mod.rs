@@ -1,4 +1,4 @@
-//! Optimisers with their state as named tensors, so that a checkpoint can hold all of it. Steps run under
+//! Optimizers with their state as named tensors, so that a checkpoint can hold all of it. Steps run under
 //! `no_grad` and read nothing back to the host.
 
 mod adamw;
@@ -112,7 +112,7 @@ impl OptimizerConfig {
     }
 }
 
-/// One parameter and what the optimiser keeps for it.
+/// One parameter and what the optimizer keeps for it.
 struct Slot {
     name: String,
     weight: Tensor,
@@ -122,7 +122,7 @@ struct Slot {
     state: Vec<Tensor>,
 }
 
-/// The optimiser of a run.
+/// The optimizer of a run.
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: Vec<Slot>,
@@ -141,7 +141,7 @@ struct Group {
 }
 
 impl Optimizer {
-    /// An optimiser over all parameters of a network, its state zero.
+    /// An optimizer over all parameters of a network, its state zero.
     pub fn new(config: &OptimizerConfig, params: &Params) -> Self {
         let states = if config.name == Algorithm::Adamw { 2 } else { 1 };
         let slots = params.parameters.iter().map(|parameter| Slot {

@@ -1,4 +1,4 @@
-//! Learning rate and tau as pure functions of the optimiser step, so a resume needs nothing but the step.
+//! Learning rate and tau as pure functions of the optimizer step, so a resume needs nothing but the step.
 
 use std::f64::consts::PI;
 
@@ -76,7 +76,7 @@ impl EmaConfig {
     }
 }
 
-/// Learning rate of optimiser step `step` (from 0) of `total`: linear from 0 over `warmup` steps, then half a
+/// Learning rate of optimizer step `step` (from 0) of `total`: linear from 0 over `warmup` steps, then half a
 /// cosine to `peak * final_factor` (DeepMind's `utils/schedules.py`; the very first rate is 0).
 pub fn learning_rate(step: u64, warmup: u64, total: u64, peak: f64, final_factor: f64) -> f64 {
     if step < warmup {
@@ -87,7 +87,7 @@ pub fn learning_rate(step: u64, warmup: u64, total: u64, peak: f64, final_factor
     floor + (peak - floor) * (1.0 + (PI * progress.min(1.0)).cos()) / 2.0
 }
 
-/// tau of the update after optimiser step `step` (from 0) of `total`: `1 - (1 - base) (cos(pi step / total) + 1) / 2`.
+/// tau of the update after optimizer step `step` (from 0) of `total`: `1 - (1 - base) (cos(pi step / total) + 1) / 2`.
 pub fn tau(step: u64, total: u64, config: &EmaConfig) -> f64 {
     match config.schedule {
         TauSchedule::Constant => config.base_tau,

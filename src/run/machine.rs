@@ -10,7 +10,7 @@ use crate::byol::ema::Ema;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::LoaderOptions;
-use crate::distributed::{self, Place};
+use crate::distributed::{self, RankInfo};
 use crate::model::Network;
 use crate::optim::Optimizer;
 use crate::signals::Signals;
@@ -34,13 +34,13 @@ impl Machine {
     /// # Errors
     /// The device is not there, with what is missing.
     pub fn set_up(config: &Config) -> Result<Self> {
-        Self::set_up_one_of(&Place::alone(), config)
+        Self::set_up_one_of(&RankInfo::alone(), config)
     }
 
     /// The same for one of several processes, which share the machine's cores; each has a GPU of its own.
     /// # Errors
     /// As [`Self::set_up`]; fewer GPUs than processes.
-    pub fn set_up_one_of(place: &Place, config: &Config) -> Result<Self> {
+    pub fn set_up_one_of(place: &RankInfo, config: &Config) -> Result<Self> {
         let device = distributed::own_device(native::choose_device(config.train.device)?, place)?;
         let processes = place.local_world;
         let (torch_threads, loader_workers) = native::default_threads(device);
@@ -69,7 +69,7 @@ impl Machine {
     }
 }
 
-/// Both networks as they start, and the optimiser.
+/// Both networks as they start, and the optimizer.
 pub fn networks(config: &Config, machine: &Machine) -> Byol {
     let (device, bf16) = (machine.device, machine.bf16);
     let mut online = Network::online(&config.model, device, config.train.seed);

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::optim::Algorithm;
 use crate::run::machine::Machine;
 use crate::train::CudaGraph;
-use native::{Memory, describe_device, said};
+use native::{Memory, describe_device, human_bytes};
 
 /// A run's needs in bytes. The sum was compared with the peak (VmHWM) of a step and its checkpoint on the CPU:
 ///
@@ -24,7 +24,7 @@ use native::{Memory, describe_device, said};
 /// Not counted: the images that a format keeps in memory, and the features of k-NN.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimate {
-    /// Both networks, the gradient and the optimiser's state: there from the first step to the last.
+    /// Both networks, the gradient and the optimizer's state: there from the first step to the last.
     pub weights: u64,
     /// What a step adds: activations of the micro-batch's two views, cast weights, the update's temporaries.
     pub step: u64,
@@ -58,7 +58,7 @@ impl Estimate {
             weights: model + 4 * size.online + optimizer,
             step: activations + images * 4 + casts + 4 * size.online,
             batches,
-            // Every tensor copied, then the file: first of the model, then of the optimiser beside the model's.
+            // Every tensor copied, then the file: first of the model, then of the optimizer beside the model's.
             checkpoint: (2 * model).max(model + 2 * optimizer),
             program: 350_000_000,
         }
@@ -86,8 +86,8 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
         bail!(
             "train.batch_size: the loader's batches need {}, the machine has {}; lower train.batch_size or \
              data.prefetch_bytes, or raise train.accumulation_steps",
-            said(estimate.batches),
-            said(host.total)
+            human_bytes(estimate.batches),
+            human_bytes(host.total)
         );
     }
     let memory = Memory::of(machine.device);
@@ -99,22 +99,22 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
         bail!(
             "model: weights, target, gradient and optimizer.name's state need {}, {name} has {} in all; lower \
              model.projector_hidden, model.projection_dim, model.predictor_hidden or model.width",
-            said(estimate.weights),
-            said(memory.total)
+            human_bytes(estimate.weights),
+            human_bytes(memory.total)
         );
     }
     let (on_host, on_gpu) = estimate.peaks(machine.device, config.train.cuda_graph);
     let places = [("the machine", on_host, host.free), (&*name, on_gpu.unwrap_or(0), memory.free)];
     for (place, needed, free) in places {
-        log::debug!("memory of {place}: about {} needed, {} free", said(needed), said(free));
+        log::debug!("memory of {place}: about {} needed, {} free", human_bytes(needed), human_bytes(free));
         if needed > free {
             log::warn!(
                 "the run will need about {} of {place}'s memory ({} a step, {} for weights), {} are free; lower \
                  train.batch_size, or raise train.accumulation_steps",
-                said(needed),
-                said(estimate.step),
-                said(estimate.weights),
-                said(free)
+                human_bytes(needed),
+                human_bytes(estimate.step),
+                human_bytes(estimate.weights),
+                human_bytes(free)
             );
         }
     }

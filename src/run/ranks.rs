@@ -13,7 +13,7 @@ use crate::cli::RanksArgs;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::BadImages;
-use crate::distributed::{self, Backend, Group, Place};
+use crate::distributed::{self, Backend, Group, RankInfo};
 use crate::model::SyncBatchNorm;
 use crate::run::machine::Machine;
 
@@ -36,7 +36,7 @@ pub fn run(
     work: impl FnOnce(Machine, Option<Arc<Group>>) -> Result<u8>,
 ) -> Result<u8> {
     distributed::end_with_launcher()?;
-    match (Place::from_env()?, args.nproc) {
+    match (RankInfo::from_env()?, args.nproc) {
         (Some(place), Some(_)) if !distributed::launched() => bail!(
             "--nproc: another launcher has made this rank {} of {}; leave --nproc out, or unset RANK and the like",
             place.rank,
@@ -44,8 +44,8 @@ pub fn run(
         ),
         (Some(place), _) => one_of(place, config, shared, work),
         (None, Some(count @ 2..)) => distributed::launch(count as usize, &config.dist, shared.advice),
-        (None, nproc) if config.dist.backend == Backend::Nccl && (nproc.is_some() || Place::of_one()) => {
-            one_of(Place::alone(), config, shared, work)
+        (None, nproc) if config.dist.backend == Backend::Nccl && (nproc.is_some() || RankInfo::of_one()) => {
+            one_of(RankInfo::alone(), config, shared, work)
         }
         (None, _) => work(Machine::set_up(config)?, None),
     }
@@ -53,7 +53,7 @@ pub fn run(
 
 /// This process's part. An error of any process ends all, and one of them says it.
 fn one_of(
-    place: Place,
+    place: RankInfo,
     config: &Config,
     shared: &Shared,
     work: impl FnOnce(Machine, Option<Arc<Group>>) -> Result<u8>,
@@ -146,7 +146,7 @@ pub fn check_shares(config: &Config, world: usize) -> Result<()> {
 /// What libtorch says.
 pub fn connect(group: &Group, config: &Config, byol: &mut Byol) -> Result<()> {
     if config.model.sync_batchnorm != SyncBatchNorm::Off {
-        [&byol.online, &byol.target].iter().for_each(|network| network.params.synchronise(&group.processes));
+        [&byol.online, &byol.target].iter().for_each(|network| network.params.synchronize(&group.processes));
     }
     byol.ranks = Some(Ranks::new(&group.processes, &byol.online.params)?);
     Ok(())

@@ -79,9 +79,9 @@ pub fn resume(
     Ok(())
 }
 
-/// Gives every process rank 0's state (networks, optimiser, where the run is), which it may have from a checkpoint that
+/// Gives every process rank 0's state (networks, optimizer, where the run is), which it may have from a checkpoint that
 /// others do not see. `done` says whether rank 0 found the run finished.
-pub fn start_alike(group: &Group, byol: &Byol, manifest: &mut Manifest, done: bool) -> Result<bool> {
+pub fn broadcast_state(group: &Group, byol: &Byol, manifest: &mut Manifest, done: bool) -> Result<bool> {
     let networks = [&byol.online, &byol.target];
     let named = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
     let mut tensors: Vec<Tensor> = named.map(|named| named.tensor.detach()).collect();

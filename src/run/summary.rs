@@ -41,7 +41,7 @@ struct Summary<'a> {
 /// Writes the summary and prints the run's line, both in rank 0 only; the value is the process's exit code.
 /// # Errors
 /// The summary, or metrics that still wait, cannot be written: the run is complete all the same, and that is said.
-pub fn summarise(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
+pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
     let manifest = trainer.manifest.clone();
     let (ending, code) = match outcome.ending {
         Ending::Finished => ("finished", 0),

@@ -15,7 +15,7 @@ pub enum Precision {
     Auto,
     /// Everything in fp32.
     Fp32,
-    /// Forward passes in bf16 autocast; weights, loss, norms, optimiser and EMA in fp32.
+    /// Forward passes in bf16 autocast; weights, loss, norms, optimizer and EMA in fp32.
     Bf16,
 }
 
@@ -37,7 +37,7 @@ pub enum CudaGraph {
 pub struct TrainConfig {
     /// Seed of the initial weights, the order of images and the views. Default 0.
     pub seed: u64,
-    /// Images per optimiser step. Default 4096.
+    /// Images per optimizer step. Default 4096.
     pub batch_size: usize,
     /// Micro-batches per step, whose gradients are averaged: divides `batch_size`. Default 1.
     pub accumulation_steps: usize,
@@ -59,7 +59,7 @@ pub struct TrainConfig {
     /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null: run to the end.
     pub max_steps: Option<u64>,
     /// What to do about a step whose loss or gradient is not finite: stop (the default), or skip_step, which leaves
-    /// weights, optimiser, target and BatchNorm statistics as they were. On CUDA skip_step waits for the device in
+    /// weights, optimizer, target and BatchNorm statistics as they were. On CUDA skip_step waits for the device in
     /// every step; stop does not, and notices one step later.
     pub on_non_finite: OnNonFinite,
     /// With skip_step: stop after this many skipped steps in a row, at least 1. Default 10.
@@ -123,7 +123,7 @@ pub struct MonitorConfig {
     pub log_every: u64,
     /// Epochs between k-NN evaluations, 0 for none; needs labels. The first one sees the random encoder. Default 10.
     pub knn_every: u64,
-    /// Neighbours that vote. Default 200.
+    /// Neighbors that vote. Default 200.
     pub knn_k: usize,
     /// Temperature of their weights, exp(cosine / temperature). Default 0.1.
     pub knn_temperature: f64,
@@ -160,7 +160,7 @@ impl MonitorConfig {
             problems.push(("log_every".into(), "found 0, expected at least 1 step".into()));
         }
         if self.knn_k == 0 {
-            problems.push(("knn_k".into(), "found 0, expected at least 1 neighbour".into()));
+            problems.push(("knn_k".into(), "found 0, expected at least 1 neighbor".into()));
         }
         if !(0.001..=100.0).contains(&self.knn_temperature) {
             problems.push(("knn_temperature".into(), format!("found {}, expected 0.001 to 100", self.knn_temperature)));

@@ -19,7 +19,7 @@ const COMPARED: u32 = 2;
 
 /// Most relative difference of loss and momentum between the two. Both run the same kernels; atomic additions come in
 /// another order.
-const MOST_DIFFERENCE: f64 = 0.05;
+const MAX_DIFFERENCE: f64 = 0.05;
 
 /// Runs the steps of a run, which all have the same shapes.
 pub struct Executor {
@@ -107,7 +107,7 @@ impl Executor {
             Mode::Graph(recorded, left) => {
                 *left -= 1;
                 match recorded.try_compared(byol, feed, batches, rates) {
-                    Ok((output, Some(apart))) if apart.is_nan() || apart > MOST_DIFFERENCE => {
+                    Ok((output, Some(apart))) if apart.is_nan() || apart > MAX_DIFFERENCE => {
                         self.give_up(&format!("the recorded step differs from the plain one by {apart:.1e}"))?;
                         return Ok(output);
                     }
@@ -141,7 +141,7 @@ impl Recorded {
             Cuda::synchronize(index as i64);
         }
         let before = tracked(byol);
-        let result = Graph::record(|| byol.run(places.iter().map(|place| feed.normalised(place))));
+        let result = Graph::record(|| byol.run(places.iter().map(|place| feed.normalized(place))));
         let after = tracked(byol);
         track(byol, before); // recording was no forward pass
         let (graph, output) = result?;

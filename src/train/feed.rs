@@ -7,15 +7,15 @@ use crate::augment::AugmentConfig;
 use crate::byol::Views;
 use crate::byol::timing::{Part, lap};
 use crate::data::loader::Batch;
-use native::Normaliser;
+use native::Normalizer;
 use native::stream::Ring;
 
 /// Buffers that batches go to a GPU in: one being computed on, one on its way, one being filled.
 const SLOTS: usize = 3;
 
-/// Brings micro-batches to the device as bytes and normalises them there. The host does not wait for a GPU.
+/// Brings micro-batches to the device as bytes and normalizes them there. The host does not wait for a GPU.
 pub struct Feed {
-    normaliser: Normaliser,
+    normalizer: Normalizer,
     device: Device,
     size: i64,
     /// For a GPU, made for the first batch.
@@ -27,8 +27,8 @@ impl Feed {
     /// # Errors
     /// What libtorch says.
     pub fn new(augment: &AugmentConfig, device: Device, channels_last: bool, bf16: bool) -> Result<Self> {
-        let normaliser = Normaliser::new(augment.mean, augment.std, device, channels_last, bf16)?;
-        Ok(Self { normaliser, device, size: augment.size as i64, ring: None })
+        let normalizer = Normalizer::new(augment.mean, augment.std, device, channels_last, bf16)?;
+        Ok(Self { normalizer, device, size: augment.size as i64, ring: None })
     }
 
     /// Both views of a micro-batch.
@@ -37,16 +37,16 @@ impl Feed {
     pub fn views(&mut self, batch: &Batch) -> Result<Views> {
         if !self.device.is_cuda() {
             let shape = [batch.indices.len() as i64, self.size, self.size, 3];
-            let view = |bytes: &[u8]| self.normaliser.bytes(bytes, shape);
+            let view = |bytes: &[u8]| self.normalizer.bytes(bytes, shape);
             let views = [view(&batch.views[0])?, view(&batch.views[1])?];
-            lap(Part::Normalise);
+            lap(Part::Normalize);
             return Ok(views);
         }
-        let (normaliser, size) = (&self.normaliser, self.size);
-        Self::send(&mut self.ring, self.device, batch, |bytes| normalised(normaliser, bytes, size))
+        let (normalizer, size) = (&self.normalizer, self.size);
+        Self::send(&mut self.ring, self.device, batch, |bytes| normalized(normalizer, bytes, size))
     }
 
-    /// The bytes of a micro-batch's views to `to`, `[2 N, S, S, 3]` on the GPU, for [`Self::normalised`] to read.
+    /// The bytes of a micro-batch's views to `to`, `[2 N, S, S, 3]` on the GPU, for [`Self::normalized`] to read.
     /// # Errors
     /// What libtorch says.
     pub fn copy(&mut self, batch: &Batch, to: &Tensor) -> Result<()> {
@@ -64,8 +64,8 @@ impl Feed {
     /// Views from such a place.
     /// # Errors
     /// What libtorch says.
-    pub fn normalised(&self, place: &Tensor) -> Result<Views> {
-        normalised(&self.normaliser, place, self.size)
+    pub fn normalized(&self, place: &Tensor) -> Result<Views> {
+        normalized(&self.normalizer, place, self.size)
     }
 
     fn send<T>(
@@ -88,9 +88,9 @@ impl Feed {
 }
 
 /// Bytes of both views, one after the other, as two tensors.
-fn normalised(normaliser: &Normaliser, bytes: &Tensor, size: i64) -> Result<Views> {
+fn normalized(normalizer: &Normalizer, bytes: &Tensor, size: i64) -> Result<Views> {
     let both = bytes.view([2, -1, size, size, 3]);
-    let views = [normaliser.tensor(&both.get(0))?, normaliser.tensor(&both.get(1))?];
-    lap(Part::Normalise);
+    let views = [normalizer.tensor(&both.get(0))?, normalizer.tensor(&both.get(1))?];
+    lap(Part::Normalize);
     Ok(views)
 }

@@ -45,7 +45,7 @@ impl Guard {
 
     /// Whether [`Self::step`] is to take the steps: on the CPU, and wherever steps may be skipped. Else a step is run
     /// by the executor and its numbers are read when the next one is queued.
-    pub fn looks_first(&self, device: Device) -> bool {
+    pub fn checks_before_update(&self, device: Device) -> bool {
         self.policy == OnNonFinite::SkipStep || device == Device::Cpu
     }
 

@@ -5,12 +5,12 @@ use anyhow::{Result, bail};
 use super::TrainConfig;
 use crate::optim::{self, EmaConfig, OptimizerConfig, ScheduleConfig};
 
-/// Lengths in optimiser steps, and the two schedules over them.
+/// Lengths in optimizer steps, and the two schedules over them.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Optimiser steps of an epoch; images that do not fill a last batch are left out (another set each epoch).
+    /// Optimizer steps of an epoch; images that do not fill a last batch are left out (another set each epoch).
     pub steps_per_epoch: u64,
-    /// Optimiser steps of the run: K of the paper.
+    /// Optimizer steps of the run: K of the paper.
     pub total_steps: u64,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,

@@ -45,7 +45,7 @@ impl RunFolder {
     }
 
     /// The same folder in another process of the run than rank 0, which alone writes there: it may not even see it.
-    pub fn of_others(dir: &Path) -> Self {
+    pub fn for_worker(dir: &Path) -> Self {
         Self { dir: dir.into(), lock: None, files: Vec::new() }
     }
 

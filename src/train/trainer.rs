@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use native::stream::Later;
+use native::stream::PendingScalars;
 use tch::Device;
 
 use super::{
     CollapseWatch, Executor, Feed, Guard, KnnWatch, MonitorConfig, Plan, Saver, Stepped, TrainConfig, non_finite,
 };
-use crate::byol::{Asked, Byol, Numbers};
+use crate::byol::{Byol, Numbers, StopRequest};
 use crate::checkpoint::Manifest;
 use crate::data::loader::{Batch, Loader};
 use crate::distributed::Group;
@@ -21,7 +21,7 @@ use crate::signals::Signals;
 
 /// Everything a run consists of; `commands::train` puts it together.
 pub struct Trainer {
-    /// Networks and optimiser.
+    /// Networks and optimizer.
     pub byol: Byol,
     /// Lengths and schedules.
     pub plan: Plan,
@@ -82,7 +82,7 @@ pub struct Outcome {
 /// What the last step told, not yet looked at.
 struct Pending {
     step: u64,
-    numbers: Later,
+    numbers: PendingScalars,
 }
 
 impl Trainer {
@@ -134,7 +134,7 @@ impl Trainer {
             let (lr, tau) = (self.plan.lr(step), self.plan.tau(step));
             *sound = None;
             let done = step + 1;
-            let stepped = if guard.looks_first(self.byol.device) {
+            let stepped = if guard.checks_before_update(self.byol.device) {
                 guard.step(&mut self.byol, micro_batches.iter().map(|batch| self.feed.views(batch)), lr, tau, step)
             } else {
                 let batches: Vec<&Batch> = micro_batches.iter().collect();
@@ -156,7 +156,7 @@ impl Trainer {
             };
             let logging = done.is_multiple_of(self.monitor.log_every) || done == 1 || done == end;
             let epoch_end = done.is_multiple_of(self.plan.steps_per_epoch);
-            let mut asked = if self.group.is_none() { Asked::here(signals) } else { Asked::default() };
+            let mut asked = if self.group.is_none() { StopRequest::here(signals) } else { StopRequest::default() };
             let mut saving = asked.checkpoint || done == end || self.saver.due(done, self.plan.steps_per_epoch);
             // On the CPU the numbers are there. On a GPU the step before has long ended when this one is queued, so
             // that is the one to look at, except where this one is logged or saved: that waits for it.

@@ -80,7 +80,7 @@ fn a_step_is_its_parts_and_memory_does_not_grow() {
         let report: Value = serde_json::from_str(&text).expect("JSON");
         let counts = ["batch", "micro_batches", "size", "steps"].map(|key| number(&report, &format!("/{key}")));
         assert_eq!(counts, [4.0, 2.0, 8.0, 150.0]);
-        let busy = ["normalise", "online_forward", "target_forward", "loss", "backward", "optimizer", "ema"];
+        let busy = ["normalize", "online_forward", "target_forward", "loss", "backward", "optimizer", "ema"];
         let parts = busy.map(|part| number(&report, &format!("/parts_ms/{part}")));
         assert!(parts.iter().all(|&part| part > 0.0), "{report}");
         // The median of whole steps is measured apart from the parts; a machine may be busy with something else.

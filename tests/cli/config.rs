@@ -174,7 +174,7 @@ fn keys_that_a_saved_config_lacks_had_their_default() {
     assert_eq!(config.differences(&saved).expect("compared"), expected);
     // What a later version saved may matter.
     saved["optimizer"]["lookahead"] = serde_json::json!({ "steps": 5 });
-    saved["monitor"]["colour"] = serde_json::json!("red");
+    saved["monitor"]["color"] = serde_json::json!("red");
     let expected = [expected[0], expected[1], "optimizer.lookahead.steps: unknown, was 5"];
     assert_eq!(config.differences(&saved).expect("compared"), expected);
     saved["train"]["seed"] = serde_json::json!("many");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use byol::config::Config;
 use byol::logging::one_line;
 
-const MOST_TIME: Duration = Duration::from_secs(5);
+const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// What is said of a file in `folder`, as a terminal shows it, with `folder` as `.`.
 fn refused(folder: &Path, bytes: &[u8], overrides: &[String]) -> String {
@@ -16,7 +16,7 @@ fn refused(folder: &Path, bytes: &[u8], overrides: &[String]) -> String {
     fs::write(&path, bytes).expect("written");
     let started = Instant::now();
     let error = Config::load(&path, overrides).map(|_| ()).map_err(|error| format!("{error:#}"));
-    assert!(started.elapsed() < MOST_TIME, "{:?}", started.elapsed());
+    assert!(started.elapsed() < MAX_TIME, "{:?}", started.elapsed());
     let message = error.err().unwrap_or_else(|| "loads".to_string());
     one_line(&message.replace(&folder.display().to_string(), "."))
 }

@@ -21,7 +21,7 @@ fn lines(output: &Output) -> Vec<String> {
     lines
 }
 
-/// Names that a careless program would let move the cursor, colour the screen or forge a line of the log.
+/// Names that a careless program would let move the cursor, color the screen or forge a line of the log.
 const NAMES: [&[u8]; 5] = [
     b"a\nerror: forged.png",
     b"b\x1b[31mred.png",

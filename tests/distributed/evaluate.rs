@@ -97,7 +97,7 @@ fn features_are_the_same_files_whatever_the_number_of_processes() {
 }
 
 #[test]
-fn neighbours_are_the_same_whatever_the_number_of_processes() {
+fn neighbors_are_the_same_whatever_the_number_of_processes() {
     // Three blocks of images to classify, the last one small.
     let held_out = "data.synthetic.images=300 data.synthetic.eval_images=2100 --k 5,1,200 --json";
     // Training images that classify each other.

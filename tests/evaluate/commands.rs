@@ -126,7 +126,7 @@ impl Run {
         let own =
             file.iter().filter_map(|(name, view)| Some((name.strip_prefix("online.encoder.")?.to_string(), view)));
         let path = self.path("encoder.safetensors");
-        fs::write(&path, safetensors::serialize(own, None).expect("serialised")).expect("written");
+        fs::write(&path, safetensors::serialize(own, None).expect("serialized")).expect("written");
         path
     }
 }
@@ -219,7 +219,7 @@ fn augmented_features_and_fine_tuning_learn_too() {
 }
 
 #[test]
-fn neighbours_vote_for_every_k_in_one_pass() {
+fn neighbors_vote_for_every_k_in_one_pass() {
     let run = Run::new();
     let report = run.json("knn-eval", &["--k", "5,1,200"]);
     let results = report["results"].as_array().expect("results");

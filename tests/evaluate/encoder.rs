@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::{CPU, Fixture, TinyRun};
-use byol::eval::{Encoder, EncoderOptions, Represent, Which};
+use byol::eval::{Branch, Encoder, EncoderOptions, Represent};
 use byol::model::{Arch, Params, ResNet, ResNetConfig, Stem};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -30,7 +30,7 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
         let shape = t.size().iter().map(|&n| n as usize).collect();
         (name.as_str(), TensorView::new(dtype, shape, bytes).expect("a view"))
     });
-    fs::write(path, safetensors::serialize(views, None).expect("serialised")).expect("written");
+    fs::write(path, safetensors::serialize(views, None).expect("serialized")).expect("written");
 }
 
 /// torchvision's `state_dict` of this ResNet by the fill rule, with a classifier.
@@ -211,25 +211,25 @@ fn runs_and_checkpoints_open_at_any_of_their_paths() {
     let checkpoint = run.checkpoint(4);
     let x = Tensor::from_slice(&(0..2 * 3 * 16 * 16).map(|i| (i % 17) as f32 / 17.0).collect::<Vec<_>>());
     let x = x.reshape([2, 3, 16, 16]);
-    let features = |path: &Path, which: Which| {
+    let features = |path: &Path, which: Branch| {
         let encoder = Encoder::open(path, &EncoderOptions { which, ..EncoderOptions::default() }).expect("opened");
         assert_eq!(encoder.augment.size, 16);
         (encoder.represent(&x).expect("features"), encoder)
     };
-    let (online, encoder) = features(&run.dir(), Which::Online);
+    let (online, encoder) = features(&run.dir(), Branch::Online);
     assert_eq!(encoder.source, checkpoint);
     assert_eq!(encoder.run.as_ref().map(|manifest| manifest.step), Some(4));
     assert_eq!(encoder.batches_tracked, 8); // two views a step
-    let target = features(&run.dir(), Which::Target).0;
+    let target = features(&run.dir(), Branch::Target).0;
     assert!(!online.equal(&target));
     let lone = run.folder().join("lone.safetensors");
     fs::copy(checkpoint.join("model.safetensors"), &lone).expect("copied");
     for path in [checkpoint.clone(), checkpoint.join("model.safetensors"), run.dir().join("checkpoints")] {
-        assert!(features(&path, Which::Online).0.equal(&online), "{}", path.display());
-        assert!(features(&path, Which::Target).0.equal(&target), "{}", path.display());
+        assert!(features(&path, Branch::Online).0.equal(&online), "{}", path.display());
+        assert!(features(&path, Branch::Target).0.equal(&target), "{}", path.display());
     }
     let options = |which| EncoderOptions { which, augment: Some(encoder.augment.clone()), ..EncoderOptions::default() };
-    for (which, expected) in [(Which::Online, &online), (Which::Target, &target)] {
+    for (which, expected) in [(Branch::Online, &online), (Branch::Target, &target)] {
         let encoder = Encoder::open(&lone, &options(which)).expect("a model without its folder");
         assert!(encoder.represent(&x).expect("features").equal(expected));
     }
@@ -242,7 +242,7 @@ fn runs_and_checkpoints_open_at_any_of_their_paths() {
     let model: PathBuf = checkpoint.join("model.safetensors");
     let whole = fs::read(&model).expect("bytes");
     fs::write(&model, &whole[..whole.len() - 1]).expect("written");
-    assert_eq!(features(&run.dir(), Which::Online).1.source, run.checkpoint(2));
+    assert_eq!(features(&run.dir(), Branch::Online).1.source, run.checkpoint(2));
     refused(&checkpoint, &["damaged"]);
     fs::remove_file(run.checkpoint(2).join("manifest.json")).expect("removed");
     let error = open(&run.dir()).expect_err("nothing left").to_string();

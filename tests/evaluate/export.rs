@@ -53,7 +53,7 @@ fn images(count: i64, size: i64) -> Tensor {
     Tensor::from_slice(&values).reshape([count, 3, size, size])
 }
 
-fn normalised(encoder: &Encoder, images: &Tensor) -> Tensor {
+fn normalized(encoder: &Encoder, images: &Tensor) -> Tensor {
     let [mean, std] = [encoder.augment.mean, encoder.augment.std]
         .map(|v| Tensor::from_slice(&v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
     (images - mean) / std
@@ -137,9 +137,9 @@ fn torchscript_takes_any_batch_and_any_size() {
     assert!(modules.iter().all(|module| module.named_parameters().expect("parameters").is_empty()), "not frozen");
     for (count, size) in [(1, 16), (2, 16), (7, 16), (3, 24), (1, 33)] {
         let x = images(count, size);
-        let expected = encoder.represent(&normalised(&encoder, &x)).expect("features");
+        let expected = encoder.represent(&normalized(&encoder, &x)).expect("features");
         close(&modules[0].forward_ts(&[&x]).expect("features"), &expected);
-        close(&modules[1].forward_ts(&[normalised(&encoder, &x)]).expect("features"), &expected);
+        close(&modules[1].forward_ts(&[normalized(&encoder, &x)]).expect("features"), &expected);
     }
     let left: Vec<_> = fs::read_dir(folder.path()).expect("entries").flatten().collect();
     assert_eq!(left.len(), 2, "something half-written remains: {left:?}");
@@ -179,7 +179,7 @@ fn the_target_gets_statistics_of_its_own() {
     let target = ["--network", "target", "--config", &config];
     exported("safetensors", &first, &target);
     let (exported_one, trained) = (open(&first), open(&RUN.dir()));
-    let options = EncoderOptions { which: byol::eval::Which::Target, ..EncoderOptions::default() };
+    let options = EncoderOptions { which: byol::eval::Branch::Target, ..EncoderOptions::default() };
     let in_training = Encoder::open(&RUN.dir(), &options).expect("opened");
     let buffer = |e: &Encoder, i: usize| e.params.buffers[i].tensor.shallow_clone();
     assert!(

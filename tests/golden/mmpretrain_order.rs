@@ -1,10 +1,10 @@
 //! mmpretrain moves its target inside the loss, before the target's forward pass, with the online weights that the
-//! last optimiser step left; the paper (and this project) right after that step. Both orders walk through the
+//! last optimizer step left; the paper (and this project) right after that step. Both orders walk through the
 //! same weights, mmpretrain's tau being one step later.
 
 use crate::support::CPU;
 use byol::byol::ema::Ema;
-use byol::byol::loss::l2_normalise;
+use byol::byol::loss::l2_normalize;
 use byol::byol::{Byol, Views};
 use byol::model::{Arch, ModelConfig, Network, Stem};
 use byol::optim::{Optimizer, OptimizerConfig};
@@ -54,7 +54,7 @@ fn tau(step: u64) -> f64 {
     0.9 + 0.01 * step as f64
 }
 
-/// mmpretrain/models/selfsup/byol.py `loss`, then the optimiser of its runner.
+/// mmpretrain/models/selfsup/byol.py `loss`, then the optimizer of its runner.
 fn mmpretrain_step(byol: &mut Byol, [v1, v2]: &Views, step: u64) {
     byol.optimizer.zero_grad().expect("cleared");
     let (p1, p2) = (byol.online.predict(&byol.online.project(v1)), byol.online.predict(&byol.online.project(v2)));
@@ -66,7 +66,7 @@ fn mmpretrain_step(byol: &mut Byol, [v1, v2]: &Views, step: u64) {
         (byol.target.project(v1), byol.target.project(v2))
     };
     let head = |p: &Tensor, t: &Tensor| -> Tensor {
-        -(l2_normalise(p) * l2_normalise(t)).sum_dim_intlist([1].as_slice(), false, None).mean(None)
+        -(l2_normalize(p) * l2_normalize(t)).sum_dim_intlist([1].as_slice(), false, None).mean(None)
     };
     let loss = (head(&p1, &t2) + head(&p2, &t1)) * 2.0;
     loss.backward();

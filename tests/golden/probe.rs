@@ -1,4 +1,4 @@
-//! Linear classifiers and nearest neighbours against PyTorch, scikit-learn and numpy; fixture by
+//! Linear classifiers and nearest neighbors against PyTorch, scikit-learn and numpy; fixture by
 //! `scripts/reference/probe.py`.
 
 use crate::support::{CPU, Fixture};
@@ -60,7 +60,7 @@ fn the_papers_protocol_ends_within_a_point_of_scikit_learn() {
 }
 
 #[test]
-fn neighbours_are_numpys_exactly() {
+fn neighbors_are_numpys_exactly() {
     let fixture = Fixture::open("probe.safetensors");
     let (x, y) = (fixture.get("x"), fixture.get("y"));
     let part = |start, length| Features {
@@ -68,6 +68,6 @@ fn neighbours_are_numpys_exactly() {
         labels: Vec::<i64>::try_from(y.narrow(0, start, length)).expect("labels"),
     };
     let found =
-        knn(&part(0, 1000), Some(&part(1000, 500)), &[1, 20, 200], 0.1, None, &mut |_| Ok(())).expect("neighbours");
+        knn(&part(0, 1000), Some(&part(1000, 500)), &[1, 20, 200], 0.1, None, &mut |_| Ok(())).expect("neighbors");
     assert_eq!(found.iter().map(|f| f.top1).collect::<Vec<_>>(), fixture.numbers("knn_top1"));
 }

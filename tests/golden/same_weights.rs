@@ -10,7 +10,7 @@ use byol::data::loader::Batch;
 use byol::model::{Arch, ModelConfig, Network, Stem};
 use byol::optim::{Algorithm, Optimizer, OptimizerConfig};
 use byol::train::{CudaGraph, Executor, Feed};
-use native::Normaliser;
+use native::Normalizer;
 use tch::{Kind, Tensor};
 
 const STEPS: u64 = 20;
@@ -75,9 +75,9 @@ fn fast(bf16: bool) -> (Vec<f64>, Tensor) {
 
 fn fp32_views(batch: &Batch) -> Views {
     let augment = augment();
-    let normaliser = Normaliser::new(augment.mean, augment.std, CPU, true, false).expect("a normaliser");
+    let normalizer = Normalizer::new(augment.mean, augment.std, CPU, true, false).expect("a normalizer");
     let shape = [IMAGES as i64, SIZE as i64, SIZE as i64, 3];
-    [0, 1].map(|view| normaliser.bytes(&batch.views[view], shape).expect("a view"))
+    [0, 1].map(|view| normalizer.bytes(&batch.views[view], shape).expect("a view"))
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn sync_batchnorm_is_pytorchs_batchnorm_on_the_whole_batch() {
                 let mut params = Params::new(CPU, Some(0));
                 let norm = BatchNorm::new(params.root(), shape[1], 1.0);
                 fixture.fill_params(&format!("{case}."), &mut params);
-                params.synchronise(&group);
+                params.synchronize(&group);
                 let (share, rank) = (shape[0] / world as i64, group.rank as i64);
                 let mut found = Vec::new();
                 for step in 0..2 {
@@ -180,7 +180,7 @@ fn under_autocast_the_statistics_are_in_fp32() {
     let results = group(2, |group| {
         let mut params = Params::new(CPU, Some(0));
         let norm = BatchNorm::new(params.root(), 3, 1.0);
-        params.synchronise(&group);
+        params.synchronize(&group);
         let fixture = Fixture::open("sync_batchnorm.safetensors");
         let whole = (fixture.fill("input.bf16", &[64, 3]).to_kind(Kind::Float) + 5.0).to_kind(Kind::BFloat16);
         let x = whole.narrow(0, 32 * group.rank as i64, 32).detach().set_requires_grad(true);
@@ -229,7 +229,7 @@ fn the_reducer_averages_announced_passes_and_leaves_others_alone() {
     }
 }
 
-/// Steps, micro-batches, optimiser, channels last.
+/// Steps, micro-batches, optimizer, channels last.
 type Case = (u64, usize, Algorithm, bool);
 
 /// Both networks after some steps, and how far they moved; views are the fixture's, parted as the loader parts them.
@@ -251,7 +251,7 @@ fn trained(group: Option<&Arc<ProcessGroup>>, (steps, parts, algorithm, layout):
         if layout {
             network.params.to_channels_last();
         }
-        group.iter().for_each(|group| network.params.synchronise(group));
+        group.iter().for_each(|group| network.params.synchronize(group));
     }
     let ranks = group.map(|group| Ranks::new(group, &online.params).expect("a reducer"));
     let all = |byol: &Byol| {

@@ -1,4 +1,4 @@
-//! Optimisers, schedules and whole BYOL steps against PyTorch; fixtures by `scripts/reference/model.py`.
+//! Optimizers, schedules and whole BYOL steps against PyTorch; fixtures by `scripts/reference/model.py`.
 
 use crate::support::{CPU, Fixture};
 use byol::byol::ema::Ema;

@@ -23,8 +23,8 @@ use crate::alone;
 const MAX_PIXELS: usize = 1 << 16;
 const MAX_BYTES: usize = 1 << 20;
 /// The promise for an image, twice an encoded one, what is kept of a set, and room for the readers' own tables.
-const MOST_BYTES: u64 = (MAX_PIXELS * 32 + 3 * MAX_BYTES + (8 << 20)) as u64;
-const MOST_TIME: Duration = Duration::from_secs(5);
+const MAX_PEAK: u64 = (MAX_PIXELS * 32 + 3 * MAX_BYTES + (8 << 20)) as u64;
+const MAX_TIME: Duration = Duration::from_secs(5);
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
@@ -130,7 +130,7 @@ fn watch(current: &'static AtomicU64) {
             let number = current.load(Ordering::Relaxed);
             if number != since.0 {
                 since = (number, Instant::now());
-            } else if number != u64::MAX && since.1.elapsed() > 6 * MOST_TIME {
+            } else if number != u64::MAX && since.1.elapsed() > 6 * MAX_TIME {
                 eprintln!("input {number} does not come to an end");
                 std::process::exit(1);
             }
@@ -204,7 +204,7 @@ fn any_container_ends_in_images_or_in_one_line() {
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
             findings.push(format!("input {number} ({kind}) panics, or its error is no line: {text}"));
         }
-        if time > MOST_TIME || peak > MOST_BYTES {
+        if time > MAX_TIME || peak > MAX_PEAK {
             findings.push(format!("input {number} ({kind}) takes {time:?} and {peak} bytes"));
         }
     }
@@ -225,7 +225,7 @@ fn a_header_without_an_end_is_an_error() {
     let messages: Vec<String> = (0..set.len())
         .filter_map(|index| set.load(index, &mut Pixels::default()).err().map(|error| format!("{error:#}")))
         .collect();
-    assert!(started.elapsed() < MOST_TIME, "{:?}", started.elapsed());
+    assert!(started.elapsed() < MAX_TIME, "{:?}", started.elapsed());
     assert!(messages.iter().any(|message| message.contains("found the end of the file")), "{messages:?}");
 }
 
@@ -248,7 +248,7 @@ fn bombs_are_refused_by_what_they_say() {
     let (ended, peak) = peak_bytes(|| read(&config));
     let message = ended.unwrap_err();
     assert!(message.ends_with("found 419430400 bytes of data_batch_1.bin, expected at most 268435456"), "{message}");
-    assert!(peak < MOST_BYTES, "{peak}");
+    assert!(peak < MAX_PEAK, "{peak}");
     // The same unpacked: a file of holes.
     let records = folder.path().join("cifar10/data_batch_1.bin");
     fs::File::create(&records).unwrap().set_len(400 << 20).unwrap();
@@ -256,12 +256,12 @@ fn bombs_are_refused_by_what_they_say() {
     let (ended, peak) = peak_bytes(|| read(&config));
     let message = ended.unwrap_err();
     assert!(message.ends_with("found 419430400 bytes, expected at most 268435456"), "{message}");
-    assert!(peak < MOST_BYTES, "{peak}");
+    assert!(peak < MAX_PEAK, "{peak}");
     // A header that promises 200 MB in an archive that ends there.
     header.set_size(200 << 20);
     header.set_cksum();
     let config = place("cifar10.tar", header.as_bytes(), folder.path());
     let (ended, peak) = peak_bytes(|| read(&config));
     assert!(ended.unwrap_err().contains("found 0 of 209715200 bytes of data_batch_1.bin"));
-    assert!(peak < MOST_BYTES, "{peak}");
+    assert!(peak < MAX_PEAK, "{peak}");
 }

@@ -16,12 +16,12 @@ use byol::rng::{Purpose, Stream};
 const MAX_PIXELS: usize = 1 << 20;
 
 /// What `DecodeOptions` promises for so many pixels, with room for a busy machine.
-const MOST_TIME: Duration = Duration::from_secs(5);
+const MAX_TIME: Duration = Duration::from_secs(5);
 /// Most that an input may add, and that buffers and the allocator may keep of all.
-const MOST_ADDED_KIB: usize = (MAX_PIXELS * 32 + (16 << 20)) / 1024;
-const MOST_KEPT_KIB: usize = 256 << 10;
+const MAX_ADDED_KIB: usize = (MAX_PIXELS * 32 + (16 << 20)) / 1024;
+const MAX_KEPT_KIB: usize = 256 << 10;
 /// Most that may be reserved, used or not.
-const MOST_RESERVED_KIB: usize = 1 << 20;
+const MAX_RESERVED_KIB: usize = 1 << 20;
 
 /// Format and bytes of every image of the fixtures.
 fn corpus() -> Vec<(String, Vec<u8>)> {
@@ -130,14 +130,14 @@ fn any_bytes_end_in_views_or_in_one_line() {
         }
         let time = start.elapsed();
         slowest = slowest.max(time);
-        if time > MOST_TIME {
+        if time > MAX_TIME {
             findings.push(format!("input {number} takes {time:?}"));
         }
         let [peak, now, reserved] = memory();
         let (added, kept) = (peak.saturating_sub(before), now.saturating_sub(at_first));
         let reserved = reserved - reserved_at_first;
         (before, largest) = (now, largest.max(added));
-        if added > MOST_ADDED_KIB || kept > MOST_KEPT_KIB || reserved > MOST_RESERVED_KIB {
+        if added > MAX_ADDED_KIB || kept > MAX_KEPT_KIB || reserved > MAX_RESERVED_KIB {
             findings.push(format!("input {number} adds {added} KiB, {kept} are kept, {reserved} reserved"));
         }
     }

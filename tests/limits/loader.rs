@@ -40,7 +40,7 @@ fn settle() {
     }
 }
 
-/// Grey images, some of them bad; image `at` panics.
+/// Gray images, some of them bad; image `at` panics.
 #[derive(Clone)]
 struct Trapped {
     images: usize,

@@ -82,7 +82,7 @@ impl Run {
     pub fn weights(&self, step: u64) -> Vec<u8> {
         let path = self.checkpoint(step).join("model.safetensors");
         let optimizer = self.checkpoint(step).join("optimizer.safetensors");
-        [fs::read(path).expect("weights"), fs::read(optimizer).expect("optimiser")].concat()
+        [fs::read(path).expect("weights"), fs::read(optimizer).expect("optimizer")].concat()
     }
 
     pub fn summary(&self) -> serde_json::Value {

@@ -67,7 +67,7 @@ fn assert_stops_with_the_same_bits(run: &Run, mut child: std::process::Child) {
     let whole = Run::new();
     let max = format!("train.max_steps={step}");
     succeeded(&whole.train(&[&ENDLESS[..], &["--set", &max]].concat()));
-    assert!(run.weights(step) == whole.weights(step), "weights or optimiser state differ");
+    assert!(run.weights(step) == whole.weights(step), "weights or optimizer state differ");
     let steps = |run: &Run| run.records().iter().filter_map(|r| r["step"].as_u64()).collect::<Vec<_>>();
     assert_eq!(steps(run), (1..=step).collect::<Vec<_>>(), "no record is torn or lost");
 }
@@ -150,7 +150,7 @@ fn a_last_checkpoint_that_cannot_be_written_is_an_error_and_stop_means_at_once()
     succeeded(&run.train(&[&short[..], &RESUME].concat()));
     let whole = Run::new();
     succeeded(&whole.train(&short));
-    assert!(run.weights(12) == whole.weights(12), "weights or optimiser state differ");
+    assert!(run.weights(12) == whole.weights(12), "weights or optimizer state differ");
 }
 
 #[test]

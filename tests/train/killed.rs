@@ -26,7 +26,7 @@ fn is_writing(run: &Run) -> bool {
 
 /// What must be true of a run at its end, however it came there.
 fn assert_as_if_nothing_had_happened(run: &Run, whole: &Run, last: u64, seed: &str) {
-    assert!(run.weights(last) == whole.weights(last), "{seed}: weights or optimiser state differ");
+    assert!(run.weights(last) == whole.weights(last), "{seed}: weights or optimizer state differ");
     run.assert_tidy(3);
     let log = fs::read_to_string(run.log()).unwrap_or_default();
     assert!(!log.contains("passing over") && !log.contains("set aside"), "{seed}: {log}");

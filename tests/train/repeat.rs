@@ -33,7 +33,7 @@ fn a_run_is_repeated_from_what_it_left() {
     let (device, precision) =
         (format!("train.device={}", said("device")), format!("train.precision={}", said("precision")));
     succeeded(&again.train(&["--set", &threads, "--set", &device, "--set", &precision]));
-    assert!(first.weights(12) == again.weights(12), "weights or optimiser state differ");
+    assert!(first.weights(12) == again.weights(12), "weights or optimizer state differ");
     let repeated = json(&again.dir().join("manifest.json"));
     for key in
         ["byol", "commit", "libtorch", "device", "threads", "precision", "data", "images", "seed", "deterministic"]

@@ -53,7 +53,7 @@ fn a_stopped_and_resumed_run_ends_with_the_same_bits() {
     assert!(stderr.contains("resuming from") && stderr.contains("step 5 of 12"), "{stderr}");
     let from = parts.checkpoint(10).display().to_string();
     succeeded(&parts.train(&["--resume", &from, "--set", "data.workers=1"]));
-    assert!(whole.weights(12) == parts.weights(12), "weights or optimiser state differ");
+    assert!(whole.weights(12) == parts.weights(12), "weights or optimizer state differ");
     // The log reads as one run's, and the random encoder's accuracy is remembered.
     let steps = |run: &Run| {
         let metrics = fs::read_to_string(run.dir().join("metrics.jsonl")).expect("metrics");
@@ -78,7 +78,7 @@ fn a_killed_run_resumes_to_the_same_bits() {
     // What a kill in the middle of a write leaves is cleaned up.
     fs::create_dir(killed.dir().join("checkpoints/.partial-00000099")).expect("made");
     succeeded(&killed.train(&["--resume", "auto"]));
-    assert!(whole.weights(12) == killed.weights(12), "weights or optimiser state differ");
+    assert!(whole.weights(12) == killed.weights(12), "weights or optimizer state differ");
     let left = fs::read_dir(killed.dir().join("checkpoints")).expect("listed").count();
     assert_eq!(left, 3, "the last three, nothing half-written");
 }
@@ -126,7 +126,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
         "{stderr}"
     );
     assert!(stderr.contains("resuming from") && stderr.contains("step 4 of 12"), "{stderr}");
-    assert!(whole.weights(12) == run.weights(12), "weights or optimiser state differ");
+    assert!(whole.weights(12) == run.weights(12), "weights or optimizer state differ");
     // With every checkpoint damaged the run does not start again unasked.
     for step in [4, 8, 12] {
         fs::write(run.checkpoint(step).join("manifest.json"), "{}").expect("damaged");
@@ -274,7 +274,7 @@ fn accumulation_is_one_update_of_averaged_gradients() {
     for max in ["train.max_steps=5", "train.max_steps=99"] {
         succeeded(&parts.train(&["--set", "train.accumulation_steps=4", "--set", max, "--resume", "auto"]));
     }
-    assert!(run.weights(12) == parts.weights(12), "weights or optimiser state differ");
+    assert!(run.weights(12) == parts.weights(12), "weights or optimizer state differ");
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::cell::RefCell;
 use anyhow::{Context, Result, ensure};
 
 use super::orientation::Orientation;
-use super::{DecodeOptions, Want, ensure_pixels};
+use super::{CropFor, DecodeOptions, ensure_pixels};
 use crate::augment::Crop;
 use crate::pixels::Pixels;
 use native::jpeg::Decoder;
 
 /// Each scan goes over all pixels, however few bytes it has; encoders make about ten.
-const MOST_SCANS: u16 = 50;
+const MAX_SCANS: u16 = 50;
 
 thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
@@ -22,14 +22,14 @@ thread_local! {
 pub(super) fn decode(
     bytes: &[u8],
     options: DecodeOptions,
-    want: &mut Want,
+    want: &mut CropFor,
     raw: &mut Vec<u8>,
     out: &mut Pixels,
 ) -> Result<Crop> {
     DECODER.with_borrow_mut(|decoder| {
         let decoder = match decoder {
             Some(decoder) => decoder,
-            None => decoder.insert(Decoder::new(MOST_SCANS)?),
+            None => decoder.insert(Decoder::new(MAX_SCANS)?),
         };
         let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
         let (width, height, channels) = (opened.width, opened.height, opened.channels);
@@ -88,7 +88,7 @@ fn in_parts(bytes: &[u8]) -> bool {
     header(bytes).any(|(marker, _)| matches!(marker, 0xc0 | 0xc1 | 0xc9))
 }
 
-/// Whether the end marker is missing: the decoder would paint what is missing grey. Something else
+/// Whether the end marker is missing: the decoder would paint what is missing gray. Something else
 /// may follow the image, such as the film of a "motion photo".
 fn is_truncated(bytes: &[u8]) -> bool {
     !bytes.ends_with(&[0xff, 0xd9]) && !segments(bytes).any(|(marker, _)| marker == 0xd9)

@@ -1,11 +1,11 @@
 //! Encoded image bytes to RGB8 pixels, as Pillow's `ImageOps.exif_transpose` and `.convert("RGB")`
-//! make them: grey is repeated, alpha is dropped (not composited), palettes are looked up, CMYK and
-//! YCCK are converted, colour profiles are ignored, the first frame of an animation is taken, and
+//! make them: gray is repeated, alpha is dropped (not composited), palettes are looked up, CMYK and
+//! YCCK are converted, color profiles are ignored, the first frame of an animation is taken, and
 //! the image is turned as EXIF (or else XMP) says.
 //!
-//! Deliberate deviations: 16-bit grey keeps its high byte, where Pillow clips at 255 and leaves most
+//! Deliberate deviations: 16-bit gray keeps its high byte, where Pillow clips at 255 and leaves most
 //! images white; what the first frame of a GIF does not cover is black, not the palette's first
-//! colour. Not read: TIFFs with a palette, with grey and alpha, or with a single float.
+//! color. Not read: TIFFs with a palette, with gray and alpha, or with a single float.
 
 use std::cell::Cell;
 use std::io::{Cursor, Read};
@@ -16,7 +16,7 @@ use std::thread::LocalKey;
 use anyhow::{Context, Error, Result, bail, ensure};
 use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::Want;
+use super::CropFor;
 use crate::augment::Crop;
 use crate::files;
 use crate::pixels::Pixels;
@@ -50,7 +50,7 @@ thread_local! {
 }
 
 /// More than this is given back rather than kept by every thread.
-const MOST_KEPT: usize = 16 << 20;
+const MAX_KEPT: usize = 16 << 20;
 
 /// Decodes `bytes` into `out`, reusing its memory. Any byte string that is not an image ends in a
 /// one-line error, also when a decoder panics; `out` is then unspecified.
@@ -59,7 +59,7 @@ pub fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<
 }
 
 /// Decodes a part at least, as [`super::Dataset::load_part`] says.
-pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
     ensure!(!bytes.is_empty(), "found no bytes, expected an image");
     ensure_size(bytes.len() as u64, options)?;
     caught(|| with_buffer(&RAW, |raw| decode_unchecked(bytes, options, want, raw, out))).map_err(one_line)
@@ -68,7 +68,7 @@ pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut Want, out: &
 /// Decodes what `read` puts into the empty buffer it gets.
 pub(super) fn decode_read(
     options: DecodeOptions,
-    want: &mut Want,
+    want: &mut CropFor,
     out: &mut Pixels,
     read: impl FnOnce(&mut Vec<u8>) -> Result<()>,
 ) -> Result<Crop> {
@@ -80,7 +80,7 @@ pub(super) fn decode_read(
 }
 
 /// Decodes a file. Fails for anything but a regular file, too.
-pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
     decode_read(options, want, out, |encoded| {
         let file = files::open_regular(path)?;
         let metadata = file.metadata().context("cannot read the file")?;
@@ -134,7 +134,7 @@ pub(super) fn one_line(error: Error) -> Error {
 fn with_buffer<T>(key: &'static LocalKey<Cell<Vec<u8>>>, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut buffer = key.take();
     let result = work(&mut buffer);
-    if buffer.capacity() <= MOST_KEPT {
+    if buffer.capacity() <= MAX_KEPT {
         key.set(buffer);
     }
     result
@@ -143,7 +143,7 @@ fn with_buffer<T>(key: &'static LocalKey<Cell<Vec<u8>>>, work: impl FnOnce(&mut 
 fn decode_unchecked(
     bytes: &[u8],
     options: DecodeOptions,
-    want: &mut Want,
+    want: &mut CropFor,
     raw: &mut Vec<u8>,
     out: &mut Pixels,
 ) -> Result<Crop> {

@@ -20,7 +20,7 @@ const PLANE: usize = SIDE * SIDE;
 const IMAGE: usize = 3 * PLANE;
 
 /// Of a file in an archive; the largest one, CIFAR-100's training file, has 154 MB.
-const MOST_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 
 /// What tells the two sets apart.
 struct Variant {
@@ -208,7 +208,7 @@ fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     if path.symlink_metadata().is_err() {
         return Ok(None);
     }
-    files::read_regular(path, MOST_BYTES).map(Some).with_context(|| format!("cannot read {}", path.display()))
+    files::read_regular(path, MAX_BYTES).map(Some).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The contents of the wanted files of a `.tar.gz` or `.tar`, whatever their folder; `None` for those it lacks.
@@ -230,7 +230,7 @@ fn read_archive(variant: &Variant, path: &Path, wanted: &[&str]) -> Result<Vec<O
             && wanted.iter().any(|wanted| wanted.strip_suffix(".bin") == Some(&name));
         if let Some(at) = wanted.iter().position(|wanted| *wanted == name) {
             let size = entry.size();
-            ensure!(size <= MOST_BYTES, "found {size} bytes of {name}, expected at most {MOST_BYTES}");
+            ensure!(size <= MAX_BYTES, "found {size} bytes of {name}, expected at most {MAX_BYTES}");
             // Not reserved: the header may promise what does not come.
             let mut content = Vec::new();
             entry.read_to_end(&mut content).map_err(damage)?;

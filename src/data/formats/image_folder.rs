@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::image_list;
 use crate::augment::Crop;
 use crate::data::decode::{DecodeOptions, decode_file};
-use crate::data::{DataConfig, Dataset, Want, digest};
+use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::pixels::Pixels;
 
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
@@ -112,7 +112,7 @@ impl Dataset for ImageFolder {
         self.load_part(index, &mut Crop::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         decode_file(&self.root.join(&self.files[index]), self.options, want, out)
     }
 

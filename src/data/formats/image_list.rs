@@ -10,16 +10,16 @@ use super::image_folder::is_image_name;
 use crate::files;
 
 /// Of so many images at the head of a list one must exist; else the paths are relative to another folder.
-const MOST_MISSING: usize = 100;
+const MAX_MISSING: usize = 100;
 
 /// A hundred million lines, all of which are held in memory.
-const MOST_BYTES: u64 = 8 << 30;
+const MAX_BYTES: u64 = 8 << 30;
 
 /// The paths as they are in the list, and their classes (-1 for none; empty if no image has one).
 pub(super) fn read(list: &Path) -> Result<(Vec<PathBuf>, Vec<i64>)> {
     let place = list.display();
     ensure!(!is_image_name(list), "found an image, expected a folder of images or a text file of paths: {place}");
-    let bytes = files::read_regular(list, MOST_BYTES).with_context(|| format!("cannot read {place}"))?;
+    let bytes = files::read_regular(list, MAX_BYTES).with_context(|| format!("cannot read {place}"))?;
     let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     let text =
         text.with_context(|| format!("found no text, expected a folder of images or a text file of paths: {place}"))?;
@@ -35,7 +35,7 @@ pub(super) fn read(list: &Path) -> Result<(Vec<PathBuf>, Vec<i64>)> {
     }
     ensure!(!files.is_empty(), "no images in {place}, expected a path in each line");
     let folder = list.parent().unwrap_or(Path::new(""));
-    if !files.iter().take(MOST_MISSING).any(|file| folder.join(file).exists()) {
+    if !files.iter().take(MAX_MISSING).any(|file| folder.join(file).exists()) {
         bail!("no such file: {} (the first in {place}; paths start at its folder)", folder.join(&files[0]).display());
     }
     if labels.iter().all(|&label| label < 0) {

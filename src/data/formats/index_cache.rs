@@ -18,7 +18,7 @@ use crate::files;
 const MAGIC: &[u8] = b"byol-index\x01";
 const MEMBER_BYTES: usize = 14;
 /// Three hundred million images.
-const MOST_BYTES: u64 = 4 << 30;
+const MAX_BYTES: u64 = 4 << 30;
 
 /// The index of a shard, from the cache or by reading its headers.
 pub(super) fn open(shard: &Path) -> Result<Index> {
@@ -27,7 +27,7 @@ pub(super) fn open(shard: &Path) -> Result<Index> {
 
 fn open_from(shard: &Path, places: &[PathBuf]) -> Result<Index> {
     let stamp = stamp(shard).context("cannot read its size")?;
-    let cached = places.iter().find_map(|place| decode(&files::read_regular(place, MOST_BYTES).ok()?, &stamp));
+    let cached = places.iter().find_map(|place| decode(&files::read_regular(place, MAX_BYTES).ok()?, &stamp));
     if let Some(index) = cached {
         return Ok(index);
     }

@@ -11,7 +11,7 @@ use crate::data::DataConfig;
 const EVAL_PREFIXES: [&str; 3] = ["validation", "val", "test"];
 
 /// Most files that a brace pattern may stand for.
-const MOST_FILES: usize = 1 << 20;
+const MAX_FILES: usize = 1 << 20;
 
 /// The shards of `data.path`: a file, a brace pattern, or those of a folder that are named `train*`, or all of
 /// them. `endings` of file names, best first; the first that any file in a folder has counts.
@@ -121,7 +121,7 @@ fn braces(text: &str) -> Result<Vec<String>> {
                 let range: std::ops::RangeInclusive<u64> = from..=to;
                 ensure!(!range.is_empty(), "found {{{inner}}} in {text}, expected the smaller number first");
                 let count = (to - from).saturating_add(1);
-                ensure!(count <= MOST_FILES as u64, "found {count} files in {text}, expected at most {MOST_FILES}");
+                ensure!(count <= MAX_FILES as u64, "found {count} files in {text}, expected at most {MAX_FILES}");
                 let padded = [low, high].iter().any(|end| end.len() > 1 && end.starts_with('0'));
                 let width = if padded { low.len().max(high.len()) } else { 0 };
                 range.map(|number| format!("{number:0width$}")).collect()
@@ -129,7 +129,7 @@ fn braces(text: &str) -> Result<Vec<String>> {
             None => inner.split(',').map(str::to_string).collect::<Vec<_>>(),
         };
         let count = texts.len() * parts.len();
-        ensure!(count <= MOST_FILES, "found {count} files in {text}, expected at most {MOST_FILES}");
+        ensure!(count <= MAX_FILES, "found {count} files in {text}, expected at most {MAX_FILES}");
         let joined = |start: &String| parts.iter().map(|part| format!("{start}{before}{part}")).collect::<Vec<_>>();
         texts = texts.iter().flat_map(joined).collect();
         rest = after;

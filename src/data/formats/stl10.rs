@@ -22,7 +22,7 @@ const PLANE: usize = SIDE * SIDE;
 const IMAGE: usize = 3 * PLANE;
 const CLASSES: u8 = 10;
 /// More bytes than any list of labels or names has.
-const MOST_LABELS: u64 = 1 << 20;
+const MAX_LABELS: u64 = 1 << 20;
 const FOLDER: &str = "stl10_binary";
 const ARCHIVE: &str = "stl10_binary.tar.gz";
 
@@ -80,7 +80,7 @@ impl Stl10 {
         let parts = names.iter().map(|name| Part::open(folder.join(format!("{name}_X.bin")), name));
         let parts = parts.collect::<Result<_>>()?;
         // Not part of the result: a set without names is as good.
-        let text = files::read_regular(&folder.join("class_names.txt"), MOST_LABELS).unwrap_or_default();
+        let text = files::read_regular(&folder.join("class_names.txt"), MAX_LABELS).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let classes = text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_string).collect();
         Ok(Self { parts, classes })
@@ -108,7 +108,7 @@ impl Part {
         if name != "unlabeled" {
             let path = path.with_file_name(format!("{name}_y.bin"));
             labels =
-                files::read_regular(&path, MOST_LABELS).with_context(|| format!("cannot read {}", path.display()))?;
+                files::read_regular(&path, MAX_LABELS).with_context(|| format!("cannot read {}", path.display()))?;
             let (found, path) = (labels.len(), path.display());
             ensure!(found == images, "found {found} labels in {path}, expected one for each of {images} images");
             if let Some(row) = labels.iter().position(|label| !(1..=CLASSES).contains(label)) {

@@ -1,6 +1,6 @@
 //! Drawn images for trying things out without any files. A class is a texture; position, tilt, scale, shape,
 //! polarity, contrast and noise are drawn at random for each image. All of it is black and white, or nearly: two
-//! views of an image share its colours and its brightness, and where these tell images apart a short BYOL run learns
+//! views of an image share its colors and its brightness, and where these tell images apart a short BYOL run learns
 //! them instead of the texture.
 
 use anyhow::Result;
@@ -17,9 +17,9 @@ const TILT: f64 = 0.4;
 const PERIOD: [f64; 2] = [0.2, 0.36];
 /// Largest factor by which one axis is longer than the other.
 const STRETCH: f64 = 1.2;
-/// Grey of the dark parts, 0 to 1: a narrow range, see the module.
+/// Gray of the dark parts, 0 to 1: a narrow range, see the module.
 const DARK: [f64; 2] = [0.0, 0.05];
-/// Grey of the light parts, 0 to 1.
+/// Gray of the light parts, 0 to 1.
 const LIGHT: [f64; 2] = [0.95, 1.0];
 /// Standard deviation of the noise of a pixel, 0 to 1.
 const NOISE: [f64; 2] = [0.04, 0.06];
@@ -112,15 +112,15 @@ impl Dataset for Synthetic {
     }
 }
 
-/// Draws a grey image of `class` into `out`, `size * size * 3` bytes.
+/// Draws a gray image of `class` into `out`, `size * size * 3` bytes.
 fn draw(class: usize, size: usize, rng: &mut Stream, out: &mut [u8]) {
     let range = |rng: &mut Stream, [low, high]: [f64; 2]| rng.uniform(low, high);
     let period = range(rng, PERIOD) * size as f64;
     let (sin, cos) = rng.uniform(-TILT, TILT).sin_cos();
     let stretch = rng.uniform(-STRETCH.ln(), STRETCH.ln()).exp().sqrt();
     let (scale_x, scale_y) = (stretch / period, 1.0 / (stretch * period));
-    // Anywhere in the image: the centre of patterns that have one, the phase of the others.
-    let centre = [rng.unit() * size as f64, rng.unit() * size as f64];
+    // Anywhere in the image: the center of patterns that have one, the phase of the others.
+    let center = [rng.unit() * size as f64, rng.unit() * size as f64];
     let (dark, light) = (range(rng, DARK), range(rng, LIGHT));
     let (ink, ground) = if rng.chance(0.5) { (dark, light) } else { (light, dark) };
     let noise = range(rng, NOISE);
@@ -129,7 +129,7 @@ fn draw(class: usize, size: usize, rng: &mut Stream, out: &mut [u8]) {
     let mut spare = None;
     for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
         let (column, row) = ((i % size) as f64 + 0.5, (i / size) as f64 + 0.5);
-        let (dx, dy) = (column - centre[0], row - centre[1]);
+        let (dx, dy) = (column - center[0], row - center[1]);
         let (x, y) = ((cos * dx + sin * dy) * scale_x, (cos * dy - sin * dx) * scale_y);
         // The share of the pixel that ink covers, from its distance to the edge in pixels.
         let cover = (0.5 + pattern(x as f32, y as f32) * period as f32).clamp(0.0, 1.0);
@@ -138,8 +138,8 @@ fn draw(class: usize, size: usize, rng: &mut Stream, out: &mut [u8]) {
             spare = Some(later);
             now
         });
-        let grey = ground as f32 + cover * (ink - ground) as f32 + (noise * normal) as f32;
-        pixel.fill((grey * 255.0).round().clamp(0.0, 255.0) as u8);
+        let gray = ground as f32 + cover * (ink - ground) as f32 + (noise * normal) as f32;
+        pixel.fill((gray * 255.0).round().clamp(0.0, 255.0) as u8);
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_and_brightness_do_not_give_the_class_away() {
+    fn gray_and_brightness_do_not_give_the_class_away() {
         let config = SyntheticConfig { images: 10_000, ..Default::default() };
         let set = Synthetic::train(&config);
         let mut sums = [0.0; 10];

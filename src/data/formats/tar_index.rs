@@ -21,7 +21,7 @@ use crate::files;
 const BLOCK: u64 = 512;
 
 /// Labels are digits, or a small JSON object.
-const MOST_LABEL_BYTES: u64 = 1 << 20;
+const MAX_LABEL_BYTES: u64 = 1 << 20;
 
 /// The images of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Scan {
         ensure!(!sample.suffixes.contains(&suffix), "found member {name} twice in a sample, expected it once");
         if suffix == "cls" || suffix == "json" {
             let mut text = String::new();
-            let read = entry.take(MOST_LABEL_BYTES).read_to_string(&mut text);
+            let read = entry.take(MAX_LABEL_BYTES).read_to_string(&mut text);
             match read.ok().and_then(|_| if suffix == "cls" { number(&text) } else { from_json(&text) }) {
                 // The plain number goes before the description.
                 Some(label) if suffix == "cls" || sample.label.is_none() => sample.label = label,

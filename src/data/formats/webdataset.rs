@@ -14,7 +14,7 @@ use super::tar_index::{Index, Member};
 use super::{index_cache, shards};
 use crate::augment::Crop;
 use crate::data::decode::{DecodeOptions, decode_part};
-use crate::data::{DataConfig, Dataset, Want, digest};
+use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::files;
 use crate::pixels::Pixels;
 
@@ -22,10 +22,10 @@ use crate::pixels::Pixels;
 const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz"];
 
 /// Shards that stay open; of more the files are opened for each image, for there are limits on open files.
-const MOST_OPEN: usize = 256;
+const MAX_OPEN: usize = 256;
 
 /// Most shards that an error names.
-const MOST_NAMED: usize = 5;
+const MAX_NAMED: usize = 5;
 
 thread_local! {
     /// The encoded image.
@@ -68,16 +68,16 @@ impl WebDataset {
         for (path, index) in files.into_iter().zip(indices) {
             match index {
                 Ok(index) => {
-                    let file = if shards.len() < MOST_OPEN { Some(files::open_regular(&path)?) } else { None };
+                    let file = if shards.len() < MAX_OPEN { Some(files::open_regular(&path)?) } else { None };
                     shards.push(Shard { path, index, file });
                 }
                 Err(error) => bad.push(format!("{}: {error:#}", path.display())),
             }
         }
         if !bad.is_empty() {
-            let more = bad.len().saturating_sub(MOST_NAMED);
+            let more = bad.len().saturating_sub(MAX_NAMED);
             let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-            let named = bad[..bad.len().min(MOST_NAMED)].join("; ");
+            let named = bad[..bad.len().min(MAX_NAMED)].join("; ");
             bail!("cannot use {} of {total} shards: {named}{more}", bad.len());
         }
         let mut notes = shards.iter().filter(|shard| !shard.index.note.is_empty());
@@ -129,7 +129,7 @@ impl Dataset for WebDataset {
         self.load_part(index, &mut Crop::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         let (shard, member) = self.member(index);
         let size = member.size as usize;
         let most = self.options.max_bytes;
@@ -171,7 +171,7 @@ mod tests {
     fn any_number_of_shards_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/webdataset/train-000000.tar");
-        let total = MOST_OPEN + 20;
+        let total = MAX_OPEN + 20;
         for number in 0..total {
             std::fs::copy(&fixture, folder.path().join(format!("{number:04}.tar"))).unwrap();
         }
@@ -179,7 +179,7 @@ mod tests {
         let set = WebDataset::open_train(&config).unwrap();
         assert_eq!(set.len(), 3 * total);
         let mut out = Pixels::default();
-        for index in [0, 3 * MOST_OPEN - 1, 3 * MOST_OPEN, 3 * total - 1] {
+        for index in [0, 3 * MAX_OPEN - 1, 3 * MAX_OPEN, 3 * total - 1] {
             set.load(index, &mut out).unwrap();
             let member = ["000000.png", "000001.jpg", "000002.jpeg"][index % 3];
             assert!(set.describe(index).ends_with(&format!("{:04}.tar member {member}", index / 3)));

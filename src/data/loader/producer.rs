@@ -13,14 +13,14 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::augment::Crop;
 use crate::data::decode::panic_message;
-use crate::data::{Dataset, OnBadImage, Want};
+use crate::data::{CropFor, Dataset, OnBadImage};
 use crate::pixels::Pixels;
 
 /// Most images in a row that may be bad before that is an error.
-const MOST_REPLACEMENTS: usize = 100;
+const MAX_REPLACEMENTS: usize = 100;
 
 /// So many bad images are named in the log; more of them are only counted, unless details are asked for.
-const MOST_NAMED: usize = 20;
+const MAX_NAMED: usize = 20;
 
 /// What became of the unreadable images of a run. Shared by all its loaders.
 #[derive(Default)]
@@ -51,7 +51,7 @@ impl BadImages {
         Ok(self.load_part(set, index, &mut Crop::whole, out)?.is_some())
     }
 
-    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Option<Crop>> {
+    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Option<Crop>> {
         let error = match set.load_part(index, want, out) {
             Ok(part) => return Ok(Some(part)),
             Err(error) => error,
@@ -63,13 +63,11 @@ impl BadImages {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.insert(name.clone()) {
             match seen.len() {
-                ..=MOST_NAMED => log::warn!("skipping bad image {name}: {error:#}"),
+                ..=MAX_NAMED => log::warn!("skipping bad image {name}: {error:#}"),
                 _ => log::debug!("skipping bad image {name}: {error:#}"),
             }
-            if seen.len() == MOST_NAMED + 1 {
-                log::warn!(
-                    "more than {MOST_NAMED} bad images: the others are counted, not named (--verbose names all)"
-                );
+            if seen.len() == MAX_NAMED + 1 {
+                log::warn!("more than {MAX_NAMED} bad images: the others are counted, not named (--verbose names all)");
             }
         }
         Ok(None)
@@ -81,10 +79,10 @@ impl BadImages {
         &self,
         set: &dyn Dataset,
         index: usize,
-        want: &mut Want,
+        want: &mut CropFor,
         out: &mut Pixels,
     ) -> Result<(usize, Crop)> {
-        let tries = set.len().min(MOST_REPLACEMENTS);
+        let tries = set.len().min(MAX_REPLACEMENTS);
         for next in (index..index + tries).map(|next| next % set.len()) {
             if let Some(part) = self.load_part(set, next, want, out)? {
                 return Ok((next, part));

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::rng::{Purpose, Stream};
 
 /// The order of a run, in micro-batches: number `n` is part `n % (steps * parts)` of epoch
-/// `n / (steps * parts)`, with `steps` optimiser steps an epoch.
+/// `n / (steps * parts)`, with `steps` optimizer steps an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sampler {
     images: usize,
@@ -18,7 +18,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// `batch_size` counts the images of one optimiser step over all ranks, which come in `parts` micro-batches.
+    /// `batch_size` counts the images of one optimizer step over all ranks, which come in `parts` micro-batches.
     /// Fails unless `parts` divides `batch_size` and `1 <= batch_size <= images`.
     pub fn new(images: usize, batch_size: usize, parts: usize, seed: u64) -> Result<Self> {
         ensure!(images <= u32::MAX as usize, "found {images} images, expected at most {}", u32::MAX);

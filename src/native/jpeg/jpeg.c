@@ -88,7 +88,7 @@ int byol_jpeg_decode(byol_jpeg* jpeg, unsigned region[4], unsigned char* out, un
   if (setjmp(jpeg->failed)) return 1;
   cinfo->out_color_space = cinfo->num_components == 4 ? JCS_CMYK : JCS_RGB;
   jpeg_start_decompress(cinfo);
-  // Chroma is interpolated between neighbours, which at the border of a cropped row are taken to be equal.
+  // Chroma is interpolated between neighbors, which at the border of a cropped row are taken to be equal.
   const unsigned margin = 4;
   JDIMENSION left = region[0] > margin ? region[0] - margin : 0;
   JDIMENSION right = region[0] + region[2] + margin;

@@ -20,7 +20,7 @@ unsafe extern "C" {
     fn byol_jpeg_decode(jpeg: *mut Handle, region: *mut c_uint, out: *mut c_uchar, capacity: c_ulong) -> c_int;
 }
 
-const MOST_ADDED: usize = 4 + 31 + 4;
+const MAX_ADDED: usize = 4 + 31 + 4;
 
 /// A decoder, to be used for one image after another.
 pub struct Decoder(NonNull<Handle>);
@@ -76,7 +76,7 @@ impl Opened<'_> {
             self.height
         );
         // As many columns as the decoder may add: a margin, and up to the edge of a block of blocks.
-        let most = self.width.min(width + MOST_ADDED);
+        let most = self.width.min(width + MAX_ADDED);
         out.resize(most * height * self.pixel_bytes(), 0);
         let mut decoded = region.map(|value| value as c_uint);
         // SAFETY: the handle and the bytes given to `open` are still borrowed; `decoded` has four values; the callee

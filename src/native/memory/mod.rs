@@ -12,7 +12,7 @@ use tch::Device;
 use crate::torch::shim;
 
 /// What helps where memory runs out.
-pub(super) const CURE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
+pub(super) const OOM_ADVICE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
 
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Memory {
 }
 
 /// Bytes as people say them.
-pub fn said(bytes: u64) -> String {
+pub fn human_bytes(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),
@@ -93,11 +93,11 @@ pub fn said(bytes: u64) -> String {
 
 /// What to say when there is no memory for so many bytes.
 pub fn no_memory_for(bytes: u64) -> String {
-    ran_out(&said(bytes), Memory::of_host())
+    ran_out(&human_bytes(bytes), Memory::of_host())
 }
 
 fn ran_out(asked: &str, Memory { total, free }: Memory) -> String {
-    format!("out of memory: asked for {asked}, free are {} of {}; {CURE}", said(free), said(total))
+    format!("out of memory: asked for {asked}, free are {} of {}; {OOM_ADVICE}", human_bytes(free), human_bytes(total))
 }
 
 /// [`Vec::resize`], where a lack of memory does not end the process.
@@ -115,7 +115,7 @@ pub fn resize<T: Clone>(values: &mut Vec<T>, length: usize, value: T) -> Result<
 pub fn out_of_memory(message: &str) -> Option<String> {
     if message.contains("DefaultCPUAllocator") || message.contains("std::bad_alloc") {
         let asked = message.split("tried to allocate ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-        return Some(ran_out(&asked.map_or("more memory".to_string(), said), Memory::of_host()));
+        return Some(ran_out(&asked.map_or("more memory".to_string(), human_bytes), Memory::of_host()));
     }
     let host = Memory::of_host();
     if message.contains("could not create a primitive") && host.free < host.total / 8 {
@@ -125,7 +125,7 @@ pub fn out_of_memory(message: &str) -> Option<String> {
     // free. [how it is used, and advice on PyTorch's allocator]"
     let told = &message[message.find("CUDA out of memory")?..];
     let end = told.find("is free").map_or(told.len(), |at| at + "is free".len());
-    Some(format!("{}; {CURE}", &told[..end]))
+    Some(format!("{}; {OOM_ADVICE}", &told[..end]))
 }
 
 #[cfg(test)]
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(values, [1, 2, 7]);
         let error = resize(&mut values, 1 << 60, 0).expect_err("too much").to_string();
         assert!(error.starts_with("out of memory: asked for 4611686018.4 GB, free are "), "{error}");
-        assert_eq!((values.len(), said(19_267_584)), (3, "19.3 MB".to_string()));
+        assert_eq!((values.len(), human_bytes(19_267_584)), (3, "19.3 MB".to_string()));
         Ok(())
     }
 }

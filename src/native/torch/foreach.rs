@@ -1,4 +1,4 @@
-//! Operations on many tensors at once, for optimisers and the moving average: a few launches on a GPU, not hundreds.
+//! Operations on many tensors at once, for optimizers and the moving average: a few launches on a GPU, not hundreds.
 //! A rate is a tensor of no axes on the tensors' device, so that changing it needs no other launch and waits for
 //! nothing. Call them under `no_grad`.
 use std::ffi::c_int;

@@ -9,7 +9,7 @@ const CHUNK: usize = 48;
 
 /// Mean and deviation of each channel, and the form that a network wants its images in.
 #[derive(Debug)]
-pub struct Normaliser {
+pub struct Normalizer {
     scale: [f32; 3],
     shift: [f32; 3],
     /// The same on the device, where that is not the CPU.
@@ -19,7 +19,7 @@ pub struct Normaliser {
     bf16: bool,
 }
 
-impl Normaliser {
+impl Normalizer {
     /// `mean` and `std` are of values in 0 to 1. Images come out on `device`, their channels innermost in memory with
     /// `channels_last` (`torch.channels_last`), as bf16 (rounded from fp32, as autocast would) or fp32.
     /// # Errors
@@ -112,9 +112,9 @@ mod tests {
     const STD: [f64; 3] = [0.229, 0.224, 0.225];
 
     #[test]
-    fn normalised_bytes_are_the_formula_in_channels_first_order() -> Result<()> {
+    fn normalized_bytes_are_the_formula_in_channels_first_order() -> Result<()> {
         let bytes: Vec<u8> = (0..2 * 4 * 5 * 3).map(|v| (v * 2) as u8).collect();
-        let x = Normaliser::new(MEAN, STD, Device::Cpu, true, false)?.bytes(&bytes, [2, 4, 5, 3])?;
+        let x = Normalizer::new(MEAN, STD, Device::Cpu, true, false)?.bytes(&bytes, [2, 4, 5, 3])?;
         assert_eq!(x.size(), [2, 3, 4, 5]);
         assert_eq!(x.stride(), [60, 1, 15, 3]);
         for (n, c, row, column) in [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 2, 3)] {
@@ -131,14 +131,14 @@ mod tests {
         let bytes: Vec<u8> = (0..256 * 3).map(|v| (v / 3) as u8).collect();
         let shape = [1, 16, 16, 3];
         for (channels_last, bf16) in [(true, true), (true, false), (false, true), (false, false)] {
-            let normaliser = Normaliser::new(MEAN, STD, Device::Cpu, channels_last, bf16)?;
-            let ours = normaliser.bytes(&bytes, shape)?;
-            let torchs = normaliser.tensor(&Tensor::from_data_size(&bytes, &shape, Kind::Uint8))?;
-            let fp32 = Normaliser::new(MEAN, STD, Device::Cpu, channels_last, false)?.bytes(&bytes, shape)?;
+            let normalizer = Normalizer::new(MEAN, STD, Device::Cpu, channels_last, bf16)?;
+            let ours = normalizer.bytes(&bytes, shape)?;
+            let torchs = normalizer.tensor(&Tensor::from_data_size(&bytes, &shape, Kind::Uint8))?;
+            let fp32 = Normalizer::new(MEAN, STD, Device::Cpu, channels_last, false)?.bytes(&bytes, shape)?;
             assert!(ours.equal(&torchs) && ours.equal(&fp32.to_kind(ours.kind())), "{channels_last} {bf16}");
-            assert_eq!((ours.kind(), ours.stride()), (normaliser.kind(), torchs.stride()));
+            assert_eq!((ours.kind(), ours.stride()), (normalizer.kind(), torchs.stride()));
         }
-        assert!(Normaliser::new(MEAN, STD, Device::Cpu, true, true)?.bytes(&bytes, [1, 16, 15, 3]).is_err());
+        assert!(Normalizer::new(MEAN, STD, Device::Cpu, true, true)?.bytes(&bytes, [1, 16, 15, 3]).is_err());
         Ok(())
     }
 }

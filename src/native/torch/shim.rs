@@ -85,7 +85,7 @@ pub fn freeze_torchscript(path: &Path) -> Result<()> {
 pub(crate) fn load_library(name: &str) -> Result<(), String> {
     let name = CString::new(name).map_err(|e| e.to_string())?;
     // SAFETY: `name` is NUL-terminated. The libraries loaded here (libtorch_cuda, the driver) may run
-    // initialisers; they are the ones that the user's PyTorch runs.
+    // initializers; they are the ones that the user's PyTorch runs.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
         return Ok(());
@@ -99,7 +99,7 @@ pub(crate) fn load_library(name: &str) -> Result<(), String> {
     Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
 }
 
-/// `cuDeviceGetName` of the NVIDIA driver, if that is loaded and initialised.
+/// `cuDeviceGetName` of the NVIDIA driver, if that is loaded and initialized.
 pub fn device_name(index: usize) -> Option<String> {
     device_text(c"cuDeviceGetName", index)
 }

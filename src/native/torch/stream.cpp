@@ -32,7 +32,7 @@ struct Ring {
 };
 
 // Numbers on their way to the host.
-struct Later {
+struct PendingScalars {
   at::Tensor host;
   c10::Event arrived{c10::kCUDA};
 };
@@ -105,9 +105,9 @@ void byol_ring_free(Ring* ring) {
   });
 }
 
-int byol_later_new(const at::Tensor* values, Later** out) {
+int byol_later_new(const at::Tensor* values, PendingScalars** out) {
   return guarded([&] {
-    std::unique_ptr<Later> later(new Later);
+    std::unique_ptr<PendingScalars> later(new PendingScalars);
     later->host = pinned(values->sizes(), at::kFloat);
     later->host.copy_(*values, /*non_blocking=*/true);
     later->arrived.record(Guard(c10::kCUDA).getStream(values->device()));
@@ -116,7 +116,7 @@ int byol_later_new(const at::Tensor* values, Later** out) {
 }
 
 // Waits for what was queued before the numbers, not for what came after.
-int byol_later_get(const Later* later, float* out, int64_t n) {
+int byol_later_get(const PendingScalars* later, float* out, int64_t n) {
   return guarded([&] {
     later->arrived.synchronize();
     TORCH_CHECK(later->host.numel() == n, "found ", later->host.numel(), " numbers, expected ", n);
@@ -124,7 +124,7 @@ int byol_later_get(const Later* later, float* out, int64_t n) {
   });
 }
 
-void byol_later_free(Later* later) {
+void byol_later_free(PendingScalars* later) {
   guarded([&] { delete later; });
 }
 

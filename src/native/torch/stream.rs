@@ -96,12 +96,12 @@ impl Drop for Ring {
 
 /// A few numbers of a step. On a GPU they are copied to the host when the step is done; the host goes on.
 #[derive(Debug)]
-pub struct Later {
+pub struct PendingScalars {
     values: Tensor,
     there: *mut RawLater,
 }
 
-impl Later {
+impl PendingScalars {
     /// Begins to fetch `values`, `[n]`, from their device.
     /// # Errors
     /// What libtorch says.
@@ -128,7 +128,7 @@ impl Later {
     }
 }
 
-impl Drop for Later {
+impl Drop for PendingScalars {
     fn drop(&mut self) {
         if !self.there.is_null() {
             // SAFETY: made by `byol_later_new` and freed once.
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn numbers_on_the_cpu_are_there() -> Result<()> {
-        assert_eq!(Later::new(Tensor::from_slice(&[1.5f32, -2.0]))?.get()?, [1.5, -2.0]);
+        assert_eq!(PendingScalars::new(Tensor::from_slice(&[1.5f32, -2.0]))?.get()?, [1.5, -2.0]);
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use parquet::schema::types::ColumnDescriptor;
 use super::shards;
 use crate::augment::Crop;
 use crate::data::decode::{DecodeOptions, caught, decode_part, decode_read, ensure_size, one_line};
-use crate::data::{DataConfig, Dataset, Want, digest};
+use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::files;
 use crate::pixels::Pixels;
 use columns::{class_names, image_column, label_column};
@@ -245,7 +245,7 @@ impl Dataset for Parquet {
         self.load_part(index, &mut Crop::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut Want, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         let spill = match &self.store {
             Store::Memory { bytes, ends } => {
                 let start = if index == 0 { 0 } else { ends[index - 1] };
