@@ -1,9 +1,33 @@
 //! BYOL pre-training of vision encoders (Bootstrap Your Own Latent, arXiv 2006.07733) on libtorch.
 //!
-//! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each;
-//! [`train`] moves the online and the target [`model`] with [`optim`]; [`checkpoint`] keeps what
-//! a run needs to go on. [`eval`] tells what an encoder is worth, [`export`] writes it for other software,
-//! [`preview`] draws the views, [`distributed`] makes several processes one run. Read `src/byol/step.rs` first: it is the paper's algorithm.
+//! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each; [`byol`] is
+//! the algorithm, [`train`] the loop around it. Read [`byol`]'s `step.rs` first: it is Algorithm 1 of the paper.
+//!
+//! The map, from the ground up. A module imports only from lines above its own, and a test keeps it so
+//! (`tests/house/layers.rs`). Everything unsafe, and all C and C++, is below the ground, in a crate of its own (`src/native`).
+//!
+//! ```text
+//! rng           random numbers as functions of (seed, purpose, epoch, index)
+//! pixels        an image in memory
+//! files         files written atomically, paths
+//! signals       SIGINT, SIGTERM, SIGUSR1
+//! logging       the terminal, metrics.jsonl, TensorBoard
+//! augment       crops, flips, colors, blur: a view of an image
+//! preview       views drawn side by side
+//! data          formats, decoding, the parallel loader
+//! model         encoders, heads, named parameters
+//! optim         LARS, SGD, AdamW, schedules
+//! distributed   several processes as one
+//! byol          online and target networks, the step, the loss, the moving average
+//! checkpoint    a run on disk
+//! eval          features, k-NN, linear classifiers, fine-tuning
+//! export        encoders for other software
+//! train         the training loop
+//! config        a YAML file of all sections
+//! cli           the command line
+//! run           what commands share: the machine, the processes, resuming, summaries
+//! commands      one file per command
+//! ```
 
 pub mod augment;
 pub mod byol;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use byol::config::Config;
 use byol::logging::one_line;
 
-const MAX_TIME: Duration = Duration::from_secs(5);
+/// A config that takes this long to refuse is not refused.
+const MAX_TIME: Duration = Duration::from_secs(60);
 
 /// What is said of a file in `folder`, as a terminal shows it, with `folder` as `.`.
 fn refused(folder: &Path, bytes: &[u8], overrides: &[String]) -> String {

@@ -7,17 +7,19 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use byol::config::Config;
 use byol::data::{DataConfig, Format, open_eval, open_train};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use crate::support::run::PATIENCE;
+
 /// The error of `work`, with `folder` as `.`; fails instead of hanging.
 fn refused<T>(folder: &Path, work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> String {
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(work().map(drop).map_err(|error| format!("{error:#}"))).ok());
-    let message = receiver.recv_timeout(Duration::from_secs(10)).expect("an answer in time").expect_err("an error");
+    let message =
+        receiver.recv_timeout(PATIENCE).expect("an answer, not a wait for the pipe's other end").expect_err("an error");
     let message = message.replace(&folder.display().to_string(), ".");
     assert_eq!(message.lines().count(), 1, "{message}");
     message

@@ -14,6 +14,8 @@ use byol::data::loader::{BadImages, Batch, EvalLoader, Loader, LoaderOptions};
 use byol::data::{DataConfig, Dataset, Format, OnBadImage, open_train};
 use byol::pixels::Pixels;
 
+use crate::support::run::PATIENCE;
+
 /// Synthetic images of which some are bad, and one may panic.
 struct Trapped {
     inner: Synthetic,
@@ -94,10 +96,10 @@ fn batches(set: Trapped, start: Start, count: usize) -> Vec<Batch> {
 }
 
 /// Fails instead of hanging.
-fn within_seconds<T: Send + 'static>(limit: u64, work: impl FnOnce() -> T + Send + 'static) -> T {
+fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(work()).ok());
-    receiver.recv_timeout(Duration::from_secs(limit)).expect("finishes in time")
+    receiver.recv_timeout(PATIENCE).expect("it hangs")
 }
 
 #[test]
@@ -240,7 +242,7 @@ fn a_set_of_bad_images_is_an_error() {
 fn a_panic_in_a_worker_is_an_error_that_names_the_image() {
     let start = Start { batch: 20, first: 0, options: options(2) };
     let mut loader = loader(set(20, &[], Some(11)), start, &skip()).unwrap();
-    let message = within_seconds(20, move || format!("{:#}", loader.next_batch().unwrap_err()));
+    let message = ends(move || format!("{:#}", loader.next_batch().unwrap_err()));
     assert_eq!(message, "a loader thread panicked at trap 11: a trap sprang");
 }
 
@@ -248,7 +250,7 @@ fn a_panic_in_a_worker_is_an_error_that_names_the_image() {
 fn dropping_a_loader_ends_its_threads() {
     // With a full channel, in the middle of a slow batch, and before the first one.
     for (wait, delay) in [(300, 0), (50, 20), (0, 20)] {
-        within_seconds(10, move || {
+        ends(move || {
             let set = Trapped { delay: Duration::from_millis(delay), ..set(2000, &[], None) };
             let set = Arc::new(set);
             let sampler = Sampler::new(2000, 1000, 1, 0).unwrap();
@@ -272,7 +274,7 @@ fn only_the_prefetched_batches_are_made() {
         let options = LoaderOptions { workers: 2, prefetch, ..Default::default() };
         let mut loader = Loader::new(set.clone(), augment(), sampler, 0, skip(), options).unwrap();
         let loads_settle_at = |expected: usize| {
-            for _ in 0..100 {
+            for _ in 0..PATIENCE.as_millis() / 20 {
                 std::thread::sleep(Duration::from_millis(20));
                 if set.loads.load(Ordering::Relaxed) >= expected {
                     break;

@@ -1,7 +1,20 @@
 //! The sources and the README.
 
-#[path = "../support/mod.rs"]
-mod support;
-
+mod layers;
 mod readme;
 mod unsafe_code;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every Rust file below a folder.
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}

@@ -17,6 +17,8 @@ use native::peak_bytes;
 
 use crate::alone;
 
+use crate::support::run::PATIENCE;
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Nowhere,
@@ -92,7 +94,7 @@ fn augment(size: usize) -> AugmentConfig {
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(work()).ok());
-    receiver.recv_timeout(Duration::from_secs(20)).expect("finishes in time")
+    receiver.recv_timeout(PATIENCE).expect("it hangs")
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-pub use super::run::{failed, succeeded, text};
+pub use super::run::{PATIENCE, failed, succeeded, text};
 use safetensors::SafeTensors;
 
 /// A command with more arguments, separated by blanks; those with `=` are overrides.
@@ -113,7 +113,7 @@ pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<f64>> {
 pub fn wait_for(path: &Path) {
     let start = Instant::now();
     while !path.exists() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{} never came", path.display());
+        assert!(start.elapsed() < PATIENCE, "{} never came", path.display());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -172,8 +172,8 @@ fn a_file_that_claims_more_than_it_holds_is_refused_without_its_memory() {
         let path: PathBuf = folder.join(name);
         let good = fs::read(&path).expect("read");
         fs::File::options().write(true).open(&path).and_then(|file| file.set_len(1 << 40)).expect("lengthened");
-        let (error, start) = (refused(&folder, &small(0)), Instant::now());
-        assert!(error.contains(name) && start.elapsed().as_secs() < 5, "{error}");
+        let error = refused(&folder, &small(0)); // a terabyte read would show in the memory below, or never end
+        assert!(error.contains(name), "{error}");
         fs::write(&path, good).expect("written");
     }
     let grown = native::resident_bytes().saturating_sub(resident);
