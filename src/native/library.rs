@@ -1,10 +1,12 @@
 //! Shared objects that need libtorch_cuda: this binary carries them, where the build found CUDA's headers, and loads one
 //! when it is first needed.
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::io::Write;
-use std::os::fd::AsRawFd;
 
-/// A shared object, loaded for good.
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, IntoRawFd};
+
+/// A shared object, never unloaded.
 pub(crate) struct Library(*mut c_void);
 
 impl Library {
@@ -18,7 +20,7 @@ impl Library {
             ));
         }
         let memory = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
-        let mut file = std::fs::File::from(memory.map_err(|e| e.to_string())?);
+        let mut file = File::from(memory.map_err(|e| e.to_string())?);
         file.write_all(bytes).map_err(|e| e.to_string())?;
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
         // SAFETY: `path` names a file of this build. Its dependencies are those of libtorch_cuda, loaded before; all
@@ -28,6 +30,9 @@ impl Library {
             // SAFETY: after a failed dlopen a NUL-terminated string, copied before any other dl call of this thread.
             return Err(unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned());
         }
+        // Left open: the loader knows a library by its path, /proc/self/fd/N, and would take the next one at the same N
+        // for this one.
+        let _ = file.into_raw_fd();
         Ok(Self(handle))
     }
 
@@ -65,5 +70,32 @@ impl Errors {
         // SAFETY: a NUL-terminated thread-local string that lives until the next call.
         let message = unsafe { CStr::from_ptr((self.0)()) }.to_string_lossy().into_owned();
         Err(message.lines().next().unwrap_or_default().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn two_libraries_in_one_process_are_two() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let libraries = [3, 4].map(|number: c_int| {
+            let (source, library) = (folder.path().join("number.c"), folder.path().join("number.so"));
+            std::fs::write(&source, format!("int number(void) {{ return {number}; }}\n")).expect("written");
+            let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+            assert!(built.expect("a compiler").success());
+            let bytes = std::fs::read(&library).expect("a library");
+            Library::load("number", &bytes, "none").expect("loaded")
+        });
+        let numbers = libraries.each_ref().map(|library| {
+            // SAFETY: that is its type.
+            let number: unsafe extern "C" fn() -> c_int = unsafe { library.symbol(c"number") }.expect("a function");
+            // SAFETY: it takes nothing and returns a number.
+            unsafe { number() }
+        });
+        assert_eq!(numbers, [3, 4]);
     }
 }

@@ -146,6 +146,13 @@ impl Run {
     }
 }
 
+/// The program with these arguments.
+pub fn byol(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byol"));
+    command.args(arguments);
+    command
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

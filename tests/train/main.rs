@@ -7,6 +7,7 @@ mod checkpoint_damage;
 mod disk;
 mod killed;
 mod non_finite;
+mod old_runs;
 mod repeat;
 mod run;
 mod signals;

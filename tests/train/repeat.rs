@@ -134,7 +134,7 @@ fn memory_that_is_not_there_is_one_line() {
         said.contains("warning: the run will need about ") && said.contains(" GB of the machine's memory"),
         "{said}"
     );
-    failed(&output, &["out of memory: asked for ", "B, free are ", "lower train.batch_size"]);
+    failed(&output, &["out of memory: requested ", "B free; lower train.batch_size"]);
 }
 
 /// Whoever asks for memory last is told: the weights, the loader, libtorch's operators, oneDNN.
@@ -156,6 +156,6 @@ fn memory_may_run_out_anywhere() {
     let said: Vec<String> = said.collect();
     // With little memory it may be a thread that cannot be started.
     let memory =
-        said.iter().filter(|said| said.contains("out of memory: asked for ") && said.contains("; lower train."));
+        said.iter().filter(|said| said.contains("out of memory: requested ") && said.contains("; lower train."));
     assert!(memory.count() > 5, "{said:?}");
 }

@@ -64,7 +64,7 @@ fn or_end(memory: *mut u8, size: usize) -> *mut u8 {
             std::thread::yield_now(); // another thread is at it
         }
         let mut line = Cursor::new([0; 256]);
-        let _ = writeln!(line, "error: out of memory: asked for {size} bytes, none are free; {OOM_ADVICE}");
+        let _ = writeln!(line, "error: out of memory: requested {size} bytes, none free; {OOM_ADVICE}");
         let length = line.position() as usize;
         // SAFETY: the bytes are on the stack and as many; after the second call nothing runs.
         unsafe {

@@ -11,7 +11,7 @@ use tch::Device;
 
 use crate::torch::shim;
 
-/// What helps where memory runs out.
+/// What to do about it.
 pub(super) const OOM_ADVICE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
 
 /// Memory in bytes.
@@ -83,7 +83,7 @@ impl Memory {
     }
 }
 
-/// Bytes as people say them.
+/// `19.3 MB`, `2.0 GB`.
 pub fn human_bytes(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
@@ -96,8 +96,8 @@ pub fn no_memory_for(bytes: u64) -> String {
     ran_out(&human_bytes(bytes), Memory::of_host())
 }
 
-fn ran_out(asked: &str, Memory { total, free }: Memory) -> String {
-    format!("out of memory: asked for {asked}, free are {} of {}; {OOM_ADVICE}", human_bytes(free), human_bytes(total))
+fn ran_out(requested: &str, Memory { total, free }: Memory) -> String {
+    format!("out of memory: requested {requested}, {} of {} free; {OOM_ADVICE}", human_bytes(free), human_bytes(total))
 }
 
 /// [`Vec::resize`], where a lack of memory does not end the process.
@@ -111,11 +111,12 @@ pub fn resize<T: Clone>(values: &mut Vec<T>, length: usize, value: T) -> Result<
     Ok(())
 }
 
-/// What to say where a message of libtorch's is that memory ran out: how much was asked for, and what is free.
+/// What to say where a message of libtorch's is that memory ran out: how much was requested, and what is free.
 pub fn out_of_memory(message: &str) -> Option<String> {
     if message.contains("DefaultCPUAllocator") || message.contains("std::bad_alloc") {
-        let asked = message.split("tried to allocate ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-        return Some(ran_out(&asked.map_or("more memory".to_string(), human_bytes), Memory::of_host()));
+        let requested =
+            message.split("tried to allocate ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        return Some(ran_out(&requested.map_or("more memory".to_string(), human_bytes), Memory::of_host()));
     }
     let host = Memory::of_host();
     if message.contains("could not create a primitive") && host.free < host.total / 8 {
@@ -161,10 +162,7 @@ mod tests {
         let cpu = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to \
                    allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)";
         let said = out_of_memory(cpu).expect("memory");
-        assert!(
-            said.starts_with("out of memory: asked for 17.2 GB, free are ") && said.contains("train.batch_size"),
-            "{said}"
-        );
+        assert!(said.starts_with("out of memory: requested 17.2 GB, ") && said.contains("train.batch_size"), "{said}");
         let cuda = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which \
                     1.50 GiB is free. Including non-PyTorch memory, this process has 77.59 GiB memory in use.";
         let said = out_of_memory(cuda).expect("memory");
@@ -183,7 +181,7 @@ mod tests {
         resize(&mut values, 3, 7)?;
         assert_eq!(values, [1, 2, 7]);
         let error = resize(&mut values, 1 << 60, 0).expect_err("too much").to_string();
-        assert!(error.starts_with("out of memory: asked for 4611686018.4 GB, free are "), "{error}");
+        assert!(error.starts_with("out of memory: requested 4611686018.4 GB, "), "{error}");
         assert_eq!((values.len(), human_bytes(19_267_584)), (3, "19.3 MB".to_string()));
         Ok(())
     }

@@ -56,6 +56,8 @@ int byol_deterministic(int on) {
     // Read when cuBLAS makes its first handle; libtorch refuses products without it.
     if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     at::globalContext().setDeterministicAlgorithms(on != 0, false);
+    // Else every empty tensor is filled with NaN first (torch.utils.deterministic.fill_uninitialized_memory).
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
     at::globalContext().setDeterministicCuDNN(on != 0);
     at::globalContext().setBenchmarkCuDNN(on == 0);
   });
