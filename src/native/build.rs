@@ -3,8 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// C and C++ sources, and this.
-const SOURCES: [&str; 6] = ["build.rs", "c10d", "cuda_stub", "guarded.h", "jpeg", "torch"];
+/// Everything that is compiled here, and this; a change in Rust code compiles none of it again.
+const SOURCES: [&str; 12] = [
+    "build.rs",
+    "c10d/c10d.cpp",
+    "c10d/gloo_stub",
+    "c10d/nccl.cpp",
+    "c10d/store.h",
+    "cuda_stub",
+    "guarded.h",
+    "jpeg/jpeg.c",
+    "torch/foreach.cpp",
+    "torch/graph.cpp",
+    "torch/shim.cpp",
+    "torch/stream.cpp",
+];
 
 /// Where PyPI's package has it, beside CUDA's.
 const NCCL_HEADER: &str = "nccl/include/nccl.h";

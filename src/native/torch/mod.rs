@@ -1,5 +1,6 @@
 //! What libtorch has and tch does not bind.
 
+pub mod contention;
 pub mod cuda;
 pub mod foreach;
 pub mod graph;

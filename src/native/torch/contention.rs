@@ -1,0 +1,157 @@
+//! Sharing the cores with other processes. OpenMP's threads wait for each other by spinning (libgomp: 300 000 turns,
+//! some 3 ms). Alone that is fastest. Beside other busy processes it is ruinous: a thread spins away its share of a core
+//! while the one that it waits for is not being run, and a step takes ten times as long (PyTorch's does, too).
+//!
+//! libgomp itself has the answer, after 100 turns a thread sleeps, but uses it only where OpenMP has more threads than
+//! the machine has cores (GCC's manual, `GOMP_SPINCOUNT`). So while others keep this process's threads waiting for a
+//! core, a second team of threads that do nothing makes it so. Who waits how does not change what is computed.
+
+use std::fs;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind, Tensor};
+
+/// How often the threads' waiting is looked at.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Shares of the time that threads may wait for a core, added up over the threads: above the first they are taken to
+/// be crowded, below the second no longer.
+const CROWDED: [f64; 2] = [0.2, 0.04];
+
+/// Watches whether other processes crowd this one's threads, and has the threads sleep instead of spin while they do.
+pub struct Contention {
+    seen: Instant,
+    delay: Duration,
+    crowd: Option<Idle>,
+    /// More OpenMP threads can be made than there are cores, and the system tells how long threads wait.
+    possible: bool,
+}
+
+impl Contention {
+    /// For `threads` threads of libtorch's operators on `device`; watches nothing for a GPU or a single thread.
+    pub fn new(device: Device, threads: usize) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let delay = run_delay();
+        let possible = device == Device::Cpu && threads > 1 && 2 * threads - 1 > cores && delay.is_some();
+        Self { seen: Instant::now(), delay: delay.unwrap_or_default(), crowd: None, possible }
+    }
+
+    /// Whether the threads sleep while they wait for each other.
+    pub fn yields(&self) -> bool {
+        self.crowd.is_some()
+    }
+
+    /// Looks at what has happened since the last look; call it between steps. True where the cores have just become
+    /// crowded.
+    pub fn observe(&mut self) -> bool {
+        let elapsed = self.seen.elapsed();
+        if !self.possible || elapsed < EVERY {
+            return false;
+        }
+        let delay = run_delay().unwrap_or(self.delay);
+        let share = delay.saturating_sub(self.delay).as_secs_f64() / elapsed.as_secs_f64();
+        (self.seen, self.delay) = (Instant::now(), delay);
+        match &self.crowd {
+            None if share > CROWDED[0] => {
+                self.crowd = Idle::start();
+                return self.crowd.is_some();
+            }
+            Some(_) if share < CROWDED[1] => self.crowd = None,
+            _ => {}
+        }
+        false
+    }
+}
+
+/// How long this process's threads were ready to run and had no core, all added up; nothing where the system does not
+/// tell.
+fn run_delay() -> Option<Duration> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        // Time on a core, time waiting for one, turns. A thread may just have ended.
+        let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        nanoseconds += text.split(' ').nth(1)?.parse::<u64>().ok()?;
+    }
+    Some(Duration::from_nanos(nanoseconds))
+}
+
+/// A team of OpenMP threads with nothing to do, as long as this lives.
+struct Idle {
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Idle {
+    fn start() -> Option<Self> {
+        let (end, ended) = channel();
+        let thread = thread::Builder::new().name("idle".into()).spawn(move || idle(&ended)).ok()?;
+        Some(Self { end: Some(end), thread: Some(thread) })
+    }
+}
+
+/// Large enough an operation for libtorch to use every thread; then they sleep.
+fn idle(ended: &Receiver<()>) {
+    let _ = Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)).f_exp();
+    let _ = ended.recv();
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.end.take();
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    struct Busy(Vec<Child>);
+
+    impl Busy {
+        fn start(count: usize) -> Self {
+            let mut command = Command::new("sh");
+            command.args(["-c", "while :; do :; done"]);
+            Self((0..count).map(|_| command.spawn().expect("a shell")).collect())
+        }
+    }
+
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            for child in &mut self.0 {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+
+    fn work() -> Tensor {
+        let x = Tensor::arange(1 << 18, (Kind::Float, Device::Cpu)).view([512, 512]) / 1e6;
+        (0..4).fold(x, |x, _| x.matmul(&x).sin())
+    }
+
+    #[test]
+    fn threads_yield_while_others_take_the_cores_and_compute_the_same() {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        tch::set_num_threads(2.max(cores as i32));
+        let mut contention = Contention::new(Device::Cpu, 2.max(cores));
+        if !contention.possible {
+            println!("skipped: the system does not tell how long threads wait for a core");
+            return;
+        }
+        let expected = work();
+        let busy = Busy::start(2 * cores);
+        let start = Instant::now();
+        while !contention.observe() {
+            assert!(work().equal(&expected));
+            assert!(start.elapsed() < Duration::from_secs(300), "nobody waited for a core");
+        }
+        assert!(contention.yields() && work().equal(&expected));
+        drop(busy);
+        assert!(!Contention::new(Device::Cuda(0), 8).possible && !Contention::new(Device::Cpu, 1).possible);
+    }
+}
