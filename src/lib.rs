@@ -47,6 +47,7 @@ pub mod pixels;
 pub mod preview;
 pub mod rng;
 pub mod run;
+pub mod section;
 pub mod signals;
 pub mod train;
 

@@ -216,7 +216,7 @@ fn narrow(lanes: &[f32; LANES]) -> [u8; LANES] {
 fn luma([red, green, blue]: &Colors) -> [f32; LANES] {
     let mut lumas = [0.0; LANES];
     for (((luma, r), g), b) in lumas.iter_mut().zip(red).zip(green).zip(blue) {
-        *luma = floor((r * 19595.0 + g * 38470.0 + b * 7471.0 + 32768.0) * (1.0 / 65536.0));
+        *luma = ((r * 19595.0 + g * 38470.0 + b * 7471.0 + 32768.0) * (1.0 / 65536.0)).floor();
     }
     lumas
 }
@@ -226,13 +226,7 @@ fn luma([red, green, blue]: &Colors) -> [f32; LANES] {
 fn blend(from: f32, to: f32, factor: f32) -> f32 {
     let value = from + factor * (to - from);
     let value = if value > 0.0 { value } else { 0.0 };
-    floor(if value < 255.0 { value } else { 255.0 })
-}
-
-/// Integer part of a value in 0 to 2^22. Unlike `f32::floor` and `as`, it is fast without SSE4.
-#[inline(always)]
-fn floor(value: f32) -> f32 {
-    value.floor()
+    (if value < 255.0 { value } else { 255.0 }).floor()
 }
 
 /// Converts to 8-bit HSV, adds `shift` (0 to 255) to the hue modulo 256 and converts back.
@@ -260,8 +254,8 @@ fn to_hsv(r: f32, g: f32, b: f32) -> (f32, f32, f32) {
     let sixths = center + side - side * ((range - difference.abs()) / max(range, 1.0));
     let turn = sixths / 6.0;
     let turn = if turn < 0.0 { turn + 1.0 } else { turn };
-    let hue = if range > 0.0 { floor(turn * 255.0) } else { 0.0 };
-    (hue, floor(range / max(value, 1.0) * 255.0), value)
+    let hue = if range > 0.0 { (turn * 255.0).floor() } else { 0.0 };
+    (hue, (range / max(value, 1.0) * 255.0).floor(), value)
 }
 
 /// HSV to RGB, both 0 to 255. Equal to Pillow for all 2^24 inputs.

@@ -14,133 +14,18 @@ mod config;
 mod crop;
 mod resize;
 mod stages;
+mod view;
 
 pub use color::ColorOp;
-pub use config::{AugmentConfig, Interpolation, ViewConfig};
+pub use config::{AugmentConfig, Interpolation};
 pub use crop::Crop;
 pub use stages::Stages;
+pub use view::{Draws, Scratch, ViewConfig, apply};
 
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
-use blur::Blur;
-use color::{Steps, plane_length};
 use native::simd::widest;
-use resize::{Resizer, Target};
-use stages::Laps;
-
-/// The random choices of one view.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Draws {
-    /// Part of the image to keep.
-    pub crop: Crop,
-    /// Mirror left and right?
-    pub flip: bool,
-    /// Color changes, first to last.
-    pub color: [Option<ColorOp>; 4],
-    /// Replace the colors by their luma?
-    pub grayscale: bool,
-    /// Standard deviation of the blur, pixels.
-    pub blur: Option<f64>,
-    /// Values from this one on are inverted.
-    pub solarize: Option<u8>,
-}
-
-impl ViewConfig {
-    /// Makes the choices for an image of `width` x `height` pixels. All values are drawn whether or not
-    /// they are used, and the crop last, so that changing one setting leaves the other choices alone.
-    pub fn draw(&self, width: usize, height: usize, rng: &mut Stream) -> Draws {
-        let flip = rng.chance(self.flip_prob);
-        let jitter = rng.chance(self.jitter_prob);
-        let mut factor = |strength: f64| rng.uniform((1.0 - strength).max(0.0), 1.0 + strength);
-        let mut color = [
-            (self.brightness, ColorOp::Brightness(factor(self.brightness))),
-            (self.contrast, ColorOp::Contrast(factor(self.contrast))),
-            (self.saturation, ColorOp::Saturation(factor(self.saturation))),
-            (self.hue, ColorOp::Hue(rng.uniform(-self.hue, self.hue))),
-        ];
-        rng.shuffle(&mut color);
-        let grayscale = rng.chance(self.grayscale_prob);
-        let blur = rng.chance(self.blur_prob);
-        let sigma = rng.uniform(self.blur_sigma[0], self.blur_sigma[1]);
-        let solarize = rng.chance(self.solarize_prob);
-        Draws {
-            crop: Crop::random(width, height, self.crop_scale, self.crop_ratio, rng),
-            flip,
-            color: color.map(|(strength, op)| (jitter && strength > 0.0).then_some(op)),
-            grayscale,
-            blur: blur.then_some(sigma),
-            solarize: solarize.then_some(self.solarize_threshold),
-        }
-    }
-}
-
-/// Buffers of one worker; after the first few images nothing is allocated any more.
-#[derive(Default)]
-pub struct Scratch {
-    resizer: Resizer,
-    blur: Blur,
-    steps: Steps,
-    /// Red, green and blue, `size * size` bytes each and some.
-    planes: Vec<u8>,
-    /// Set it to have the time of every part added up.
-    pub stages: Option<Stages>,
-}
-
-/// Makes one view of `image` from `draws`: `out` becomes RGB, `out[(y * size + x) * 3 + channel]`.
-/// Panics unless `out` has `size * size * 3` bytes and the crop lies inside the image.
-pub fn apply(
-    image: &Pixels,
-    draws: &Draws,
-    size: usize,
-    interpolation: Interpolation,
-    scratch: &mut Scratch,
-    out: &mut [u8],
-) {
-    let Scratch { resizer, blur, steps, planes, stages } = scratch;
-    let mut laps = Laps::new(stages);
-    let target = Target { width: size, height: size, left: 0, top: 0, size, flip: draws.flip };
-    widest(
-        #[inline(always)]
-        || resizer.run(image, draws.crop, target, interpolation, planes),
-    );
-    laps.end(|stages| &mut stages.resize);
-    for &op in draws.color.iter().flatten() {
-        widest(
-            #[inline(always)]
-            || steps.color(op, planes, size),
-        );
-    }
-    if draws.grayscale {
-        steps.grayscale();
-    }
-    let mut planes = &mut planes[..];
-    if let Some(sigma) = draws.blur {
-        widest(
-            #[inline(always)]
-            || steps.flush(planes),
-        );
-        laps.end(|stages| &mut stages.color);
-        if draws.grayscale {
-            // Its planes are and stay the same: one is enough.
-            planes = &mut planes[..plane_length(size)];
-        }
-        for plane in planes.chunks_exact_mut(plane_length(size)) {
-            widest(
-                #[inline(always)]
-                || blur.run(&mut plane[..size * size], size, sigma),
-            );
-        }
-        laps.end(|stages| &mut stages.blur);
-    }
-    if let Some(threshold) = draws.solarize {
-        steps.solarize(threshold);
-    }
-    widest(
-        #[inline(always)]
-        || steps.finish(planes, size, out),
-    );
-    laps.end(|stages| &mut stages.color);
-}
+use resize::Target;
 
 impl AugmentConfig {
     /// Makes the choices for both views of image `index`, of `width` x `height` pixels: a function of
@@ -275,7 +160,7 @@ mod tests {
     #[test]
     fn one_setting_does_not_disturb_the_other_choices() {
         let stream = || Stream::new(1, Purpose::Augment, 2, 3, 0);
-        let base = ViewConfig::paper(1);
+        let base = ViewConfig::view1();
         let draws = base.draw(100, 80, &mut stream());
         let other = ViewConfig { jitter_prob: 0.0, flip_prob: 0.0, blur_prob: 0.0, ..base.clone() };
         let changed = other.draw(100, 80, &mut stream());

@@ -63,8 +63,7 @@ pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
     let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let chosen = args.workers.unwrap_or(config.data.workers);
-    let workers = if chosen == 0 { cores } else { chosen };
+    let workers = args.workers.or(config.data.workers).unwrap_or(cores);
     let batch = config.train.micro_batch().min(dataset.len());
     let sampler = Sampler::new(dataset.len(), batch, 1, config.train.seed)?;
     let bad = BadImages::new(config.data.on_bad_image);

@@ -141,7 +141,7 @@ fn knn_watch(
     signals: &Signals,
     group: Option<Arc<Group>>,
 ) -> Result<Option<KnnWatch>> {
-    if config.monitor.knn_every == 0 {
+    if config.monitor.knn_every.is_none() {
         return Ok(None);
     }
     let Some(labelled) = data::subset::labelled(bank.clone()) else {
@@ -155,7 +155,7 @@ fn knn_watch(
     if queries.as_ref().is_some_and(|set| !setup::labelled(&**set)) {
         if config.data.eval_path.is_some() {
             bail!(
-                "data.eval_path: found images without labels, expected labels for all; leave it out, or set monitor.knn_every=0"
+                "data.eval_path: found images without labels, expected labels for all; leave it out, or set monitor.knn_every=null"
             );
         }
         log::info!("k-NN: the images beside the training set have no labels and are left out");

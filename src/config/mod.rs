@@ -3,6 +3,7 @@
 mod source;
 mod wording;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,7 @@ use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
+use crate::section::{Problems, Section};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
 
 /// A whole config file. Every section and every key may be left out: the default is the paper's main run.
@@ -103,37 +105,59 @@ impl Config {
         Ok(serde_yaml::to_string(self)?)
     }
 
+    /// Every section with its name.
+    pub fn sections(&self) -> [(&'static str, &dyn Section); 11] {
+        [
+            ("data", &self.data),
+            ("augment", &self.augment),
+            ("model", &self.model),
+            ("optimizer", &self.optimizer),
+            ("schedule", &self.schedule),
+            ("ema", &self.ema),
+            ("train", &self.train),
+            ("monitor", &self.monitor),
+            ("output", &self.output),
+            ("dist", &self.dist),
+            ("linear_eval", &self.linear_eval),
+        ]
+    }
+
     /// Values out of range, alone or against each other, as (key path, what was found and what is accepted).
     /// What needs the data itself is checked once it is open.
     fn problems(&self) -> Vec<(String, String)> {
-        let sections = [
-            ("data", self.data.problems()),
-            ("augment", self.augment.problems()),
-            ("model", self.model.problems()),
-            ("optimizer", self.optimizer.problems()),
-            ("schedule", self.schedule.problems()),
-            ("ema", self.ema.problems()),
-            ("train", self.train.problems()),
-            ("monitor", self.monitor.problems()),
-            ("output", self.output.problems()),
-            ("dist", self.dist.problems()),
-            ("linear_eval", self.linear_eval.problems()),
-        ];
-        let named = |(section, problems): (&str, Vec<(String, String)>)| {
-            let section = section.to_string();
-            problems.into_iter().map(move |(key, message)| (format!("{section}.{key}"), message))
-        };
-        sections.into_iter().flat_map(named).collect()
+        let mut problems = Problems::default();
+        self.sections().iter().for_each(|(name, section)| problems.within(name, *section));
+        problems.into_inner()
     }
 
-    /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`].
+    /// Keys that were renamed, as (old path, new path).
+    fn renamed(&self) -> impl Iterator<Item = (String, String)> {
+        let within =
+            |(section, (old, new)): (&str, &(&str, &str))| (format!("{section}.{old}"), format!("{section}.{new}"));
+        let renamed =
+            |(name, section): (&'static str, &dyn Section)| section.renamed().iter().map(move |pair| (name, pair));
+        self.sections().into_iter().flat_map(renamed).map(within)
+    }
+
+    /// Whether a key changes the result of training.
+    fn has_effect(&self, key: &str) -> bool {
+        let (section, key) = key.split_once('.').unwrap_or((key, ""));
+        let sections = self.sections();
+        let section = sections.iter().find(|(name, _)| *name == section);
+        section.is_none_or(|(_, section)| !section.no_effect().contains(key))
+    }
+
+    /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`]. Renamed keys count by
+    /// their first name, so that the sum stays that of older versions.
     /// # Errors
     /// Values that JSON cannot hold.
     pub fn fingerprint(&self) -> Result<String> {
-        let mut leaves = Vec::new();
-        flatten("", &serde_json::to_value(self)?, &mut leaves);
-        let counted = leaves.into_iter().filter(|(key, _)| counts(key));
-        Ok(data::digest(counted.map(|(key, value)| format!("{key}: {value}"))))
+        let mut leaves: BTreeMap<String, String> = leaves(&serde_json::to_value(self)?).into_iter().collect();
+        leaves.retain(|key, _| self.has_effect(key));
+        for (old, new) in self.renamed() {
+            leaves.remove(&new).and_then(|value| leaves.insert(old, value));
+        }
+        Ok(data::digest(leaves.into_iter().map(|(key, value)| format!("{key}: {value}"))))
     }
 
     /// Keys whose values differ and that change the result of training, as `key: ours, was theirs`.
@@ -144,47 +168,29 @@ impl Config {
         // By way of text, as the other came: reading may move a number by its last digit.
         let own: serde_json::Value = serde_json::from_str(&serde_json::to_string(self)?)?;
         let (mut known, mut unknown) = (other.clone(), Vec::new());
+        for (old, new) in self.renamed() {
+            rename(&mut known, &old, &new);
+        }
         remove_unknown("", &own, &mut known, &mut unknown);
         let theirs: Config = serde_json::from_value(known).context("cannot read the saved config")?;
-        let (mut ours, mut leaves) = (Vec::new(), Vec::new());
-        flatten("", &own, &mut ours);
-        flatten("", &serde_json::to_value(theirs)?, &mut leaves);
-        let theirs: std::collections::BTreeMap<String, String> = leaves.into_iter().collect();
+        let theirs: BTreeMap<String, String> = leaves(&serde_json::to_value(theirs)?).into_iter().collect();
         let absent = "absent".to_string();
-        let changed = ours.into_iter().filter_map(|(key, ours)| {
+        let changed = leaves(&own).into_iter().filter_map(|(key, ours)| {
             let theirs = theirs.get(&key).unwrap_or(&absent);
-            (counts(&key) && ours != *theirs).then(|| format!("{key}: {ours}, was {theirs}"))
+            (self.has_effect(&key) && ours != *theirs).then(|| format!("{key}: {ours}, was {theirs}"))
         });
-        let unknown = unknown.into_iter().filter(|(key, _)| counts(key));
+        let unknown = unknown.into_iter().filter(|(key, _)| self.has_effect(key));
         Ok(changed.chain(unknown.map(|(key, value)| format!("{key}: unknown, was {value}"))).collect())
     }
 }
 
-/// Whether a key changes the result of training.
-fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 20] = [
-        "dist.",
-        "data.path",
-        "data.eval_path",
-        "data.on_bad_image",
-        "data.workers",
-        "data.prefetch_batches",
-        "data.prefetch_bytes",
-        "data.cache_bytes",
-        "data.spill_dir",
-        "augment.eval_resize",
-        "monitor.",
-        "output.",
-        "linear_eval.",
-        "train.device",
-        "train.threads",
-        "train.max_steps",
-        "train.cuda_graph",
-        "train.deterministic",
-        "train.on_non_finite",
-        "train.max_skipped_steps",
-    ];
-    !HARMLESS.iter().any(|h| key == *h || (h.ends_with('.') && key.starts_with(h)))
+/// Gives a key of a section its new name.
+fn rename(config: &mut serde_json::Value, old: &str, new: &str) {
+    let (Some((section, old)), Some((_, new))) = (old.split_once('.'), new.split_once('.')) else { return };
+    let Some(section) = config.get_mut(section).and_then(serde_json::Value::as_object_mut) else { return };
+    if let Some(value) = section.remove(old) {
+        section.insert(new.to_string(), value);
+    }
 }
 
 /// Moves the leaves of `theirs` that `ours` has no key for to `unknown`.
@@ -196,7 +202,7 @@ fn remove_unknown(
 ) {
     let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object_mut()) else { return };
     theirs.retain(|key, value| {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let path = join(prefix, key);
         match ours.get(key) {
             Some(ours) => remove_unknown(&path, ours, value, unknown),
             None => flatten(&path, value, unknown),
@@ -206,14 +212,22 @@ fn remove_unknown(
 }
 
 /// Leaves of a JSON tree as (dotted path, value).
+fn leaves(value: &serde_json::Value) -> Vec<(String, String)> {
+    let mut leaves = Vec::new();
+    flatten("", value, &mut leaves);
+    leaves
+}
+
 fn flatten(prefix: &str, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
     match value {
         serde_json::Value::Object(map) => {
-            for (key, value) in map {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&path, value, leaves);
-            }
+            map.iter().for_each(|(key, value)| flatten(&join(prefix, key), value, leaves))
         }
         leaf => leaves.push((prefix.to_string(), leaf.to_string())),
     }
+}
+
+/// The path of a key within a section.
+fn join(section: &str, key: &str) -> String {
+    if section.is_empty() { key.to_string() } else { format!("{section}.{key}") }
 }

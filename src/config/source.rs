@@ -5,10 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::IgnoredAny;
+use serde_json::json;
 use serde_yaml::Value;
 
-use super::Config;
 use super::wording::{is_about_values, plain, split_path, suggestion};
+use super::{Config, leaves};
+use crate::distributed::{self, RankInfo};
 use crate::files;
 
 /// Config files are a page long; anything over this is something else.
@@ -41,11 +43,14 @@ impl Source {
         if self.text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
             return Ok(Config::default());
         }
-        let config = serde_yaml::from_str(&self.text).map_err(|error| self.complaint(&error))?;
+        let config: Config = serde_yaml::from_str(&self.text).map_err(|error| self.complaint(&error))?;
         // Tags would be passed over, whatever the user meant by them.
         let whole: Value = serde_yaml::from_str(&self.text).unwrap_or_default();
         if let Some((key, tag)) = tagged("", &whole) {
             bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
+        }
+        for (key, advice) in outdated(&config, &serde_json::to_value(whole)?)? {
+            note(&format!("{}: {key}: {advice}", self.place(&key)));
         }
         Ok(config)
     }
@@ -124,6 +129,25 @@ impl Source {
     }
 }
 
+/// The keys of `written` that are still read but have another name or value by now, and what to write.
+fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
+    let read: BTreeMap<String, String> = leaves(&serde_json::to_value(config)?).into_iter().collect();
+    let written = leaves(written);
+    let renamed = config.renamed().filter(|(old, _)| written.iter().any(|(key, _)| key == old));
+    let renamed = renamed.map(|(old, new)| (old, format!("this key is called {new} now")));
+    let zeros = written.iter().filter(|(key, value)| value == "0" && read.get(key).is_some_and(|now| now == "null"));
+    let zeros = zeros.map(|(key, _)| (key.clone(), "0 is written null now".to_string()));
+    Ok(renamed.chain(zeros).collect())
+}
+
+/// One line, said once and not by every process of a run.
+fn note(line: &str) {
+    let first = RankInfo::from_env().is_ok_and(|info| info.is_none_or(|info| info.rank == 0));
+    if first && !distributed::launched() {
+        log::info!("{line}");
+    }
+}
+
 /// The first value with a tag of the user's own, such as `!env`, and the tag.
 fn tagged(path: &str, value: &Value) -> Option<(String, String)> {
     let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
@@ -143,6 +167,8 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
     if key.split('.').any(str::is_empty) {
         bail!("--set {text}: found {key:?}, expected key.path=value, such as train.seed=1");
     }
+    let new_name = config.renamed().find(|(old, _)| old == key).map(|(_, new)| new);
+    let (written, key) = (key, new_name.as_deref().unwrap_or(key));
     let mut root = serde_yaml::to_value(config).context("config to YAML")?;
     let mut place = &mut root;
     let mut walked = String::new();
@@ -172,7 +198,13 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
     }
     *place = parsed.clone();
     let mut message = match serde_yaml::from_value(root.clone()) {
-        Ok(config) => return Ok(config),
+        Ok(config) => {
+            let tree = written.rsplit('.').fold(serde_json::to_value(parsed)?, |tree, part| json!({part: tree}));
+            for (_, advice) in outdated(&config, &tree)? {
+                note(&format!("--set {text}: {advice}"));
+            }
+            return Ok(config);
+        }
         Err(error) => error.to_string(),
     };
     // A path such as 2024 or true reads as a number or a truth value; take it as text where text is wanted.

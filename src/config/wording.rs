@@ -1,6 +1,6 @@
 //! serde's complaints in this project's words: what was found, what is expected, and the nearest thing known.
 
-use super::{Config, flatten};
+use super::{Config, leaves};
 
 /// The key path in front of a message, mostly there, and the rest.
 pub(super) fn split_path(message: &str) -> (&str, &str) {
@@ -105,10 +105,9 @@ fn as_expected(expected: &str, found: &str) -> String {
 /// `, did you mean X?` for a near miss or a key of another section, then all that is accepted.
 pub(super) fn suggestion(unknown: &str, known: &[String]) -> String {
     let elsewhere = || {
-        let mut leaves = Vec::new();
-        flatten("", &serde_json::to_value(Config::default()).unwrap_or_default(), &mut leaves);
+        let all = leaves(&serde_json::to_value(Config::default()).unwrap_or_default());
         let same = |path: &String| path.rsplit('.').next() == Some(unknown);
-        let places: Vec<String> = leaves.into_iter().map(|(path, _)| path).filter(same).collect();
+        let places: Vec<String> = all.into_iter().map(|(path, _)| path).filter(same).collect();
         (!places.is_empty()).then(|| places.join(" or "))
     };
     let hint = nearest(unknown, known).cloned().or_else(elsewhere);

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::augment::Crop;
 use crate::pixels::Pixels;
+use crate::section::{Keys, Problems, Section, Words, count_or_null};
 use decode::DecodeOptions;
 
 pub mod decode;
@@ -132,8 +133,9 @@ pub struct DataConfig {
     pub cache_bytes: usize,
     /// Folder of that temporary file; it needs room for the whole set. Default TMPDIR, or /tmp.
     pub spill_dir: Option<PathBuf>,
-    /// Threads that decode and augment, 0 to 1024; 0: automatic, by command, device and cores. Default 0.
-    pub workers: usize,
+    /// Threads that decode and augment, 1 to 1024. Default null: by command, device and cores.
+    #[serde(deserialize_with = "count_or_null")]
+    pub workers: Option<usize>,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,
     /// Most bytes of batches that wait, are in the making or are kept for reuse, in each loader; at least 1, and one
@@ -160,7 +162,7 @@ impl Default for DataConfig {
             max_bytes: 64 << 20,
             cache_bytes: 1 << 30,
             spill_dir: None,
-            workers: 0,
+            workers: None,
             prefetch_batches: 4,
             prefetch_bytes: 4 << 30,
             synthetic: formats::synthetic::SyntheticConfig::default(),
@@ -169,63 +171,6 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// What is wrong with the values: (key below `data`, "found X, expected Y").
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, key: &str, message: String| {
-            if !ok {
-                problems.push((key.to_string(), message));
-            }
-        };
-        let format = serde_json::json!(self.format);
-        let synthetic = self.format == Format::Synthetic;
-        let named = self.path.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
-        check(synthetic || named, "path", format!("found nothing, expected a path for format {format}"));
-        for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
-            let found = path.as_ref().map_or(String::new(), |path| path.display().to_string());
-            let found = if found.is_empty() { "an empty path".to_string() } else { found };
-            let refused = synthetic || key == "eval_path" && self.format.has_own_test_set();
-            let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
-            check(!refused || path.is_none(), key, format!("found {found}, expected none for format {format}{why}"));
-        }
-        for (key, path) in [("eval_path", &self.eval_path), ("spill_dir", &self.spill_dir)] {
-            let empty = path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
-            check(!empty, key, "found an empty path, expected null or a path".into());
-        }
-        let split = serde_json::json!(self.split);
-        check(
-            self.format == Format::Stl10 || self.split.is_none(),
-            "split",
-            format!("found {split}, expected none for format {format}"),
-        );
-        for (key, column) in [("image_column", &self.image_column), ("label_column", &self.label_column)] {
-            check(
-                self.format == Format::Parquet || column.is_none(),
-                key,
-                format!("found {:?}, expected none for format {format}", column.as_deref().unwrap_or_default()),
-            );
-        }
-        for (key, value, low, high) in [
-            ("limit", self.limit.unwrap_or(1), 1, u32::MAX as usize),
-            ("max_pixels", self.max_pixels, 1, u32::MAX as usize),
-            ("max_bytes", self.max_bytes, 1, usize::MAX),
-            ("workers", self.workers, 0, 1024),
-            ("prefetch_batches", self.prefetch_batches, 1, 1024),
-            ("prefetch_bytes", self.prefetch_bytes, 1, usize::MAX),
-        ] {
-            check((low..=high).contains(&value), key, format!("found {value}, expected {low} to {high}"));
-        }
-        let fraction = self.fraction.unwrap_or(1.0);
-        check(
-            fraction > 0.0 && fraction <= 1.0,
-            "fraction",
-            format!("found {fraction}, expected more than 0 and at most 1"),
-        );
-        let inner = self.synthetic.problems().into_iter();
-        problems.extend(inner.map(|(key, message)| (format!("synthetic.{key}"), message)));
-        problems
-    }
-
     /// How a loader of these images works on one machine alone.
     pub fn loader(&self, workers: usize) -> loader::LoaderOptions {
         let (prefetch, prefetch_bytes) = (self.prefetch_batches, self.prefetch_bytes);
@@ -235,6 +180,57 @@ impl DataConfig {
     fn decode_options(&self) -> DecodeOptions {
         let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
         DecodeOptions { max_pixels, max_bytes, exif_orientation }
+    }
+}
+
+impl Section for DataConfig {
+    fn check(&self, problems: &mut Problems) {
+        let format = serde_json::json!(self.format);
+        let synthetic = self.format == Format::Synthetic;
+        let empty = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+        let missing = self.path.is_none() || empty(&self.path);
+        let expected = format!("a path for format {format}");
+        problems.require(synthetic || !missing, "path", Words("nothing"), expected);
+        for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
+            let Some(path) = path else { continue };
+            let found = path.display().to_string();
+            let found = Words(if found.is_empty() { "an empty path" } else { &found });
+            let refused = synthetic || key == "eval_path" && self.format.has_own_test_set();
+            let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
+            problems.require(!refused, key, found, format!("none for format {format}{why}"));
+        }
+        for (key, path) in [("eval_path", &self.eval_path), ("spill_dir", &self.spill_dir)] {
+            problems.require(!empty(path), key, Words("an empty path"), "null or a path");
+        }
+        let (expected, split) = (format!("none for format {format}"), serde_json::json!(self.split));
+        let allowed = self.split.is_none() || self.format == Format::Stl10;
+        problems.require(allowed, "split", Words(&split.to_string()), &expected);
+        for (key, column) in [("image_column", &self.image_column), ("label_column", &self.label_column)] {
+            let allowed = column.is_none() || self.format == Format::Parquet;
+            problems.require(allowed, key, column.as_deref().unwrap_or_default(), &expected);
+        }
+        problems.range_or_null("limit", self.limit, 1..=u32::MAX as usize);
+        let fraction = self.fraction.unwrap_or(1.0);
+        problems.require(fraction > 0.0 && fraction <= 1.0, "fraction", fraction, "null or above 0, at most 1");
+        problems.range("max_pixels", self.max_pixels, 1..=u32::MAX as usize);
+        problems.at_least_one("max_bytes", self.max_bytes);
+        problems.range_or_null("workers", self.workers, 1..=1024);
+        problems.range("prefetch_batches", self.prefetch_batches, 1..=1024);
+        problems.at_least_one("prefetch_bytes", self.prefetch_bytes);
+        problems.within("synthetic", &self.synthetic);
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::Only(&[
+            "path",
+            "eval_path",
+            "on_bad_image",
+            "workers",
+            "prefetch_batches",
+            "prefetch_bytes",
+            "cache_bytes",
+            "spill_dir",
+        ])
     }
 }
 
@@ -315,7 +311,7 @@ mod tests {
             fraction: Some(1.5),
             max_pixels: 0,
             max_bytes: 0,
-            workers: 5000,
+            workers: Some(5000),
             prefetch_batches: 0,
             prefetch_bytes: 0,
             ..Default::default()
@@ -323,12 +319,12 @@ mod tests {
         config.synthetic.classes = 1;
         let expected = [
             "limit",
+            "fraction",
             "max_pixels",
             "max_bytes",
             "workers",
             "prefetch_batches",
             "prefetch_bytes",
-            "fraction",
             "synthetic.classes",
         ];
         assert_eq!(keys(&config), expected);

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::section::{Keys, Problems, Section};
 pub use env::RankInfo;
 use failure::{Missing, Watch, named};
 pub use failure::{Reported, say};
@@ -57,18 +58,6 @@ impl Default for DistConfig {
 }
 
 impl DistConfig {
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if !(5..=86400).contains(&self.timeout) {
-            problems.push(("timeout".into(), format!("found {}, expected 5 to 86400 seconds", self.timeout)));
-        }
-        if self.interface.as_ref().is_some_and(String::is_empty) {
-            problems.push(("interface".into(), "found nothing, expected null or a name such as eth0".into()));
-        }
-        problems
-    }
-
     /// How long processes get to answer, and then to end, once one has failed.
     fn grace(&self) -> Duration {
         (Duration::from_secs(self.timeout) / 6).min(Duration::from_secs(5))
@@ -77,6 +66,18 @@ impl DistConfig {
     /// Longest wait of a collective: what is left of `timeout` is for finding out who is to blame.
     fn patience(&self) -> Duration {
         Duration::from_secs(self.timeout) / 2
+    }
+}
+
+impl Section for DistConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.require((5..=86400).contains(&self.timeout), "timeout", self.timeout, "5 to 86400 seconds");
+        let named = self.interface.as_deref() != Some("");
+        problems.require(named, "interface", "", "null or a name such as eth0");
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::All
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::section::{Keys, Problems, Section};
+
 /// `linear_eval.features`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -80,38 +82,30 @@ impl LinearEvalConfig {
     pub fn scaled(rate: f64, images: usize) -> f64 {
         rate * images as f64 / 256.0
     }
+}
 
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, key: &str, message: String| {
-            if !ok {
-                problems.push((key.to_string(), message));
-            }
-        };
-        let count = |n: u64| (1..=1_000_000).contains(&n);
-        let (batch, momentum, decay) = (self.batch_size, self.momentum, self.weight_decay);
-        check(count(self.epochs), "epochs", format!("found {}, expected 1 to 1000000", self.epochs));
-        check(count(batch as u64), "batch_size", format!("found {batch}, expected 1 to 1000000"));
-        check((0.0..1.0).contains(&momentum), "momentum", format!("found {momentum}, expected 0 to below 1"));
-        check(
-            !self.nesterov || momentum > 0.0,
-            "nesterov",
-            "found true, expected false unless momentum is above 0".into(),
-        );
-        check((0.0..=1.0).contains(&decay), "weight_decay", format!("found {decay}, expected 0 to 1"));
-        check(self.validation_images > 0, "validation_images", "found 0, expected at least 1".into());
+impl Section for LinearEvalConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.range("epochs", self.epochs, 1..=1_000_000);
+        problems.range("batch_size", self.batch_size, 1..=1_000_000);
+        problems.require((0.0..1.0).contains(&self.momentum), "momentum", self.momentum, "0 to below 1");
+        let possible = !self.nesterov || self.momentum > 0.0;
+        problems.require(possible, "nesterov", true, "false unless momentum is above 0");
+        problems.range("weight_decay", self.weight_decay, 0.0..=1.0);
+        problems.at_least_one("validation_images", self.validation_images);
         for (key, rates) in
             [("learning_rates", &self.learning_rates), ("finetune_learning_rates", &self.finetune_learning_rates)]
         {
-            let right = |rate: &f64| *rate > 0.0 && *rate <= 1e4;
-            let ok = (1..=100).contains(&rates.len()) && rates.iter().all(right);
-            check(ok, key, format!("found {rates:?}, expected 1 to 100 numbers above 0, at most 10000"));
+            let right = (1..=100).contains(&rates.len()) && rates.iter().all(|rate| *rate > 0.0 && *rate <= 1e4);
+            problems.require(right, key, &rates[..], "a list of 1 to 100 numbers above 0, at most 10000");
         }
-        let epochs = &self.finetune_epochs;
-        let ok = (1..=100).contains(&epochs.len()) && epochs.iter().all(|&n| count(n));
-        check(ok, "finetune_epochs", format!("found {epochs:?}, expected 1 to 100 numbers from 1 to 1000000"));
-        problems
+        let epochs = &self.finetune_epochs[..];
+        let right = (1..=100).contains(&epochs.len()) && epochs.iter().all(|n| (1..=1_000_000).contains(n));
+        problems.require(right, "finetune_epochs", epochs, "a list of 1 to 100 numbers from 1 to 1000000");
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::All
     }
 }
 

@@ -126,7 +126,7 @@ impl<'a> Images<'a> {
         let loader = match view {
             View::Plain => EvalLoader::new(set, augment.clone(), indices, batch, bad, workers)?,
             View::Crop { seed, epoch } => {
-                let crop = ViewConfig { jitter_prob: 0.0, grayscale_prob: 0.0, blur_prob: 0.0, ..ViewConfig::paper(1) };
+                let crop = ViewConfig::crop_only();
                 let make = move |index: u32, image: &_, scratch: &mut _, out: &mut [u8]| {
                     let image: &crate::pixels::Pixels = image;
                     let mut rng = Stream::new(seed, Purpose::Augment, epoch, index.into(), 2);

@@ -13,6 +13,7 @@ use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
 use crate::files;
 use crate::model::{Arch, Params, ResNetConfig, Stem};
+use crate::section::Section;
 
 /// The file's bytes.
 /// # Errors

@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::append::AppendFile;
+use super::{Metrics, Sink};
 
 /// An append-only file of JSON lines.
 pub struct MetricsFile(AppendFile);
 
 impl MetricsFile {
-    /// Starts an empty file, or with `resume_from_step` goes on with the existing one as it was at that step: records
+    /// Starts an empty file, or with `resume_from_step` continues the existing one as it was at that step: records
     /// of later steps and lines that are not JSON (the last one of a killed run) are dropped.
     pub fn open(path: &Path, resume_from_step: Option<u64>) -> Result<Self> {
         let rewritten = path.with_extension("jsonl.tmp");
@@ -37,11 +38,14 @@ impl MetricsFile {
         line.push(b'\n');
         self.0.append(line)
     }
+}
 
-    /// Writes the records that wait.
-    /// # Errors
-    /// As [`Self::write`].
-    pub fn flush(&mut self) -> Result<()> {
+impl Sink for MetricsFile {
+    fn record(&mut self, record: &Metrics) -> Result<()> {
+        self.write(record)
+    }
+
+    fn flush(&mut self) -> Result<()> {
         self.0.flush()
     }
 }
@@ -88,7 +92,7 @@ mod tests {
     use super::*;
 
     #[derive(Serialize)]
-    struct Record {
+    struct Line {
         step: u64,
         loss: f64,
     }
@@ -97,7 +101,7 @@ mod tests {
         let path = dir.join("metrics.jsonl");
         let mut file = MetricsFile::open(&path, None).unwrap();
         for &step in steps {
-            file.write(&Record { step, loss: 0.5 }).unwrap();
+            file.write(&Line { step, loss: 0.5 }).unwrap();
         }
         path
     }
@@ -112,7 +116,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path(), &[1, 2, 3, 4]);
         let mut file = MetricsFile::open(&path, Some(2)).unwrap();
-        file.write(&Record { step: 3, loss: 0.25 }).unwrap();
+        file.write(&Line { step: 3, loss: 0.25 }).unwrap();
         let expected = "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -125,7 +129,7 @@ mod tests {
             let path = written(dir.path(), &[1, 2]);
             OpenOptions::new().append(true).open(&path).unwrap().write_all(torn.as_bytes()).unwrap();
             let mut file = MetricsFile::open(&path, Some(9)).unwrap();
-            file.write(&Record { step: 10, loss: 0.5 }).unwrap();
+            file.write(&Line { step: 10, loss: 0.5 }).unwrap();
             assert_eq!(steps(&path), [1, 2, 10], "{torn:?}");
         }
     }
@@ -145,7 +149,7 @@ mod tests {
     fn numbers_that_are_not_finite_stay_valid_json() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        MetricsFile::open(&path, None).unwrap().write(&Record { step: 1, loss: f64::NAN }).unwrap();
+        MetricsFile::open(&path, None).unwrap().write(&Line { step: 1, loss: f64::NAN }).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1,\"loss\":null}\n");
     }
 

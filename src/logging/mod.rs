@@ -1,4 +1,4 @@
-//! What a run says: log lines and progress on stderr, metrics as JSON lines and TensorBoard scalars.
+//! What a run reports: log lines and progress on stderr, metrics to every [`Sink`].
 //! A closed or full stderr never stops a run; a metrics file that cannot be written does where the config says so.
 
 pub mod append;
@@ -50,13 +50,13 @@ fn prefix(level: Level) -> &'static str {
     }
 }
 
-/// A text as one line that a terminal shows and does not obey: line ends, escapes and other control characters, and
-/// those that turn the direction of writing, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
+/// A text as one line that is safe on a terminal: line ends, escapes and other control characters, and those that change
+/// the direction of text, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
 pub fn one_line(text: &str) -> String {
-    let obeyed = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let control = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if obeyed(c) { line.extend(c.escape_default()) } else { line.push(c) }
+        if control(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
 }
@@ -93,83 +93,121 @@ pub struct StepMetrics {
 
 /// One k-NN evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct KnnMetrics {
-    step: u64,
-    epoch: f64,
+pub struct KnnMetrics {
+    /// Optimizer updates done.
+    pub step: u64,
+    /// Epochs done, with the fraction of the current one.
+    pub epoch: f64,
     /// Accuracy on the held-out images, 0 to 1.
-    knn_top1: f64,
+    pub knn_top1: f64,
 }
 
-/// The three places where metrics go.
+/// Numbers to record.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Metrics {
+    /// Of a log interval.
+    Step(StepMetrics),
+    /// Of an evaluation.
+    Knn(KnnMetrics),
+}
+
+impl Metrics {
+    /// Optimizer updates done.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step(metrics) => metrics.step,
+            Self::Knn(metrics) => metrics.step,
+        }
+    }
+
+    /// The numbers with a name for each, as TensorBoard groups them.
+    pub fn scalars(&self) -> Vec<(&'static str, f64)> {
+        match self {
+            Self::Step(metrics) => vec![
+                ("train/epoch", metrics.epoch),
+                ("train/loss", metrics.loss),
+                ("train/lr", metrics.lr),
+                ("train/tau", metrics.tau),
+                ("train/z_std", metrics.z_std),
+                ("train/grad_norm", metrics.grad_norm),
+                ("speed/images_per_second", metrics.images_per_second),
+                ("speed/data_wait_seconds", metrics.data_wait_seconds),
+            ],
+            Self::Knn(metrics) => vec![("eval/knn_top1", metrics.knn_top1)],
+        }
+    }
+}
+
+/// A place where a run's numbers go. A new one is added here, in [`Logger::open`], and has a file of its own.
+pub trait Sink {
+    /// Records numbers; what goes to a file is with the operating system when this returns.
+    /// # Errors
+    /// Why nothing could be written; the record waits for the next try.
+    fn record(&mut self, record: &Metrics) -> Result<()>;
+
+    /// Writes the records that wait.
+    /// # Errors
+    /// As [`Self::record`].
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Notes that `done` updates are done; called after every one.
+    fn advance(&self, _done: u64) {}
+}
+
+/// Hands a run's numbers to every sink.
 pub struct Logger {
-    metrics: MetricsFile,
-    events: Option<EventWriter>,
-    progress: Progress,
+    sinks: Vec<Box<dyn Sink>>,
     /// Whether records that cannot be written wait for the next ones, or end the run.
     retry: bool,
-    /// The last try failed, and it was said.
+    /// The last try failed, and a warning said so.
     failing: bool,
 }
 
 impl Logger {
     /// Opens `metrics.jsonl` and (with `tensorboard`) an event file in `run_dir`, which must exist. With
-    /// `resume_from_step` both go on after that step. Errors name the file.
+    /// `resume_from_step` both continue after that step. Errors name the file.
     pub fn open(run_dir: &Path, resume_from_step: Option<u64>, tensorboard: bool, progress: Progress) -> Result<Self> {
-        let metrics = MetricsFile::open(&run_dir.join("metrics.jsonl"), resume_from_step)?;
-        let mut events = tensorboard.then(|| EventWriter::create(&run_dir.join("tensorboard"))).transpose()?;
-        if let (Some(events), Some(step)) = (&mut events, resume_from_step) {
-            events.restart_at(step + 1);
+        let mut sinks: Vec<Box<dyn Sink>> =
+            vec![Box::new(MetricsFile::open(&run_dir.join("metrics.jsonl"), resume_from_step)?)];
+        if tensorboard {
+            sinks.push(Box::new(EventWriter::open(&run_dir.join("tensorboard"), resume_from_step)?));
         }
-        Ok(Self { metrics, events, progress, retry: false, failing: false })
+        sinks.push(Box::new(progress));
+        Ok(Self { sinks, retry: false, failing: false })
     }
 
-    /// Records that cannot be written wait for the next ones; it is warned of once.
+    /// Records that cannot be written wait for the next ones; one warning says so.
     pub fn retrying(self, retry: bool) -> Self {
         Self { retry, ..self }
     }
 
     /// Moves the progress bars to `done` updates.
     pub fn advance(&self, done: u64) {
-        self.progress.advance(done);
+        self.sinks.iter().for_each(|sink| sink.advance(done));
     }
 
     /// Records and shows the numbers of an interval; they are on their way to disk when this returns.
     pub fn log(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let written = self.metrics.write(metrics);
-        self.written(written, metrics.step, &scalars(metrics))?;
-        self.progress.show(metrics);
-        Ok(())
-    }
-
-    /// Writes what still waits.
-    /// # Errors
-    /// What could not be written.
-    pub fn finish(&mut self) -> Result<()> {
-        self.metrics.flush()?;
-        self.events.as_mut().map_or(Ok(()), EventWriter::flush)
+        self.record(&Metrics::Step(metrics.clone()))
     }
 
     /// Records and shows a k-NN accuracy, 0 to 1, of the encoder after `step` updates.
     pub fn knn(&mut self, step: u64, epoch: f64, top1: f64) -> Result<()> {
-        let written = self.metrics.write(&KnnMetrics { step, epoch, knn_top1: top1 });
-        self.written(written, step, &[("eval/knn_top1", top1)])?;
-        // An evaluation at the end of a shortened run falls inside an epoch.
-        let digits = if epoch.fract() == 0.0 { 0 } else { 2 };
-        log::info!("epoch {epoch:.digits$}: k-NN top-1 {:.2} %", 100.0 * top1);
-        Ok(())
+        self.record(&Metrics::Knn(KnnMetrics { step, epoch, knn_top1: top1 }))
     }
 
-    /// Records the same values for TensorBoard, then judges how that and `metrics` went.
-    fn written(&mut self, metrics: Result<()>, step: u64, values: &[(&str, f64)]) -> Result<()> {
-        let events = match &mut self.events {
-            None => Ok(()),
-            Some(events) => {
-                let wall_time = tensorboard::now();
-                values.iter().for_each(|(tag, value)| events.scalar(tag, step, *value, wall_time));
-                events.flush()
-            }
-        };
-        match (metrics.and(events), self.retry) {
+    /// Writes the records that wait.
+    /// # Errors
+    /// What could not be written.
+    pub fn finish(&mut self) -> Result<()> {
+        first_error(self.sinks.iter_mut().map(|sink| sink.flush()))
+    }
+
+    fn record(&mut self, record: &Metrics) -> Result<()> {
+        match (first_error(self.sinks.iter_mut().map(|sink| sink.record(record))), self.retry) {
             (Err(error), false) => return Err(error),
             (Err(error), true) if !self.failing => {
                 log::warn!("{error:#}; trying again at the next record (output.on_write_error: retry)");
@@ -185,17 +223,9 @@ impl Logger {
     }
 }
 
-fn scalars(metrics: &StepMetrics) -> [(&'static str, f64); 8] {
-    [
-        ("train/epoch", metrics.epoch),
-        ("train/loss", metrics.loss),
-        ("train/lr", metrics.lr),
-        ("train/tau", metrics.tau),
-        ("train/z_std", metrics.z_std),
-        ("train/grad_norm", metrics.grad_norm),
-        ("speed/images_per_second", metrics.images_per_second),
-        ("speed/data_wait_seconds", metrics.data_wait_seconds),
-    ]
+/// The first of the errors, after everything was tried.
+fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
+    results.fold(Ok(()), Result::and)
 }
 
 #[cfg(test)]
@@ -206,7 +236,8 @@ mod tests {
     fn every_serialized_number_is_a_scalar() {
         let json = serde_json::to_value(StepMetrics::default()).unwrap();
         let keys = json.as_object().unwrap();
-        let tags = scalars(&StepMetrics::default()).map(|(tag, _)| tag.rsplit('/').next().unwrap());
+        let scalars = Metrics::Step(StepMetrics::default()).scalars();
+        let tags: Vec<&str> = scalars.iter().map(|(tag, _)| tag.rsplit('/').next().unwrap()).collect();
         assert!(tags.iter().all(|tag| keys.contains_key(*tag)), "{tags:?}");
         assert_eq!(tags.len() + 1, keys.len()); // all but `step`
     }
@@ -229,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
+    fn control_characters_are_escaped() {
         let line = one_line("a\n\r\tb\x1b[31m\u{9b}1m\u{202e}\u{2028}é\u{fffd}\\n");
         assert_eq!(line, "a\\n\\r\\tb\\u{1b}[31m\\u{9b}1m\\u{202e}\\u{2028}é\u{fffd}\\n");
     }

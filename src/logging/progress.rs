@@ -5,14 +5,15 @@ use std::io::{IsTerminal, stderr};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use indicatif::{FormattedDuration, MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{StepMetrics, write_line};
+use super::{KnnMetrics, Metrics, Sink, StepMetrics, write_line};
 
 /// Every bar of the process. The logger draws around it, so it has to be known before a run starts.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Where a run stands. Dropping it removes the bars.
+/// How far a run is. Dropping it removes the bars.
 pub struct Progress {
     total_steps: u64,
     steps_per_epoch: u64,
@@ -28,7 +29,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// A run of `total_steps` optimizer updates of which `done` lie behind it. Shows nothing if the log level is
+    /// A run of `total_steps` optimizer updates, `done` of which are done. Shows nothing if the log level is
     /// below info.
     pub fn new(total_steps: u64, steps_per_epoch: u64, done: u64) -> Self {
         let shown = if log::max_level() < log::LevelFilter::Info {
@@ -46,7 +47,7 @@ impl Progress {
             Shown::Lines
         };
         let progress = Self { total_steps, steps_per_epoch, first_step: done, started: Instant::now(), shown };
-        progress.advance(done);
+        progress.move_to(done);
         if let Shown::Bars { total, .. } = &progress.shown {
             total.reset_eta(); // the steps of earlier sessions took no time in this one
         }
@@ -54,7 +55,7 @@ impl Progress {
     }
 
     /// Moves the bars to `done` updates; cheap enough for every step.
-    pub fn advance(&self, done: u64) {
+    fn move_to(&self, done: u64) {
         if let Shown::Bars { epoch, total } = &self.shown {
             let finished = done.saturating_sub(1) / self.steps_per_epoch.max(1);
             let epochs = self.total_steps.div_ceil(self.steps_per_epoch.max(1));
@@ -65,8 +66,8 @@ impl Progress {
     }
 
     /// Shows the numbers of a log interval.
-    pub fn show(&self, metrics: &StepMetrics) {
-        self.advance(metrics.step);
+    fn show(&self, metrics: &StepMetrics) {
+        self.move_to(metrics.step);
         match &self.shown {
             Shown::Bars { epoch, total } => {
                 epoch.set_message(summary(metrics));
@@ -78,7 +79,7 @@ impl Progress {
     }
 
     /// Runs `f` with the bars off the screen, so that what it prints stays readable. (`MultiProgress::suspend` panics
-    /// once the terminal is gone.)
+    /// when the terminal is gone.)
     pub fn suspend<T>(f: impl FnOnce() -> T) -> T {
         let _ = BARS.clear();
         f()
@@ -91,6 +92,24 @@ impl Progress {
         let left = elapsed.as_secs_f64() * total.saturating_sub(step) as f64 / measured as f64;
         let eta = FormattedDuration(Duration::from_secs_f64(left));
         format!("step {step}/{total} epoch {:.2} {numbers} {speed} eta {eta}", metrics.epoch)
+    }
+}
+
+impl Sink for Progress {
+    fn record(&mut self, record: &Metrics) -> Result<()> {
+        match record {
+            Metrics::Step(metrics) => self.show(metrics),
+            Metrics::Knn(KnnMetrics { epoch, knn_top1, .. }) => {
+                // An evaluation at the end of a shortened run falls inside an epoch.
+                let digits = if epoch.fract() == 0.0 { 0 } else { 2 };
+                log::info!("epoch {epoch:.digits$}: k-NN top-1 {:.2} %", 100.0 * knn_top1);
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&self, done: u64) {
+        self.move_to(done);
     }
 }
 
@@ -109,11 +128,11 @@ pub struct Bar {
     what: String,
     total: u64,
     shown: Option<ProgressBar>,
-    said: Cell<Instant>,
+    last_line: Cell<Instant>,
 }
 
 impl Bar {
-    /// `what` is done with, such as "features of the test images", and how many of them there are.
+    /// What is worked on, such as "features of the test images", and how many of them there are.
     pub fn new(what: impl Into<String>, total: usize) -> Self {
         let (what, total) = (what.into(), total as u64);
         let shown = (stderr().is_terminal() && log::max_level() >= log::LevelFilter::Info).then(|| {
@@ -121,15 +140,15 @@ impl Bar {
             let bar = ProgressBar::new(total).with_style(style.expect("a valid template").progress_chars("=> "));
             BARS.add(bar.with_prefix(what.clone()))
         });
-        Self { what, total, shown, said: Cell::new(Instant::now()) }
+        Self { what, total, shown, last_line: Cell::new(Instant::now()) }
     }
 
-    /// So many are done.
+    /// `done` of them are done.
     pub fn set(&self, done: usize) {
         if let Some(bar) = &self.shown {
             bar.set_position(done as u64);
-        } else if self.said.get().elapsed() >= Duration::from_secs(10) {
-            self.said.set(Instant::now());
+        } else if self.last_line.get().elapsed() >= Duration::from_secs(10) {
+            self.last_line.set(Instant::now());
             log::info!("{}: {done}/{}", self.what, self.total);
         }
     }
@@ -190,7 +209,7 @@ mod tests {
             [(0, 0, "epoch 1/4"), (100, 100, "epoch 1/4"), (101, 1, "epoch 2/4"), (400, 100, "epoch 4/4")]
         {
             let progress = progress(0, bars());
-            progress.advance(done);
+            progress.move_to(done);
             let Shown::Bars { epoch, total } = &progress.shown else { unreachable!() };
             assert_eq!((epoch.position(), epoch.prefix().as_str(), total.position()), (position, prefix, done));
         }

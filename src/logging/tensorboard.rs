@@ -1,6 +1,7 @@
 //! TensorBoard event files with scalars: `Event` and `Summary` messages of tensorflow/core/util/event.proto and
 //! framework/summary.proto (only the fields used here), framed as TFRecords with masked CRC-32C.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result};
 use prost::Message;
 
 use super::append::AppendFile;
+use super::{Metrics, Sink};
 
 #[derive(Clone, PartialEq, Message)]
 struct Event {
@@ -48,6 +50,9 @@ struct SessionLog {
 
 const SESSION_START: i32 = 1;
 
+/// How the names of event files begin.
+const PREFIX: &str = "events.out.tfevents.";
+
 /// Writes one event file.
 pub struct EventWriter {
     file: AppendFile,
@@ -56,21 +61,28 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Creates `dir` and in it a new `events.out.tfevents.<seconds>.<host>.<pid>`, with a number appended if that
-    /// name is taken (TensorBoard reads the files of a directory in the order of their names).
-    pub fn create(dir: &Path) -> Result<Self> {
+    /// Creates `dir` and in it a new event file. With `resume_from_step` TensorBoard drops what earlier files of the
+    /// directory have for later steps.
+    pub fn open(dir: &Path, resume_from_step: Option<u64>) -> Result<Self> {
+        let mut writer = Self::create(dir, now())?;
+        if let Some(step) = resume_from_step {
+            writer.restart_at(step + 1);
+        }
+        Ok(writer)
+    }
+
+    /// A new `events.out.tfevents.<seconds>.<host>.<pid>`. TensorBoard reads the files of a directory in the order of
+    /// their names, so this one gets more seconds than any that is there, even if the clock was set back.
+    fn create(dir: &Path, now: f64) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        let now = now();
-        let name = format!("events.out.tfevents.{:010}.{}.{}", now as u64, host(), std::process::id());
-        let mut path = dir.join(&name);
-        let mut taken = 0;
-        let file = loop {
+        let newest = fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| seconds(&entry.file_name()));
+        let mut seconds = newest.max().map_or(0, |newest| newest.saturating_add(1)).max(now as u64);
+        let (path, file) = loop {
+            let name = format!("{PREFIX}{seconds:010}.{}.{}", host(), std::process::id());
+            let path = dir.join(&name);
             match File::options().create_new(true).append(true).open(&path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    taken += 1;
-                    path = dir.join(format!("{name}.{taken}"));
-                }
-                result => break result.with_context(|| format!("creating {}", path.display()))?,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => seconds += 1,
+                file => break (path.clone(), file.with_context(|| format!("creating {}", path.display()))?),
             }
         };
         let version = Some("brain.Event:2".to_string());
@@ -79,27 +91,17 @@ impl EventWriter {
         Ok(Self { file: AppendFile::new(&path, file, header)?, buffer: Vec::new() })
     }
 
-    /// Tells TensorBoard to forget what earlier files of the directory hold from `step` on: a resumed run repeats it.
-    pub fn restart_at(&mut self, step: u64) {
+    /// Has TensorBoard drop what earlier files of the directory have from `step` on: a resumed run repeats it.
+    fn restart_at(&mut self, step: u64) {
         let session_log = Some(SessionLog { status: SESSION_START });
         self.add(&Event { wall_time: now(), step: step as i64, session_log, ..Event::default() });
     }
 
     /// Adds one value; `wall_time` is in seconds since 1970.
-    pub fn scalar(&mut self, tag: &str, step: u64, value: f64, wall_time: f64) {
+    fn scalar(&mut self, tag: &str, step: u64, value: f64, wall_time: f64) {
         let value = Value { tag: tag.to_string(), simple_value: Some(value as f32) };
         let summary = Some(Summary { value: vec![value] });
         self.add(&Event { wall_time, step: step as i64, summary, ..Event::default() });
-    }
-
-    /// Hands everything added so far to the operating system.
-    /// # Errors
-    /// Why nothing could be written; the events wait for the next try.
-    pub fn flush(&mut self) -> Result<()> {
-        match std::mem::take(&mut self.buffer) {
-            events if events.is_empty() => self.file.flush(),
-            events => self.file.append(events),
-        }
     }
 
     fn add(&mut self, event: &Event) {
@@ -107,8 +109,28 @@ impl EventWriter {
     }
 }
 
+impl Sink for EventWriter {
+    fn record(&mut self, record: &Metrics) -> Result<()> {
+        let wall_time = now();
+        record.scalars().iter().for_each(|(tag, value)| self.scalar(tag, record.step(), *value, wall_time));
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.buffer) {
+            events if events.is_empty() => self.file.flush(),
+            events => self.file.append(events),
+        }
+    }
+}
+
+/// The seconds in the name of an event file.
+fn seconds(name: &OsStr) -> Option<u64> {
+    name.to_str()?.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()
+}
+
 /// Seconds since 1970.
-pub(super) fn now() -> f64 {
+fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
@@ -156,7 +178,7 @@ mod tests {
         let expected = "2100000000000000017becf609000000000000f83f10ac022a130a110a0a\
                         747261696e2f6c6f73731500002040b4ca3a3b";
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(dir.path()).unwrap();
+        let mut writer = EventWriter::open(dir.path(), None).unwrap();
         writer.restart_at(300);
         writer.flush().unwrap();
         let header = fs::metadata(writer.file.path()).unwrap().len() as usize;
@@ -170,8 +192,7 @@ mod tests {
     #[test]
     fn a_file_reads_back_with_its_version_first() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(&dir.path().join("events")).unwrap();
-        writer.restart_at(6);
+        let mut writer = EventWriter::open(&dir.path().join("events"), Some(5)).unwrap();
         writer.scalar("loss", 7, 0.0, 12.25);
         writer.flush().unwrap();
         let events = parse(&fs::read(writer.file.path()).unwrap());
@@ -187,10 +208,22 @@ mod tests {
     #[test]
     fn writers_of_one_second_do_not_share_a_file() {
         let dir = tempfile::tempdir().unwrap();
-        let first = EventWriter::create(dir.path()).unwrap();
-        let second = EventWriter::create(dir.path()).unwrap();
+        let first = EventWriter::open(dir.path(), None).unwrap();
+        let second = EventWriter::open(dir.path(), None).unwrap();
         assert_ne!(first.file.path(), second.file.path());
         let name = first.file.path().file_name().unwrap().to_string_lossy().into_owned();
         assert!(name.starts_with("events.out.tfevents.") && name.contains(&std::process::id().to_string()), "{name}");
+    }
+
+    #[test]
+    fn a_file_sorts_last_even_if_the_clock_was_set_back() {
+        let dir = tempfile::tempdir().unwrap();
+        for other in ["events.out.tfevents.1700000500.zebra.9.v2", "events.out.tfevents.x", "notes.txt"] {
+            fs::write(dir.path().join(other), "").unwrap();
+        }
+        let name = |now| EventWriter::create(dir.path(), now).unwrap().file.path().file_name().unwrap().to_owned();
+        let names: Vec<_> = [1.7e9, 1.6e9, 1.8e9].map(|now| name(now).into_string().unwrap()).into();
+        let seconds: Vec<_> = names.iter().map(|name| &name[PREFIX.len()..][..10]).collect();
+        assert_eq!(seconds, ["1700000501", "1700000502", "1800000000"]);
     }
 }

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::section::{Problems, Section};
 pub use heads::Mlp;
 pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
 pub use params::{Init, Named, Params, Scope};
@@ -81,23 +82,15 @@ impl ModelConfig {
             zero_init_residual: self.zero_init_residual,
         }
     }
+}
 
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if !(0.25..=4.0).contains(&self.width) || (self.width * 64.0).fract() != 0.0 {
-            problems.push(("width".into(), format!("found {}, expected 0.25 to 4 in steps of 1/64", self.width)));
-        }
-        for (key, value) in [
-            ("projector_hidden", self.projector_hidden),
-            ("projection_dim", self.projection_dim),
-            ("predictor_hidden", self.predictor_hidden),
-        ] {
-            if !(1..=65536).contains(&value) {
-                problems.push((key.into(), format!("found {value}, expected 1 to 65536")));
-            }
-        }
-        problems
+impl Section for ModelConfig {
+    fn check(&self, problems: &mut Problems) {
+        let right = (0.25..=4.0).contains(&self.width) && (self.width * 64.0).fract() == 0.0;
+        problems.require(right, "width", self.width, "0.25 to 4 in steps of 1/64");
+        problems.range("projector_hidden", self.projector_hidden, 1..=65536);
+        problems.range("projection_dim", self.projection_dim, 1..=65536);
+        problems.range("predictor_hidden", self.predictor_hidden, 1..=65536);
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::model::{Named, Params};
+use crate::section::{Problems, Section};
 use native::{self, foreach};
 
 pub use schedule::{EmaConfig, ScheduleConfig, TauSchedule, learning_rate, tau};
@@ -25,6 +26,29 @@ pub enum Algorithm {
     Sgd,
     /// Adam with decoupled weight decay.
     Adamw,
+}
+
+/// What distinguishes one optimizer from another.
+struct Rule {
+    /// Names of the tensors that it keeps for each parameter, all of the parameter's shape and 0 at first.
+    state: &'static [&'static str],
+    /// Moves a group of parameters along their gradients.
+    update: fn(&Group, &Rate, &OptimizerConfig) -> Result<()>,
+}
+
+impl Algorithm {
+    fn rule(self) -> Rule {
+        match self {
+            Self::Lars => lars::RULE,
+            Self::Sgd => sgd::RULE,
+            Self::Adamw => adamw::RULE,
+        }
+    }
+
+    /// Tensors that the optimizer keeps for each parameter.
+    pub fn states(self) -> usize {
+        self.rule().state.len()
+    }
 }
 
 /// Section `optimizer` of a config.
@@ -47,8 +71,9 @@ pub struct OptimizerConfig {
     pub nesterov: bool,
     /// LARS trust coefficient eta. Default 0.001.
     pub eta: f64,
-    /// LARS with the rate of a layer capped at the learning rate, as solo-learn's `clip_lr`. Default false.
-    pub clip: bool,
+    /// LARS with the rate of a layer capped at the learning rate, as in solo-learn. Default false.
+    #[serde(alias = "clip")]
+    pub clip_lr: bool,
     /// Scale the whole gradient down to this L2 norm where it is longer, as `torch.nn.utils.clip_grad_norm_`. Default
     /// null: never.
     pub clip_grad_norm: Option<f64>,
@@ -69,7 +94,7 @@ impl Default for OptimizerConfig {
             momentum: 0.9,
             nesterov: false,
             eta: 1e-3,
-            clip: false,
+            clip_lr: false,
             clip_grad_norm: None,
             betas: [0.9, 0.999],
             eps: 1e-8,
@@ -82,33 +107,28 @@ impl OptimizerConfig {
     pub fn peak_lr(&self, images_per_step: usize) -> f64 {
         if self.scale_lr { self.base_lr * images_per_step as f64 / 256.0 } else { self.base_lr }
     }
+}
 
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        let mut require = |key: &str, value: f64, ok: bool, expected: &str| {
-            if !ok || !value.is_finite() {
-                problems.push((key.to_string(), format!("found {value}, expected {expected}")));
-            }
-        };
-        require("base_lr", self.base_lr, self.base_lr > 0.0 && self.base_lr <= 1e4, "above 0, at most 10000");
-        require("weight_decay", self.weight_decay, (0.0..=1.0).contains(&self.weight_decay), "0 to 1");
-        require("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "0 to below 1");
-        require("eta", self.eta, self.eta > 0.0 && self.eta <= 1.0, "above 0, at most 1");
-        require("eps", self.eps, self.eps > 0.0 && self.eps <= 1.0, "above 0, at most 1");
-        let clip = self.clip_grad_norm.unwrap_or(1.0);
-        require("clip_grad_norm", clip, clip > 0.0, "null or a number above 0");
-        if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
-            problems.push(("betas".into(), format!("found {:?}, expected two numbers from 0 to below 1", self.betas)));
-        }
-        if self.nesterov && (self.momentum == 0.0 || self.name != Algorithm::Sgd) {
-            problems
-                .push(("nesterov".into(), "found true, expected false unless name is sgd and momentum above 0".into()));
-        }
-        if self.clip && self.name != Algorithm::Lars {
-            problems.push(("clip".into(), "found true, expected false unless name is lars".into()));
-        }
-        problems
+impl Section for OptimizerConfig {
+    fn check(&self, problems: &mut Problems) {
+        let part = |value: f64| value > 0.0 && value <= 1.0;
+        problems.require(self.base_lr > 0.0 && self.base_lr <= 1e4, "base_lr", self.base_lr, "above 0, at most 10000");
+        problems.range("weight_decay", self.weight_decay, 0.0..=1.0);
+        problems.require((0.0..1.0).contains(&self.momentum), "momentum", self.momentum, "0 to below 1");
+        problems.require(part(self.eta), "eta", self.eta, "above 0, at most 1");
+        problems.require(part(self.eps), "eps", self.eps, "above 0, at most 1");
+        let norm = self.clip_grad_norm.unwrap_or(1.0);
+        problems.require(norm > 0.0 && norm.is_finite(), "clip_grad_norm", norm, "null or a number above 0");
+        let right = self.betas.iter().all(|beta| (0.0..1.0).contains(beta));
+        problems.require(right, "betas", self.betas, "two numbers from 0 to below 1");
+        let possible = !self.nesterov || self.name == Algorithm::Sgd && self.momentum > 0.0;
+        problems.require(possible, "nesterov", true, "false unless name is sgd and momentum above 0");
+        let possible = !self.clip_lr || self.name == Algorithm::Lars;
+        problems.require(possible, "clip_lr", true, "false unless name is lars");
+    }
+
+    fn renamed(&self) -> &'static [(&'static str, &'static str)] {
+        &[("clip", "clip_lr")]
     }
 }
 
@@ -118,7 +138,7 @@ struct Slot {
     weight: Tensor,
     /// Subject to weight decay and LARS adaptation.
     adapted: bool,
-    /// Momentum, or Adam's two moments.
+    /// In the order of the rule's names.
     state: Vec<Tensor>,
 }
 
@@ -126,8 +146,13 @@ struct Slot {
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: Vec<Slot>,
-    /// Learning rate of the update, and updates with this one, on the device.
+    rate: Rate,
+}
+
+/// The update's numbers as scalars on the device.
+struct Rate {
     lr: Tensor,
+    /// Updates, this one included.
     count: Tensor,
 }
 
@@ -136,36 +161,31 @@ struct Group {
     adapted: bool,
     weights: Vec<Tensor>,
     gradients: Vec<Tensor>,
-    /// Momentum, or Adam's first moment; its second.
-    state: [Vec<Tensor>; 2],
+    /// In the order of the rule's names.
+    state: Vec<Vec<Tensor>>,
 }
 
 impl Optimizer {
     /// An optimizer over all parameters of a network, its state zero.
     pub fn new(config: &OptimizerConfig, params: &Params) -> Self {
-        let states = if config.name == Algorithm::Adamw { 2 } else { 1 };
         let slots = params.parameters.iter().map(|parameter| Slot {
             name: parameter.name.clone(),
             weight: parameter.tensor.shallow_clone(),
             adapted: !config.exclude_bias_and_norm || parameter.tensor.dim() > 1,
             // Zeros in the weight's own memory layout.
-            state: (0..states).map(|_| parameter.tensor.detach().zeros_like()).collect(),
+            state: (0..config.name.states()).map(|_| parameter.tensor.detach().zeros_like()).collect(),
         });
         let device = params.parameters.first().map_or(Device::Cpu, |parameter| parameter.tensor.device());
-        let (lr, count) = (foreach::rate(device), foreach::rate(device));
-        Self { config: config.clone(), slots: slots.collect(), lr, count }
+        let rate = Rate { lr: foreach::rate(device), count: foreach::rate(device) };
+        Self { config: config.clone(), slots: slots.collect(), rate }
     }
 
     /// Drops all gradients.
-    /// # Errors
-    /// What libtorch says.
     pub fn zero_grad(&self) -> Result<()> {
         self.slots.iter().try_for_each(|slot| native::clear_grad(&slot.weight))
     }
 
     /// The gradients, which the parameters no longer have then.
-    /// # Errors
-    /// What libtorch says.
     pub fn take_gradients(&self) -> Result<Vec<Tensor>> {
         let gradients = self.slots.iter().map(|slot| slot.weight.grad()).collect();
         self.zero_grad()?;
@@ -173,60 +193,47 @@ impl Optimizer {
     }
 
     /// Gives them back what [`Self::take_gradients`] took.
-    /// # Errors
-    /// What libtorch says.
     pub fn restore_gradients(&self, gradients: &[Tensor]) -> Result<()> {
         self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| native::set_grad(&slot.weight, gradient))
     }
 
     /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).
     /// A parameter without gradient stays as it is.
-    /// # Errors
-    /// What libtorch says.
     pub fn step(&mut self, lr: f64, step: u64) -> Result<()> {
         self.set(lr, step)?;
         self.apply()
     }
 
     /// The learning rate of the update to come, and its number from 0.
-    /// # Errors
-    /// What libtorch says.
     pub fn set(&self, lr: f64, step: u64) -> Result<()> {
-        foreach::set_rate(&self.lr, lr)?;
-        foreach::set_rate(&self.count, (step + 1) as f64)
+        foreach::set_rate(&self.rate.lr, lr)?;
+        foreach::set_rate(&self.rate.count, (step + 1) as f64)
     }
 
     /// The update itself, all of it on the device.
-    /// # Errors
-    /// What libtorch says.
     pub fn apply(&mut self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for group in [self.group(true), self.group(false)].iter().filter(|group| !group.weights.is_empty()) {
-            match self.config.name {
-                Algorithm::Lars => lars::update(group, &self.lr, &self.config),
-                Algorithm::Sgd => sgd::update(group, &self.lr, &self.config),
-                Algorithm::Adamw => adamw::update(group, &self.lr, &self.count, &self.config),
-            }?;
-        }
-        Ok(())
+        let update = self.config.name.rule().update;
+        let groups = [self.group(true), self.group(false)];
+        groups.iter().filter(|group| !group.weights.is_empty()).try_for_each(|g| update(g, &self.rate, &self.config))
     }
 
     /// The parameters that have a gradient and are subject to decay and adaptation, or are not.
     fn group(&self, adapted: bool) -> Group {
         let slots = || self.slots.iter().filter(|slot| slot.adapted == adapted && slot.weight.grad().defined());
-        let state = |at: usize| slots().filter_map(|slot| slot.state.get(at).map(Tensor::shallow_clone)).collect();
+        let state = |at: usize| slots().map(|slot| slot.state[at].shallow_clone()).collect();
         Group {
             adapted,
             weights: slots().map(|slot| slot.weight.shallow_clone()).collect(),
             gradients: slots().map(|slot| slot.weight.grad()).collect(),
-            state: [state(0), state(1)],
+            state: (0..self.config.name.states()).map(state).collect(),
         }
     }
 
     /// L2 norm over all gradients, on the device. Where the config says so they are then scaled down as by
     /// `torch.nn.utils.clip_grad_norm_`: g <- g min(1, max_norm / (|g| + 1e-6)).
     /// # Errors
-    /// No gradients; what libtorch says.
+    /// No gradients.
     pub fn clip_grad_norm(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let gradients: Vec<_> = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();
@@ -238,15 +245,12 @@ impl Optimizer {
         Ok(norm)
     }
 
-    /// The state, named `momentum.<parameter>` or `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
+    /// The state, named `momentum.<parameter>`, `exp_avg.<parameter>` and so on.
     pub fn state(&self) -> Vec<Named> {
-        let kinds: &[&str] =
-            if self.config.name == Algorithm::Adamw { &["exp_avg", "exp_avg_sq"] } else { &["momentum"] };
+        let names = self.config.name.rule().state;
         let named = self.slots.iter().flat_map(|slot| {
-            kinds
-                .iter()
-                .zip(&slot.state)
-                .map(|(kind, tensor)| Named { name: format!("{kind}.{}", slot.name), tensor: tensor.shallow_clone() })
+            let tensors = names.iter().zip(&slot.state);
+            tensors.map(|(name, state)| Named { name: format!("{name}.{}", slot.name), tensor: state.shallow_clone() })
         });
         named.collect()
     }

@@ -4,6 +4,8 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
+use crate::section::{Problems, Section};
+
 /// Section `schedule` of a config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,21 +24,13 @@ impl Default for ScheduleConfig {
     }
 }
 
-impl ScheduleConfig {
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if !(1..=1_000_000).contains(&self.epochs) {
-            problems.push(("epochs".into(), format!("found {}, expected 1 to 1000000", self.epochs)));
-        }
-        if !(0.0..=self.epochs as f64).contains(&self.warmup_epochs) {
-            let (found, most) = (self.warmup_epochs, self.epochs);
-            problems.push(("warmup_epochs".into(), format!("found {found}, expected 0 to schedule.epochs ({most})")));
-        }
-        if !(0.0..=1.0).contains(&self.final_lr_factor) {
-            problems.push(("final_lr_factor".into(), format!("found {}, expected 0 to 1", self.final_lr_factor)));
-        }
-        problems
+impl Section for ScheduleConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.range("epochs", self.epochs, 1..=1_000_000);
+        let (found, most) = (self.warmup_epochs, self.epochs);
+        let right = (0.0..=most as f64).contains(&found);
+        problems.require(right, "warmup_epochs", found, format!("0 to schedule.epochs ({most})"));
+        problems.range("final_lr_factor", self.final_lr_factor, 0.0..=1.0);
     }
 }
 
@@ -66,13 +60,9 @@ impl Default for EmaConfig {
     }
 }
 
-impl EmaConfig {
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        if (0.0..=1.0).contains(&self.base_tau) {
-            return Vec::new();
-        }
-        vec![("base_tau".into(), format!("found {}, expected 0 to 1", self.base_tau))]
+impl Section for EmaConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.range("base_tau", self.base_tau, 0.0..=1.0);
     }
 }
 

@@ -130,7 +130,7 @@ impl Evaluation {
         let signals = Signals::default();
         signals.listen()?;
         let mut loader = machine.loader;
-        if config.data.workers == 0 {
+        if config.data.workers.is_none() {
             // A forward pass costs a fraction of a training step, for which the default is made. Workers wait while
             // enough batches do, so more of them than needed take nothing from libtorch.
             let cores = std::thread::available_parallelism().map_or(1, usize::from);

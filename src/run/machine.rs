@@ -45,9 +45,8 @@ impl Machine {
         let processes = place.local_world;
         let (torch_threads, loader_workers) = native::default_threads(device);
         let (torch_threads, loader_workers) = ((torch_threads / processes).max(1), (loader_workers / processes).max(1));
-        let or = |chosen: usize, automatic: usize| if chosen == 0 { automatic } else { chosen };
-        let threads = or(config.train.threads, torch_threads);
-        let workers = or(config.data.workers, loader_workers);
+        let threads = config.train.threads.unwrap_or(torch_threads);
+        let workers = config.data.workers.unwrap_or(loader_workers);
         native::set_threads(threads);
         if device == Device::Cpu {
             native::keep_freed_memory();

@@ -4,7 +4,6 @@ use anyhow::{Result, bail};
 use tch::Device;
 
 use crate::config::Config;
-use crate::optim::Algorithm;
 use crate::run::machine::Machine;
 use crate::train::CudaGraph;
 use native::{Memory, describe_device, human_bytes};
@@ -42,7 +41,7 @@ impl Estimate {
         let (train, side) = (&config.train, config.augment.size as u64);
         let micro = train.micro_batch() as u64;
         let size = config.model.size(config.augment.size);
-        let states = if config.optimizer.name == Algorithm::Adamw { 2 } else { 1 };
+        let states = config.optimizer.name.states() as u64;
         let bytes = if bf16 { 2 } else { 4 };
         // Both views are in flight until the backward pass; it and the target's passes hold a few layers more.
         let activations = micro * (2 * size.activations + 4 * size.largest) * bytes;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::OnNonFinite;
+use crate::section::{Keys, Problems, Section, Words, count_or_null};
 use native::DeviceChoice;
 
 /// `train.precision`.
@@ -45,8 +46,9 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// auto, cpu, cuda or cuda:N. Default auto.
     pub device: DeviceChoice,
-    /// Threads of libtorch's CPU operators, 0 for automatic. Default 0.
-    pub threads: usize,
+    /// Threads of libtorch's CPU operators, 1 to 1024. Default null: automatic.
+    #[serde(deserialize_with = "count_or_null")]
+    pub threads: Option<usize>,
     /// Channels innermost in memory. Default true.
     pub channels_last: bool,
     /// TF32 for fp32 products on CUDA. Default true.
@@ -74,7 +76,7 @@ impl Default for TrainConfig {
             accumulation_steps: 1,
             precision: Precision::Auto,
             device: DeviceChoice::Auto,
-            threads: 0,
+            threads: None,
             channels_last: true,
             allow_tf32: true,
             deterministic: false,
@@ -91,27 +93,30 @@ impl TrainConfig {
     pub fn micro_batch(&self) -> usize {
         self.batch_size / self.accumulation_steps
     }
+}
 
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
+impl Section for TrainConfig {
+    fn check(&self, problems: &mut Problems) {
         let (batch, parts) = (self.batch_size, self.accumulation_steps);
-        let mut problems = Vec::new();
-        if !(2..=1 << 20).contains(&batch) {
-            problems.push(("batch_size".into(), format!("found {batch}, expected 2 to {}", 1 << 20)));
-        } else if parts == 0 || batch % parts != 0 || batch / parts < 2 {
-            let expected = format!("a divisor of batch_size ({batch}) that leaves at least 2 images a micro-batch");
-            problems.push(("accumulation_steps".into(), format!("found {parts}, expected {expected}")));
-        }
-        if self.threads > 1024 {
-            problems.push(("threads".into(), format!("found {}, expected 0 (automatic) to 1024", self.threads)));
-        }
-        if self.max_steps == Some(0) {
-            problems.push(("max_steps".into(), "found 0, expected null or at least 1".into()));
-        }
-        if self.max_skipped_steps == 0 {
-            problems.push(("max_skipped_steps".into(), "found 0, expected at least 1".into()));
-        }
-        problems
+        problems.range("batch_size", batch, 2..=1 << 20);
+        let divides = parts > 0 && batch.is_multiple_of(parts) && batch / parts >= 2;
+        let expected = format!("a divisor of batch_size ({batch}) that leaves at least 2 images per micro-batch");
+        problems.require(divides || !(2..=1 << 20).contains(&batch), "accumulation_steps", parts, expected);
+        problems.range_or_null("threads", self.threads, 1..=1024);
+        problems.require(self.max_steps != Some(0), "max_steps", 0u64, "null or at least 1");
+        problems.at_least_one("max_skipped_steps", self.max_skipped_steps);
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::Only(&[
+            "device",
+            "threads",
+            "cuda_graph",
+            "deterministic",
+            "max_steps",
+            "on_non_finite",
+            "max_skipped_steps",
+        ])
     }
 }
 
@@ -121,16 +126,19 @@ impl TrainConfig {
 pub struct MonitorConfig {
     /// Steps between log records, at least 1. Default 50.
     pub log_every: u64,
-    /// Epochs between k-NN evaluations, 0 for none; needs labels. The first one sees the random encoder. Default 10.
-    pub knn_every: u64,
+    /// Epochs between k-NN evaluations, or null for none; needs labels. The first one is of the random encoder. Default 10.
+    #[serde(deserialize_with = "count_or_null")]
+    pub knn_every: Option<u64>,
     /// Neighbors that vote. Default 200.
     pub knn_k: usize,
     /// Temperature of their weights, exp(cosine / temperature). Default 0.1.
     pub knn_temperature: f64,
-    /// Training images to compare with, 0 for all. Default 50000.
-    pub knn_train_images: usize,
-    /// Held-out images to classify, 0 for all. Default 10000.
-    pub knn_eval_images: usize,
+    /// Training images to compare with, or null for all. Default 50000.
+    #[serde(deserialize_with = "count_or_null")]
+    pub knn_train_images: Option<usize>,
+    /// Held-out images to classify, or null for all. Default 10000.
+    #[serde(deserialize_with = "count_or_null")]
+    pub knn_eval_images: Option<usize>,
     /// Warn of a collapse when the deviation of projections falls below this part of 1/sqrt(D), 0 to 1. Default 0.1.
     pub collapse_threshold: f64,
     /// Write TensorBoard event files beside metrics.jsonl. Default true.
@@ -141,34 +149,27 @@ impl Default for MonitorConfig {
     fn default() -> Self {
         Self {
             log_every: 50,
-            knn_every: 10,
+            knn_every: Some(10),
             knn_k: 200,
             knn_temperature: 0.1,
-            knn_train_images: 50_000,
-            knn_eval_images: 10_000,
+            knn_train_images: Some(50_000),
+            knn_eval_images: Some(10_000),
             collapse_threshold: 0.1,
             tensorboard: true,
         }
     }
 }
 
-impl MonitorConfig {
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.log_every == 0 {
-            problems.push(("log_every".into(), "found 0, expected at least 1 step".into()));
-        }
-        if self.knn_k == 0 {
-            problems.push(("knn_k".into(), "found 0, expected at least 1 neighbor".into()));
-        }
-        if !(0.001..=100.0).contains(&self.knn_temperature) {
-            problems.push(("knn_temperature".into(), format!("found {}, expected 0.001 to 100", self.knn_temperature)));
-        }
-        if !(0.0..=1.0).contains(&self.collapse_threshold) {
-            problems.push(("collapse_threshold".into(), format!("found {}, expected 0 to 1", self.collapse_threshold)));
-        }
-        problems
+impl Section for MonitorConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.at_least_one("log_every", self.log_every);
+        problems.at_least_one("knn_k", self.knn_k);
+        problems.range("knn_temperature", self.knn_temperature, 0.001..=100.0);
+        problems.range("collapse_threshold", self.collapse_threshold, 0.0..=1.0);
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::All
     }
 }
 
@@ -189,10 +190,12 @@ pub enum OnWriteError {
 pub struct OutputConfig {
     /// The run's folder: checkpoints, metrics, resolved config. Default runs/byol.
     pub dir: PathBuf,
-    /// Epochs between checkpoints, 0 for none but the last. Default 1.
-    pub checkpoint_every_epochs: u64,
-    /// Steps between checkpoints, 0 for none, besides those of epochs. Default 0.
-    pub checkpoint_every_steps: u64,
+    /// Epochs between checkpoints, or null. The end of the run always gets one. Default 1.
+    #[serde(deserialize_with = "count_or_null")]
+    pub checkpoint_every_epochs: Option<u64>,
+    /// Steps between checkpoints, in addition to those at epochs. Default null.
+    #[serde(deserialize_with = "count_or_null")]
+    pub checkpoint_every_steps: Option<u64>,
     /// Newest checkpoints to keep, at least 1 (and as many of those set aside). Default 3.
     pub keep_checkpoints: usize,
     /// When a checkpoint or a metrics record cannot be written: retry at the next one, or stop. Default retry. A run
@@ -204,24 +207,21 @@ impl Default for OutputConfig {
     fn default() -> Self {
         Self {
             dir: "runs/byol".into(),
-            checkpoint_every_epochs: 1,
-            checkpoint_every_steps: 0,
+            checkpoint_every_epochs: Some(1),
+            checkpoint_every_steps: None,
             keep_checkpoints: 3,
             on_write_error: OnWriteError::Retry,
         }
     }
 }
 
-impl OutputConfig {
-    /// Out-of-range values as (key, what was found and what is accepted).
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.dir.as_os_str().is_empty() {
-            problems.push(("dir".into(), "found nothing, expected the run's folder".into()));
-        }
-        if self.keep_checkpoints == 0 {
-            problems.push(("keep_checkpoints".into(), "found 0, expected at least 1".into()));
-        }
-        problems
+impl Section for OutputConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.require(!self.dir.as_os_str().is_empty(), "dir", Words("an empty path"), "the run's folder");
+        problems.at_least_one("keep_checkpoints", self.keep_checkpoints);
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::All
     }
 }

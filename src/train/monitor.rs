@@ -72,9 +72,9 @@ impl KnnWatch {
         eval::knn_top1(&bank, queries.transpose()?.as_ref(), k, temperature, self.options.group.as_deref())
     }
 
-    /// Features of `most` images (0: of all) of a set.
-    fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, most: usize) -> Result<Features> {
-        let count = if most == 0 { dataset.len() } else { most.min(dataset.len()) };
+    /// Features of at most `limit` images of a set.
+    fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, limit: Option<usize>) -> Result<Features> {
+        let count = limit.map_or(dataset.len(), |limit| limit.min(dataset.len()));
         // Spread over the whole set, which may be sorted by class.
         let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
         eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images")

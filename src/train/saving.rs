@@ -29,10 +29,8 @@ impl Saver {
 
     /// Whether the config asks for a checkpoint after `done` steps, of which an epoch has `steps_per_epoch`.
     pub fn due(&self, done: u64, steps_per_epoch: u64) -> bool {
-        let (epochs, steps) = (self.output.checkpoint_every_epochs, self.output.checkpoint_every_steps);
-        let by_epoch =
-            done.is_multiple_of(steps_per_epoch) && epochs > 0 && (done / steps_per_epoch).is_multiple_of(epochs);
-        by_epoch || (steps > 0 && done.is_multiple_of(steps))
+        let epochs = self.output.checkpoint_every_epochs.map(|epochs| epochs.saturating_mul(steps_per_epoch));
+        [epochs, self.output.checkpoint_every_steps].iter().flatten().any(|&steps| done.is_multiple_of(steps))
     }
 
     /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, older ones make room for

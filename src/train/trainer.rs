@@ -242,8 +242,7 @@ impl Trainer {
     }
 
     fn knn_due(&self, done: u64) -> bool {
-        let every = self.monitor.knn_every;
-        every > 0 && (done / self.plan.steps_per_epoch).is_multiple_of(every)
+        self.monitor.knn_every.is_some_and(|epochs| (done / self.plan.steps_per_epoch).is_multiple_of(epochs))
     }
 
     /// k-NN accuracy after `done` steps; `None` where it is off, or cut short by a signal.

@@ -8,6 +8,7 @@ use std::path::Path;
 use byol::config::Config;
 use byol::model::Arch;
 use byol::optim::Algorithm;
+use byol::section::Keys;
 
 fn load(yaml: &str, overrides: &[&str]) -> Result<Config, String> {
     let folder = tempfile::tempdir().expect("a folder");
@@ -137,7 +138,7 @@ fn a_resolved_config_reads_as_itself() {
 fn harmless_differences_are_not_differences() {
     let saved = serde_json::to_value(load("", &[]).unwrap_or_default()).expect("JSON");
     let mut config = Config::default();
-    config.data.workers = 3;
+    config.data.workers = Some(3);
     config.output.keep_checkpoints = 9;
     config.monitor.log_every = 1;
     config.data.on_bad_image = byol::data::OnBadImage::Fail;
@@ -154,6 +155,58 @@ fn harmless_differences_are_not_differences() {
         config.differences(&saved).expect("compared"),
         ["augment.view2.hue: 0.2, was 0.1", "train.seed: 1, was 0"]
     );
+}
+
+/// What a run of an older version saved: 0 where null is written now, keys under their old names.
+#[test]
+fn a_config_of_an_older_version_is_the_same_config() {
+    let zeros = "train: {threads: 0}\ndata: {workers: 0}\nmonitor: {knn_every: 0, knn_train_images: 0, knn_eval_images: 0}\n\
+                 output: {checkpoint_every_epochs: 0, checkpoint_every_steps: 0}\noptimizer: {clip: true}\n";
+    let old = load(zeros, &[]).expect("loads");
+    let new = load(&zeros.replace(": 0", ": null").replace("clip", "clip_lr"), &[]).expect("loads");
+    assert_eq!(old, new);
+    assert_eq!((old.train.threads, old.monitor.knn_every, old.output.checkpoint_every_epochs), (None, None, None));
+    assert_eq!(load("", &["optimizer.clip=true"]).expect("loads").optimizer, new.optimizer);
+    let mut saved = serde_json::to_value(&new).expect("JSON");
+    let optimizer = saved["optimizer"].as_object_mut().expect("a section");
+    let clip = optimizer.remove("clip_lr").expect("a key");
+    optimizer.insert("clip".into(), clip);
+    saved["monitor"]["knn_every"] = serde_json::json!(0);
+    saved["data"]["workers"] = serde_json::json!(0);
+    assert_eq!(Config::of_run(&saved).expect("read"), new);
+    assert_eq!(new.differences(&saved).expect("compared"), Vec::<String>::new());
+    saved["optimizer"]["clip"] = serde_json::json!(false);
+    assert_eq!(new.differences(&saved).expect("compared"), ["optimizer.clip_lr: true, was false"]);
+}
+
+/// `config_sha256` in the manifests that the version before wrote for the same command line.
+#[test]
+fn the_fingerprint_is_that_of_older_versions() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/quickstart.yaml");
+    let sum = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        Config::load(&path, &overrides).expect("loads").fingerprint().expect("JSON")
+    };
+    assert_eq!(sum(&["train.max_steps=1"]), "e0e59c58dca281c372bd0c83620ebf3af077e880033ff7df66b33773ddeee597");
+    let lars = sum(&["optimizer.name=lars", "optimizer.clip=true", "optimizer.eta=0.02"]);
+    assert_eq!(lars, "22d31116744cb15378be64d3147062d82013ce0a09732afe6cb9b785442a3c78");
+}
+
+/// A key that is listed under a wrong name would count, or not be read, without a word.
+#[test]
+fn sections_list_keys_that_exist() {
+    let config = Config::default();
+    let all = serde_json::to_value(&config).expect("JSON");
+    for (name, section) in config.sections() {
+        let keys = all[name].as_object().expect("a section");
+        if let Keys::Only(listed) = section.no_effect() {
+            assert!(listed.iter().all(|key| keys.contains_key(*key)), "{name}: {listed:?}");
+        }
+        for (old, new) in section.renamed() {
+            let value = &keys[*new];
+            assert_eq!(load(&format!("{name}: {{{old}: {value}}}"), &[]).expect("loads"), config, "{name}.{old}");
+        }
+    }
 }
 
 /// Checkpoints outlive the versions of the program that wrote them.

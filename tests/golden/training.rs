@@ -8,12 +8,12 @@ use byol::optim::{Algorithm, EmaConfig, Optimizer, OptimizerConfig, TauSchedule,
 use tch::{Kind, Tensor};
 
 /// Six steps on given gradients; the weights after each.
-fn check_optimizer(kind: &str, name: Algorithm, nesterov: bool, clip: bool) {
+fn check_optimizer(kind: &str, name: Algorithm, nesterov: bool, clip_lr: bool) {
     let fixture = Fixture::open("optim.safetensors");
     let hyper = fixture.numbers(&format!("{kind}.hyper"));
     let (momentum, weight_decay, eta) = (hyper[0], hyper[1], hyper[2]);
     let mut config =
-        OptimizerConfig { name, nesterov, clip, momentum, weight_decay, eta, ..OptimizerConfig::default() };
+        OptimizerConfig { name, nesterov, clip_lr, momentum, weight_decay, eta, ..OptimizerConfig::default() };
     let clipped = kind.ends_with("_clipped");
     config.clip_grad_norm = clipped.then(|| fixture.numbers(&format!("{kind}.max_norm.hyper"))[0]);
     let names = ["conv.weight", "fc.weight", "bn.weight", "fc.bias", "zero.weight", "still.weight"];

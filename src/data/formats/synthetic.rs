@@ -10,6 +10,7 @@ use super::textures::PATTERNS;
 use crate::data::{Dataset, digest};
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
+use crate::section::{Problems, Section};
 
 /// Largest rotation of a pattern to either side, radians.
 const TILT: f64 = 0.4;
@@ -46,18 +47,12 @@ impl Default for SyntheticConfig {
     }
 }
 
-impl SyntheticConfig {
-    /// What is wrong with the values: (key below `data.synthetic`, "found X, expected Y").
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let ranges = [
-            ("images", self.images, 1, 10_000_000),
-            ("eval_images", self.eval_images, 1, 10_000_000),
-            ("classes", self.classes, 2, PATTERNS.len()),
-            ("size", self.size, 8, 1024),
-        ];
-        let bad = ranges.into_iter().filter(|(_, value, low, high)| value < low || value > high);
-        bad.map(|(key, value, low, high)| (key.to_string(), format!("found {value}, expected {low} to {high}")))
-            .collect()
+impl Section for SyntheticConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.range("images", self.images, 1..=10_000_000);
+        problems.range("eval_images", self.eval_images, 1..=10_000_000);
+        problems.range("classes", self.classes, 2..=PATTERNS.len());
+        problems.range("size", self.size, 8..=1024);
     }
 }
 

@@ -1,0 +1,193 @@
+//! What the sections of a config have in common. A section stands beside what it configures and checks itself;
+//! `config` puts them together.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Deserializer};
+
+/// A section of the config.
+pub trait Section {
+    /// Reports every value out of range, alone or against the section's others.
+    fn check(&self, problems: &mut Problems);
+
+    /// The keys that do not change the result of training: where things are, how fast they go, what is reported. A run
+    /// may be resumed with other values of these.
+    fn no_effect(&self) -> Keys {
+        Keys::Only(&[])
+    }
+
+    /// Keys that were renamed, as (old name, new name). The field has the old name as a `serde(alias)`, so that old
+    /// configs and checkpoints can be read.
+    fn renamed(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
+    /// Every value out of range, as (key within the section, "found X, expected Y").
+    fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Problems::default();
+        self.check(&mut problems);
+        problems.into_inner()
+    }
+}
+
+/// Keys of a section.
+pub enum Keys {
+    /// All of them, now and later.
+    All,
+    /// These.
+    Only(&'static [&'static str]),
+}
+
+impl Keys {
+    /// Whether a key is one of them.
+    pub fn contains(&self, key: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(keys) => keys.contains(&key),
+        }
+    }
+}
+
+/// Collects the values that are out of range.
+#[derive(Default)]
+pub struct Problems(Vec<(String, String)>);
+
+impl Problems {
+    /// Reports `key` unless its value is right.
+    pub fn require(&mut self, right: bool, key: &str, found: impl Shown, expected: impl Display) {
+        if !right {
+            self.0.push((key.to_string(), format!("found {}, expected {expected}", found.shown())));
+        }
+    }
+
+    /// Reports a number outside `range`, and NaN.
+    pub fn range<T: PartialOrd + Shown>(&mut self, key: &str, value: T, range: RangeInclusive<T>) {
+        let expected = format!("{} to {}", range.start().shown(), range.end().shown());
+        self.require(range.contains(&value), key, value, expected);
+    }
+
+    /// Reports a number outside `range` where there is one.
+    pub fn range_or_null<T: PartialOrd + Shown>(&mut self, key: &str, value: Option<T>, range: RangeInclusive<T>) {
+        if let Some(value) = value {
+            let expected = format!("null or {} to {}", range.start().shown(), range.end().shown());
+            self.require(range.contains(&value), key, value, expected);
+        }
+    }
+
+    /// Reports 0 where at least 1 is needed.
+    pub fn at_least_one<T: PartialOrd + Shown + From<u8>>(&mut self, key: &str, value: T) {
+        self.require(value >= T::from(1), key, value, "at least 1");
+    }
+
+    /// As (key, "found X, expected Y").
+    pub fn into_inner(self) -> Vec<(String, String)> {
+        self.0
+    }
+
+    /// Reports the problems of a section within this one.
+    pub fn within(&mut self, name: &str, inner: &dyn Section) {
+        self.0.extend(inner.problems().into_iter().map(|(key, message)| (format!("{name}.{key}"), message)));
+    }
+}
+
+/// A value as a message shows it: about as a config has it, and never hundreds of digits.
+pub trait Shown {
+    /// As text.
+    fn shown(&self) -> String;
+}
+
+impl Shown for f64 {
+    fn shown(&self) -> String {
+        // `{}` has all digits of 1e300, `{:?}` has 2.0 for 2.
+        if self.abs() < 1e15 && self.fract() == 0.0 { format!("{self}") } else { format!("{self:?}") }
+    }
+}
+
+macro_rules! shown_as {
+    ($format:literal: $($kind:ty),*) => {
+        $(impl Shown for $kind {
+            fn shown(&self) -> String {
+                format!($format, self)
+            }
+        })*
+    };
+}
+shown_as!("{}": u32, u64, usize, i64, bool);
+shown_as!("{:?}": str, String);
+
+impl<T: Shown> Shown for [T] {
+    fn shown(&self) -> String {
+        format!("[{}]", self.iter().map(T::shown).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl<T: Shown, const N: usize> Shown for [T; N] {
+    fn shown(&self) -> String {
+        self[..].shown()
+    }
+}
+
+impl<T: Shown + ?Sized> Shown for &T {
+    fn shown(&self) -> String {
+        (**self).shown()
+    }
+}
+
+/// Words of the message itself.
+pub struct Words<'a>(pub &'a str);
+
+impl Shown for Words<'_> {
+    fn shown(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// For `serde(deserialize_with)`: a count, or null. 0 is read as null, which it was written for formerly.
+/// # Errors
+/// Not a number.
+pub fn count_or_null<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default + PartialEq,
+{
+    Ok(Option::deserialize(deserializer)?.filter(|count| *count != T::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shown_about_as_a_config_has_them() {
+        let numbers = [2.0, 0.1, 1e300, -1e-9, 1e14, f64::NAN, f64::INFINITY].map(|v| v.shown());
+        assert_eq!(numbers, ["2", "0.1", "1e300", "-1e-9", "100000000000000", "NaN", "inf"]);
+        assert_eq!(
+            (["a"].shown(), [0.5, 3.0].shown(), Words("nothing").shown()),
+            ("[\"a\"]".into(), "[0.5, 3]".into(), "nothing".into())
+        );
+    }
+
+    #[test]
+    fn a_count_may_be_null_and_0_is_null() {
+        let read = |text: &str| count_or_null::<_, u64>(&mut serde_json::Deserializer::from_str(text));
+        assert_eq!([read("null").unwrap(), read("0").unwrap(), read("3").unwrap()], [None, None, Some(3)]);
+        assert!(read("-1").is_err() && read("true").is_err());
+    }
+
+    #[test]
+    fn problems_say_what_was_found_and_what_is_accepted() {
+        let mut problems = Problems::default();
+        problems.range("a", f64::NAN, 0.0..=1.0);
+        problems.range("b", 3, 3..=4usize);
+        problems.range_or_null("c", Some(0), 1..=4u64);
+        problems.range_or_null("d", None, 1..=4u64);
+        problems.at_least_one("e", 0usize);
+        let expected = [
+            ("a", "found NaN, expected 0 to 1"),
+            ("c", "found 0, expected null or 1 to 4"),
+            ("e", "found 0, expected at least 1"),
+        ];
+        assert_eq!(problems.0, expected.map(|(key, message)| (key.to_string(), message.to_string())));
+    }
+}
