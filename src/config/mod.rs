@@ -162,7 +162,7 @@ impl Config {
 
 /// Whether a key changes the result of training.
 fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 20] = [
+    const HARMLESS: [&str; 21] = [
         "dist.",
         "data.path",
         "data.eval_path",
@@ -182,6 +182,7 @@ fn counts(key: &str) -> bool {
         "train.cuda_graph",
         "train.deterministic",
         "train.on_non_finite",
+        "train.ignore_memory",
         "train.max_skipped_steps",
     ];
     !HARMLESS.iter().any(|h| key == *h || (h.ends_with('.') && key.starts_with(h)))

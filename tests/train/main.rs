@@ -8,5 +8,6 @@ mod disk;
 mod killed;
 mod non_finite;
 mod repeat;
+mod resume;
 mod run;
 mod signals;
