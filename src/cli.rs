@@ -173,8 +173,8 @@ pub struct TrainArgs {
     /// Which config.
     #[command(flatten)]
     pub source: ConfigArgs,
-    /// `auto` goes on from the newest good checkpoint of the run folder (and starts where there is none);
-    /// a folder names the checkpoint.
+    /// `auto` resumes from the newest valid checkpoint of the run folder (and starts where there is none); or the folder
+    /// of a run, or of a checkpoint, to resume from.
     #[arg(long, value_name = "auto|FOLDER")]
     pub resume: Option<String>,
     /// How many processes share each batch.

@@ -20,8 +20,6 @@ impl Ema {
     }
 
     /// tau of the updates to come, 0 to 1.
-    /// # Errors
-    /// What libtorch says.
     pub fn set(&self, tau: f64) -> Result<()> {
         foreach::set_rate(&self.weight, 1.0 - tau)
     }
@@ -29,8 +27,6 @@ impl Ema {
     /// target <- tau * target + (1 - tau) * online, for every parameter of encoder and projector; BatchNorm's
     /// buffers stay the target's own. Computed as `target + (1 - tau) (online - target)`, which keeps more digits
     /// when tau is close to 1. The predictor, which the target lacks, comes last in the online network.
-    /// # Errors
-    /// What libtorch says, when memory runs out.
     pub fn update(&self, target: &Network, online: &Network) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let (target, online) = (&target.params.parameters, &online.params.parameters);

@@ -23,6 +23,21 @@ pub fn z_std(projection: &Tensor) -> Tensor {
     l2_normalize(&projection.detach()).std_dim(Some([0].as_slice()), true, false).mean(None)
 }
 
+/// Sums of the normalized projections `[N, D]` and of their squares over the batch, `[2 D]` in fp64. Those of parts of a
+/// batch add up to those of the whole.
+pub fn moments(projection: &Tensor) -> Tensor {
+    let rows = l2_normalize(&projection.detach()).to_kind(Kind::Double);
+    let sum = |x: &Tensor| x.sum_dim_intlist([0].as_slice(), false, None);
+    Tensor::cat(&[sum(&rows), sum(&rows.square())], 0)
+}
+
+/// [`z_std`] from the [`moments`] of `n` rows.
+pub fn z_std_of_moments(moments: &Tensor, n: i64) -> Tensor {
+    let parts = moments.chunk(2, 0);
+    let variance = (&parts[1] - parts[0].square() / n as f64) / (n - 1) as f64;
+    variance.clamp_min(0.0).sqrt().mean(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +62,17 @@ mod tests {
         regression_loss(&p, &z.detach()).backward();
         assert!(p.grad().defined() && p.grad().abs().max().double_value(&[]) > 0.0);
         assert!(!z.grad().defined());
+    }
+
+    #[test]
+    fn moments_of_parts_add_up_to_the_z_std_of_the_whole() {
+        for spread in [1.0, 1e-3] {
+            let whole =
+                (Tensor::arange(24, (Kind::Double, tch::Device::Cpu)) * 1.7).sin().reshape([8, 3]) * spread + 1.0;
+            let sums = moments(&whole.narrow(0, 0, 2)) + moments(&whole.narrow(0, 2, 6));
+            let (found, expected) = (z_std_of_moments(&sums, 8).double_value(&[]), z_std(&whole).double_value(&[]));
+            assert!((found - expected).abs() < 1e-9 * expected, "{found} {expected}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod ema;
 pub mod loss;
 mod ranks;
+mod state;
 mod step;
 pub mod timing;
 
@@ -11,11 +12,11 @@ use native::Autocast;
 use native::stream::PendingScalars;
 use tch::{Device, Tensor};
 
-use crate::eval::Represent;
-use crate::model::Network;
-use crate::optim::Optimizer;
+use crate::model::{Network, Represent};
+use crate::optim::{Optimizer, OptimizerConfig};
 use ema::Ema;
 pub use ranks::{Ranks, StopRequest};
+pub use state::Snapshot;
 
 /// The two views of a micro-batch: v from T and v' from T', each `[N, 3, H, W]`, normalized.
 pub type Views = [Tensor; 2];
@@ -30,24 +31,35 @@ pub struct Byol {
     pub optimizer: Optimizer,
     /// Moves xi.
     pub ema: Ema,
-    /// The processes that share each batch, where there are several.
-    pub ranks: Option<Ranks>,
+    /// The processes that share each batch.
+    pub ranks: Ranks,
     /// Forward passes in bf16 autocast; weights, loss, optimizer and EMA stay in fp32.
     pub bf16: bool,
-    /// Where it all lives.
+    /// Where the networks are.
     pub device: Device,
 }
 
-/// What a step tells, on the device: reading it waits for the step to end.
+/// What the schedules say for one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Learning rate of the optimizer's update.
+    pub lr: f64,
+    /// Coefficient of the target's moving average, 0 to 1.
+    pub tau: f64,
+    /// Optimizer updates before this one (Adam's bias correction).
+    pub step: u64,
+}
+
+/// The results of a step, on the device: reading them waits for the step to end.
 pub struct StepOutput {
     /// The loss, 0 to 8, averaged over the micro-batches; a scalar.
     pub loss: Tensor,
-    /// See [`z_std`]; of the first micro-batch's first view; a scalar.
+    /// See [`loss::z_std`]; of the first micro-batch's first view, in all processes together; a scalar.
     pub z_std: Tensor,
     /// L2 norm of the whole gradient, before clipping; a scalar.
     pub grad_norm: Tensor,
-    /// Where several processes share the batch: signals that have arrived, see [`StopRequest`]; `[3]`.
-    pub asked: Option<Tensor>,
+    /// How many of several processes received each signal, see [`StopRequest`]; `[3]`.
+    pub signals: Option<Tensor>,
 }
 
 /// The numbers of a [`StepOutput`].
@@ -59,37 +71,44 @@ pub struct Numbers {
     pub z_std: f64,
     /// The norm of the gradient.
     pub grad_norm: f64,
-    /// What any of several processes was asked for.
-    pub asked: StopRequest,
+    /// What the signals at any of several processes request; nothing for a single process.
+    pub request: StopRequest,
+}
+
+impl Byol {
+    /// In fp32, for one process, on the device of `online`.
+    pub fn new(online: Network, target: Network, optimizer: &OptimizerConfig) -> Self {
+        let device = online.params.device();
+        let optimizer = Optimizer::new(optimizer, &online.params);
+        Self { online, target, optimizer, ema: Ema::new(device), ranks: Ranks::default(), bf16: false, device }
+    }
 }
 
 impl StepOutput {
-    /// The same tensors again.
+    /// Shallow clones.
     pub fn handles(&self) -> Self {
         let [loss, z_std, grad_norm] = [&self.loss, &self.z_std, &self.grad_norm].map(Tensor::shallow_clone);
-        Self { loss, z_std, grad_norm, asked: self.asked.as_ref().map(Tensor::shallow_clone) }
+        Self { loss, z_std, grad_norm, signals: self.signals.as_ref().map(Tensor::shallow_clone) }
     }
 
     /// Begins to fetch the numbers; [`Numbers::of`] waits for them.
-    /// # Errors
-    /// What libtorch says.
     pub fn fetch(&self) -> Result<PendingScalars> {
         let numbers = Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?;
-        PendingScalars::new(match &self.asked {
-            Some(asked) => Tensor::f_cat(&[&numbers, asked], 0)?,
+        PendingScalars::new(match &self.signals {
+            Some(signals) => Tensor::f_cat(&[&numbers, signals], 0)?,
             None => numbers,
         })
     }
 }
 
 impl Numbers {
-    /// What [`StepOutput::fetch`] fetched.
+    /// Waits for what [`StepOutput::fetch`] fetches.
     /// # Errors
-    /// What the step met on the device.
+    /// The step failed on the device.
     pub fn of(fetched: &PendingScalars) -> Result<Self> {
         let values = fetched.get()?;
-        let asked = StopRequest::of(&values[3..]);
-        Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2], asked })
+        let request = StopRequest::of(&values[3..]);
+        Ok(Self { loss: values[0], z_std: values[1], grad_norm: values[2], request })
     }
 }
 

@@ -1,26 +1,31 @@
-//! What a step needs of the other processes of its run.
+//! What a step exchanges with the other processes of its run.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use native::{ProcessGroup, Reducer};
 
 use super::StepOutput;
+use super::loss::{moments, z_std_of_moments};
 use crate::model::Params;
 use crate::signals::Signals;
 
-/// This process among those that share each batch, as [`super::Byol`] sees it.
-pub struct Ranks {
+/// The processes that share each batch, as [`super::Byol`] sees them. By default this process is the only one:
+/// nothing is exchanged.
+#[derive(Default)]
+pub struct Ranks(Option<Connected>);
+
+struct Connected {
     group: Arc<ProcessGroup>,
     reducer: Reducer,
-    /// SIGINT, SIGTERM, SIGUSR1: 1 where it has arrived.
+    /// SIGINT, SIGTERM, a request for a checkpoint: 1 where it has arrived.
     arrived: Cell<[f32; 3]>,
 }
 
-/// What signals ask for. With several processes those at any of them count: all have to do the same at the same step.
+/// What signals request. With several processes those at any of them count: all have to do the same at the same step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StopRequest {
     /// The exit code of a signal to end; SIGTERM's where both came.
@@ -30,56 +35,73 @@ pub struct StopRequest {
 }
 
 impl StopRequest {
-    /// From how many processes got SIGINT, SIGTERM and SIGUSR1; nothing from nothing.
+    /// From how many processes got SIGINT, SIGTERM and a request for a checkpoint; nothing from nothing.
     pub fn of(counts: &[f64]) -> Self {
         let [int, term, checkpoint] = [0, 1, 2].map(|index| counts.get(index).is_some_and(|&count| count > 0.0));
         Self { end: term.then_some(143).or(int.then_some(130)), checkpoint }
     }
 
-    /// Those of this process alone.
-    pub fn here(signals: &Signals) -> Self {
-        Self { end: signals.exit_code(), checkpoint: signals.checkpoint_asked() }
+    /// From the signals of this process.
+    fn from_signals(signals: &Signals) -> Self {
+        Self { end: signals.exit_code(), checkpoint: signals.take_checkpoint_request() }
+    }
+
+    /// What either requests.
+    pub fn or(self, other: Self) -> Self {
+        Self { end: self.end.or(other.end), checkpoint: self.checkpoint || other.checkpoint }
     }
 }
 
 impl Ranks {
-    /// For the parameters that are trained.
-    /// # Errors
-    /// What libtorch says.
+    /// For several processes, and the parameters that are trained.
     pub fn new(group: &Arc<ProcessGroup>, online: &Params) -> Result<Self> {
         let weights: Vec<&Tensor> = online.parameters.iter().map(|p| &p.tensor).collect();
-        Ok(Self { group: group.clone(), reducer: Reducer::new(group, &weights)?, arrived: Cell::default() })
+        let reducer = Reducer::new(group, &weights)?;
+        Ok(Self(Some(Connected { group: group.clone(), reducer, arrived: Cell::default() })))
     }
 
-    /// Tells the others, with the next step's output, what has arrived here.
-    pub fn tell(&self, signals: &Signals) {
-        let asked = StopRequest::here(signals);
-        let flags = [asked.end == Some(130), asked.end == Some(143), asked.checkpoint];
-        self.arrived.set(flags.map(|flag| f32::from(u8::from(flag))));
+    /// Before a step: tells the others, with the step's output, which signals have arrived here.
+    pub fn share_signals(&self, signals: &Signals) {
+        if let Some(Connected { arrived, .. }) = &self.0 {
+            let request = StopRequest::from_signals(signals);
+            let flags = [request.end == Some(130), request.end == Some(143), request.checkpoint];
+            arrived.set(flags.map(|flag| f32::from(u8::from(flag))));
+        }
+    }
+
+    /// After a step: what a single process's signals request. Where there are several processes nothing, because
+    /// [`super::Numbers::request`] has it for all.
+    pub fn own_request(&self, signals: &Signals) -> StopRequest {
+        if self.0.is_some() { StopRequest::default() } else { StopRequest::from_signals(signals) }
     }
 
     /// The next backward pass averages the gradients over all processes.
-    /// # Errors
-    /// What libtorch says.
     pub fn prepare(&self) -> Result<()> {
-        self.reducer.prepare()
+        self.0.as_ref().map_or(Ok(()), |connected| connected.reducer.prepare())
     }
 
-    /// A step's output averaged over all processes, with what they were asked for: one small reduction, which is
-    /// waited for on the CPU only.
+    /// A step's output over all processes, with the signals that they received: one small reduction, which only the
+    /// CPU waits for. `projections` `[N, D]` are those that [`StepOutput::z_std`] is of.
     /// # Errors
     /// A process is gone, or late.
-    pub fn averaged(&self, output: StepOutput) -> Result<StepOutput> {
+    pub fn averaged(&self, output: StepOutput, projections: &Tensor) -> Result<StepOutput> {
+        let Some(Connected { group, arrived, .. }) = &self.0 else { return Ok(output) };
         let (kind, device) = (output.loss.kind(), output.loss.device());
         // Zeros are made on the device; other numbers wait for it, but signals are rare.
-        let arrived = match self.arrived.get() {
-            [0.0, 0.0, 0.0] => Tensor::f_zeros([3], (kind, device))?,
-            flags => Tensor::from_slice(&flags).f_to_device(device)?.f_to_kind(kind)?,
+        let arrived = match arrived.get() {
+            [0.0, 0.0, 0.0] => Tensor::f_zeros([3], (Kind::Double, device))?,
+            flags => Tensor::from_slice(&flags).f_to_device(device)?.f_to_kind(Kind::Double)?,
         };
-        let own = [output.loss.reshape([1]), output.z_std.reshape([1]), arrived];
-        let sums = Tensor::f_cat(&own, 0)?;
-        self.group.all_reduce(&sums)?;
-        let mean = |index| sums.get(index) / self.group.world as f64;
-        Ok(StepOutput { loss: mean(0), z_std: mean(1), asked: Some(sums.narrow(0, 2, 3)), ..output })
+        let moments = moments(projections);
+        let sums = Tensor::f_cat(&[&output.loss.to_kind(Kind::Double).reshape([1]), &arrived, &moments], 0)?;
+        group.all_reduce(&sums)?;
+        let rows = projections.size()[0] * group.world as i64;
+        let z_std = z_std_of_moments(&sums.narrow(0, 4, moments.size()[0]), rows);
+        Ok(StepOutput {
+            loss: (sums.get(0) / group.world as f64).f_to_kind(kind)?,
+            z_std: z_std.f_to_kind(kind)?,
+            signals: Some(sums.narrow(0, 1, 3).f_to_kind(kind)?),
+            ..output
+        })
     }
 }

@@ -1,41 +1,32 @@
 //! One step of BYOL: read it beside Algorithm 1 of the paper (arXiv 2006.07733).
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::Tensor;
 
 use native::Autocast;
 
 use super::loss::{regression_loss, z_std};
 use super::timing::{Part, lap};
-use super::{Byol, StepOutput, Views};
+use super::{Byol, Rates, StepOutput, Views};
 
 impl Byol {
     /// One optimizer update from `micro_batches` (their gradients averaged), then one update of the target.
-    /// `step` counts updates from 0.
-    /// # Errors
-    /// What libtorch says, such as memory running out.
     pub fn step(
         &mut self,
         micro_batches: impl ExactSizeIterator<Item = Result<Views>>,
-        lr: f64,
-        tau: f64,
-        step: u64,
+        rates: Rates,
     ) -> Result<StepOutput> {
-        self.set_rates(lr, tau, step)?;
+        self.set_rates(rates)?;
         self.run(micro_batches)
     }
 
-    /// Learning rate and tau of the update to come, and its number from 0.
-    /// # Errors
-    /// What libtorch says.
-    pub fn set_rates(&self, lr: f64, tau: f64, step: u64) -> Result<()> {
+    /// For the next update.
+    pub fn set_rates(&self, Rates { lr, tau, step }: Rates) -> Result<()> {
         self.optimizer.set(lr, step)?;
         self.ema.set(tau)
     }
 
     /// A step with the rates set, all of it on the device.
-    /// # Errors
-    /// What libtorch says.
     pub fn run(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
         let output = self.gradients(micro_batches)?;
         self.update()?;
@@ -44,35 +35,29 @@ impl Byol {
 
     /// The first half of a step: theta's gradients, averaged over the micro-batches, which are taken one at a time,
     /// so that only one is on the device.
-    /// # Errors
-    /// What libtorch says.
     pub fn gradients(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
         self.optimizer.zero_grad()?;
         let parts = micro_batches.len();
-        let (mut losses, mut z_stds) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
+        let (mut losses, mut first_projections) = (Vec::with_capacity(parts), None);
         for views in micro_batches {
-            let (loss, z_std) = self.forward(&views?)?;
-            if let Some(ranks) = self.ranks.as_ref().filter(|_| losses.len() + 1 == parts) {
-                ranks.prepare()?; // the last pass averages theta's `.grad` over all processes
+            let (loss, projections) = self.forward(&views?)?;
+            if losses.len() + 1 == parts {
+                self.ranks.prepare()?; // the last pass averages theta's `.grad` over all processes
             }
             // Gradients add up in theta's `.grad`.
             (&loss / parts as f64).f_backward()?;
             lap(Part::Backward);
             losses.push(loss.detach());
-            z_stds.push(z_std);
+            first_projections.get_or_insert(projections);
         }
+        let projections = first_projections.context("a step without micro-batches")?;
         let grad_norm = self.optimizer.clip_grad_norm()?;
         let loss = Tensor::f_stack(&losses, 0)?.mean(None);
-        let output = StepOutput { loss, z_std: z_stds.swap_remove(0), grad_norm, asked: None };
-        match &self.ranks {
-            Some(ranks) => ranks.averaged(output),
-            None => Ok(output),
-        }
+        let output = StepOutput { loss, z_std: z_std(&projections), grad_norm, signals: None };
+        self.ranks.averaged(output, &projections)
     }
 
     /// The second half: both networks move.
-    /// # Errors
-    /// What libtorch says.
     pub fn update(&mut self) -> Result<()> {
         self.optimizer.apply()?; // theta <- optimizer(theta, gradient, lr)
         lap(Part::Optimizer);
@@ -81,7 +66,7 @@ impl Byol {
         Ok(())
     }
 
-    /// The loss of one micro-batch, and its z_std. Each view goes through each network by itself, so that BatchNorm
+    /// The loss of one micro-batch, and the projections of its first view, detached. Each view goes through each network by itself, so that BatchNorm
     /// sees one view at a time.
     fn forward(&self, [v1, v2]: &Views) -> Result<(Tensor, Tensor)> {
         let autocast = Autocast::bf16(self.device, self.bf16)?;
@@ -98,8 +83,7 @@ impl Byol {
         drop(autocast); // the loss is taken in fp32
         // The prediction from one view meets the target's projection of the other.
         let loss = regression_loss(&p1, &t2) + regression_loss(&p2, &t1);
-        let z_std = z_std(&z1);
         lap(Part::Loss);
-        Ok((loss, z_std))
+        Ok((loss, z1.detach()))
     }
 }

@@ -1,4 +1,4 @@
-//! Where the time of a step goes. `byol bench step` asks; in training every [`lap`] is one look at a flag.
+//! Timing of the parts of a step, for `byol bench step`; in training each [`lap`] only reads a flag.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -39,15 +39,14 @@ thread_local! {
     static LAPS: RefCell<Option<Laps>> = const { RefCell::new(None) };
 }
 
-/// Runs `work` and tells how long its parts took. On a GPU every part is waited for, which is slower than a step is
-/// without.
+/// Runs `work` and returns the time of its parts. On a GPU each part is waited for, which makes the step slower.
 pub fn measure<T>(device: Device, work: impl FnOnce() -> T) -> (T, Times) {
     LAPS.set(Some(Laps { device, since: Instant::now(), times: Times::default() }));
     let result = work();
     (result, LAPS.take().map_or(Times::default(), |laps| laps.times))
 }
 
-/// Says that what this thread did since the last lap was `part`.
+/// Counts the time since this thread's last lap as `part`.
 pub fn lap(part: Part) {
     LAPS.with_borrow_mut(|laps| {
         let Some(laps) = laps else { return };
@@ -66,7 +65,7 @@ mod tests {
 
     #[test]
     fn time_belongs_to_the_part_that_it_ends_with() {
-        lap(Part::Ema); // nobody asks
+        lap(Part::Ema); // not measuring
         let pause = Duration::from_millis(5);
         let ((), times) = measure(Device::Cpu, || {
             std::thread::sleep(pause);

@@ -1,6 +1,6 @@
 //! A checkpoint on disk: a folder `step-00001234` with `model.safetensors`, `optimizer.safetensors`,
 //! `manifest.json` and `SHA256SUMS` (which `sha256sum -c` reads too). It is written under another name, synced,
-//! and renamed, so a folder of that name is whole; what later damages it is found by the sums.
+//! and renamed, so a folder of that name is complete; later damage is detected by the checksums.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,9 +10,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 const SUMS: &str = "SHA256SUMS";
-/// Folders being written or thrown away; a killed run may leave one.
+/// Prefix of folders that are being written or removed; a killed run may leave one.
 const TEMPORARY: &str = crate::files::UNFINISHED;
-/// Checkpoints of a branch that the run has left, see [`set_aside`].
+/// Prefix of checkpoints of a branch that the run has left, see [`set_aside`].
 const ABANDONED: &str = "abandoned-";
 
 /// SHA-256 of `bytes` in hex.
@@ -29,9 +29,9 @@ fn sync_folder(path: &Path) -> Result<()> {
     File::open(path)?.sync_all().with_context(|| format!("syncing {}", path.display()))
 }
 
-/// Writes a whole folder of files at once, replacing one of the same step.
+/// Writes a folder of files atomically, replacing one of the same step.
 /// # Errors
-/// Which file could not be written, why, and how much room the checkpoint needs.
+/// Which file could not be written, why, and how much space the checkpoint needs.
 pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBuf> {
     let target = path_of(root, step);
     let partial = root.join(format!("{TEMPORARY}{step:08}"));
@@ -52,7 +52,7 @@ pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBu
     let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     let written = write_all();
     if written.is_err() {
-        // Gives back the room that it took, if the disk is full.
+        // Frees its space, if the disk is full.
         let _ = fs::remove_dir_all(&partial);
     }
     written.with_context(|| {
@@ -62,33 +62,31 @@ pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBu
     Ok(target)
 }
 
-/// Bytes that the file system of `path`, or of the nearest folder above it that is there, has left for this user.
+/// Free bytes for this user on the file system of `path`, or of its nearest parent that exists.
 fn free_bytes(path: &Path) -> Option<u64> {
     let there = path.ancestors().find(|folder| folder.is_dir())?;
     let found = rustix::fs::statvfs(there).ok()?;
     Some(found.f_bavail * found.f_frsize)
 }
 
-/// Renames the checkpoints of step `from` and later to `abandoned-...`: a run that goes on from before them is
-/// another branch, which must neither count them among its newest nor lose them unasked. [`clean`] keeps as many of
+/// Renames the checkpoints of step `from` and later to `abandoned-...`: a run that continues from before them is
+/// another branch, which must neither count them among its newest nor delete them. [`clean`] keeps as many of
 /// them as of the others.
-/// # Errors
-/// What the system says, with the path.
 pub fn set_aside(root: &Path, from: u64) -> Result<()> {
     for path in list(root).into_iter().take_while(|path| *path >= path_of(root, from)) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let aside = root.join(format!("{ABANDONED}{name}"));
         remove_if_there(&aside)?;
         fs::rename(&path, &aside).with_context(|| format!("renaming {}", path.display()))?;
-        log::warn!("set aside as {}: the run goes on from before it", aside.display());
+        log::warn!("set aside as {}: the run continues from an earlier step", aside.display());
     }
     Ok(())
 }
 
-/// Finds out before any work whether `output` can become a file.
+/// Checks before any work that `output` can be written.
 /// # Errors
-/// It is there (a dangling link, too) and `force` is not given; it is no regular file, such as a folder or a device,
-/// which a rename would replace; its folder is not there or cannot be written.
+/// It exists (a dangling link, too) and `force` is not given; it is no regular file, such as a folder or a device,
+/// which a rename would replace; its folder does not exist or cannot be written.
 pub fn check_output(output: &Path, force: bool) -> Result<()> {
     let name = output.display();
     if output.is_dir() {
@@ -125,9 +123,9 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// One file of a checkpoint folder, of `most` bytes at most, its sum checked.
+/// One file of a checkpoint folder, of `most` bytes at most, its checksum verified.
 /// # Errors
-/// Missing, unreadable, larger, or not what was written: says which file.
+/// The file is missing, unreadable, too large, or its checksum does not match.
 pub fn read(folder: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     let sums = String::from_utf8(read_at_most(&folder.join(SUMS), 1 << 16)?)
         .with_context(|| format!("{}: damaged", folder.join(SUMS).display()))?;
@@ -150,7 +148,7 @@ pub fn read(folder: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A file's bytes, but for one that is larger than it can be: no memory is taken for that.
+/// A file's bytes; one that is larger than allowed is refused before memory is allocated.
 fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     let reading = || format!("reading {}", path.display());
     let file = File::open(path).with_context(reading)?;
@@ -181,7 +179,7 @@ fn numbered(root: &Path, prefix: &str) -> Vec<PathBuf> {
     steps.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// Removes what a killed run left half-written, all but the newest `keep` checkpoints, and all but the newest `keep`
+/// Removes the unfinished files of a killed run, all but the newest `keep` checkpoints, and all but the newest `keep`
 /// of those that were set aside.
 pub fn clean(root: &Path, keep: usize) {
     let leftovers = entries(root)

@@ -1,4 +1,4 @@
-//! Saving a run and going on with it: both networks with their buffers, the optimizer's state, the step, the
+//! Saving and resuming a run: both networks with their buffers, the optimizer's state, the step, the
 //! config and the data's fingerprint. Learning rate, tau, the order of images and the views are functions of
 //! the step, so nothing else is needed for the same weights, bit for bit.
 
@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::files::write_atomic as write_file;
 pub use folder::{check_output, clean, list, path_of, set_aside, sha256};
-pub use tensors::{load_views, serialize, views};
+pub use tensors::{Mismatch, load_views, serialize, views};
 
 use crate::byol::Byol;
-use crate::model::{Named, Network};
+use crate::model::Named;
 
 /// Version of the layout below; a newer one is refused.
 const FORMAT: u32 = 1;
@@ -25,7 +25,7 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 
-/// What a checkpoint says of itself; `manifest.json`.
+/// What a checkpoint holds; `manifest.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// Layout version.
@@ -67,6 +67,10 @@ pub struct Manifest {
     pub processes: usize,
     /// fp32 or bf16.
     pub precision: String,
+    /// Steps that the position in the schedule is ahead of `step`: not 0 where the run was resumed with another number of
+    /// steps an epoch.
+    #[serde(default)]
+    pub schedule_offset: i64,
     /// k-NN top-1 of the encoder before training, where it was measured.
     pub knn_random: Option<f64>,
     /// The resolved config.
@@ -98,12 +102,13 @@ impl Manifest {
             threads: 0,
             processes: 1,
             precision: String::new(),
+            schedule_offset: 0,
             knn_random: None,
             config,
         }
     }
 
-    /// What a run depends on, in a line.
+    /// What a run depends on, in one line.
     pub fn line(&self) -> String {
         let Self { byol, commit, libtorch, device, threads, precision, seed, .. } = self;
         let deterministic = match (self.deterministic, device.as_str()) {
@@ -122,23 +127,14 @@ impl Manifest {
     }
 }
 
-/// Both networks, as PyTorch's `state_dict` has them.
-fn model_tensors(byol: &Byol) -> Vec<Named> {
-    let tensors = |(prefix, network): (&'static str, &Network)| {
-        let named = network.params.state_dict(network.batches_tracked.get()).into_iter();
-        named.map(move |n| Named { name: format!("{prefix}.{}", n.name), tensor: n.tensor })
-    };
-    [("online", &byol.online), ("target", &byol.target)].into_iter().flat_map(tensors).collect()
-}
-
-/// Writes the checkpoint of `manifest.step` below `root`, whole or not at all, then removes all but the newest `keep`.
+/// Writes the checkpoint of `manifest.step` below `root` atomically, then removes all but the newest `keep`.
 /// # Errors
-/// What could not be written and how much room it needs; the checkpoints before it are untouched.
+/// What could not be written and how much space it needs; earlier checkpoints are kept.
 pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Result<PathBuf> {
-    manifest.batches_tracked = [byol.online.batches_tracked.get(), byol.target.batches_tracked.get()];
+    manifest.batches_tracked = byol.batches_tracked();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let files = [
-        (MODEL, serialize(&model_tensors(byol), metadata.clone())?),
+        (MODEL, serialize(&byol.state_dict(), metadata.clone())?),
         (OPTIMIZER, serialize(&byol.optimizer.state(), metadata)?),
         (MANIFEST, serde_json::to_vec_pretty(&manifest)?),
     ];
@@ -161,7 +157,7 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     serde_json::from_slice(&bytes).with_context(place)
 }
 
-/// A file of tensors, of which no more is read than its header tells of.
+/// A file of tensors, of which no more is read than its header declares.
 fn read_tensors(folder: &Path, name: &str) -> Result<Vec<u8>> {
     folder::read(folder, name, tensors::length_by_header(&folder.join(name))?)
 }
@@ -188,20 +184,18 @@ pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
         let place = || folder.join(name).display().to_string();
         views(bytes).and_then(|found| tensors::fitting(found, tensors, false)).with_context(place)
     };
-    let model = fitting(MODEL, &model, &model_tensors(byol))?;
+    let model = fitting(MODEL, &model, &byol.state_dict())?;
     let optimizer = fitting(OPTIMIZER, &optimizer, &byol.optimizer.state())?;
     tensors::copy(model)?;
     tensors::copy(optimizer)?;
-    byol.online.batches_tracked.set(manifest.batches_tracked[0]);
-    byol.target.batches_tracked.set(manifest.batches_tracked[1]);
+    byol.set_batches_tracked(manifest.batches_tracked);
     Ok(manifest)
 }
 
-/// Loads the newest whole checkpoint below `root`; every damaged one is named in a warning. `None` where there
-/// is no checkpoint at all.
+/// Loads the newest valid checkpoint below `root`; every damaged one is logged. `None` without any checkpoint.
 /// # Errors
-/// `accept` refuses the manifest; or all checkpoints are damaged (the run would otherwise start again from
-/// nothing, unasked).
+/// `accept` refuses the manifest; the checkpoint is of another model or optimizer ([`Mismatch`]), as the older ones are,
+/// too; or all checkpoints are damaged (the run must not start over by itself).
 pub fn load_newest(
     root: &Path,
     byol: &Byol,
@@ -212,13 +206,14 @@ pub fn load_newest(
         match read_manifest(folder) {
             Ok(manifest) => accept(&manifest)?,
             Err(error) => {
-                log::warn!("passing over a checkpoint: {error:#}");
+                log::warn!("skipping a checkpoint: {error:#}");
                 continue;
             }
         }
         match load(folder, byol) {
             Ok(manifest) => return Ok(Some((folder.clone(), manifest))),
-            Err(error) => log::warn!("passing over a checkpoint: {error:#}"),
+            Err(error) if error.is::<Mismatch>() => return Err(error),
+            Err(error) => log::warn!("skipping a checkpoint: {error:#}"),
         }
     }
     if all.is_empty() {

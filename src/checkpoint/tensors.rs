@@ -1,5 +1,5 @@
 //! Named tensors to and from safetensors, strictly: the same names, shapes and types, or an error that lists
-//! every difference, and nothing half loaded. (tch's own loader casts, broadcasts and ignores what is extra.)
+//! every difference, and nothing is partly loaded. (tch's own loader casts, broadcasts and ignores what is extra.)
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -12,6 +12,18 @@ use tch::{Kind, Tensor};
 
 use crate::model::Named;
 
+/// A whole file with other tensors than expected: of another model or optimizer.
+#[derive(Debug)]
+pub struct Mismatch(String);
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
 fn dtype(kind: Kind) -> Result<Dtype> {
     Ok(match kind {
         Kind::Float => Dtype::F32,
@@ -22,7 +34,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
 
 /// The file's bytes: every tensor on the CPU, rows contiguous (PyTorch's default layout).
 /// # Errors
-/// A tensor that is neither fp32 nor int64; what libtorch says.
+/// A tensor that is neither fp32 nor int64.
 pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result<Vec<u8>> {
     let _no_grad = tch::no_grad_guard();
     let mut copies = Vec::with_capacity(tensors.len());
@@ -41,7 +53,7 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
     Ok(safetensors::serialize(views, Some(metadata))?)
 }
 
-/// How long a file is by its own header, which is all that is read of it.
+/// The length of a file according to its header; nothing else is read.
 /// # Errors
 /// It cannot be read, or has no such header.
 pub fn length_by_header(path: &Path) -> Result<u64> {
@@ -51,7 +63,7 @@ pub fn length_by_header(path: &Path) -> Result<u64> {
     file.read_exact(&mut length).with_context(place)?;
     let length = u64::from_le_bytes(length);
     if length > file.metadata().with_context(place)?.len().min(100_000_000) {
-        bail!("{}: its header is said to have {length} bytes", place());
+        bail!("{}: its header claims {length} bytes", place());
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).with_context(place)?;
@@ -79,7 +91,7 @@ pub fn load_views(found: BTreeMap<String, TensorView>, tensors: &[Named], cast: 
 /// A tensor, what it is to hold, and the type of that.
 type Fitting<'a> = (Tensor, TensorView<'a>, Kind);
 
-/// Finds for every tensor what a file has for it.
+/// Pairs every tensor with that of the file.
 /// # Errors
 /// Missing or extra names, other shapes or types, all listed.
 pub(super) fn fitting<'a>(
@@ -115,14 +127,12 @@ pub(super) fn fitting<'a>(
     if !differences.is_empty() {
         let shown = differences.iter().take(8).cloned().collect::<Vec<_>>().join("; ");
         let more = if differences.len() > 8 { format!("; and {} more", differences.len() - 8) } else { String::new() };
-        bail!("{} differences: {shown}{more}", differences.len());
+        bail!(Mismatch(format!("{} differences: {shown}{more}", differences.len())));
     }
     Ok(matched)
 }
 
 /// Fills the tensors.
-/// # Errors
-/// What libtorch says.
 pub(super) fn copy(matched: Vec<Fitting>) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     for (mut tensor, view, kind) in matched {

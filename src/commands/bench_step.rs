@@ -23,7 +23,7 @@ use crate::train::{Executor, Feed, Plan};
 use native::stream::{self, PendingScalars};
 use tch::Device;
 
-/// Steps before the measured ones: buffers are made, kernels chosen, on a GPU a graph is recorded and compared.
+/// Steps before the measured ones: buffers are allocated, kernels chosen, on a GPU a graph is recorded and compared.
 const WARM_UP: u64 = 8;
 
 /// Steps whose parts are timed, at most.
@@ -33,7 +33,7 @@ const TIMED_BY_PART: u64 = 10;
 #[derive(Serialize)]
 struct Report {
     bench: &'static str,
-    /// Images a second, two views of each, all in all and in all processes; what follows is rank 0's where not said.
+    /// Images per second, two views of each, in all processes; the fields below are rank 0's unless they say otherwise.
     images_per_second: f64,
     batch: usize,
     micro_batches: usize,
@@ -51,11 +51,11 @@ struct Report {
     precision: &'static str,
     /// Of libtorch and of the loader.
     threads: [usize; 2],
-    /// Resident memory before and after the measured steps, and the most at a time, megabytes.
+    /// Resident memory before and after the measured steps, and its peak, megabytes.
     resident_mb: [f64; 2],
     peak_resident_mb: f64,
-    /// Most of the GPU's memory that tensors held at a time, and that was taken for them, megabytes, by the end of the
-    /// measured steps.
+    /// Peak memory of the GPU that tensors held, and that was reserved for them, megabytes, by the end of the measured
+    /// steps.
     peak_device_mb: Option<f64>,
     reserved_device_mb: Option<f64>,
     /// Steps were replayed.
@@ -67,9 +67,9 @@ struct Report {
     communication_ms: Option<f64>,
     /// The same as a share of the step, 0 to 1.
     communication_share: Option<f64>,
-    /// Arithmetic of convolutions and linear layers, 10^12 a second.
+    /// 10^12 FLOP/s in convolutions and linear layers.
     tflops: f64,
-    /// What the GPU's data sheet says for dense products in this precision, where it is known.
+    /// The GPU's data sheet value for dense products in this precision, where it is known.
     peak_tflops: Option<f64>,
     share_of_peak: Option<f64>,
 }
@@ -133,55 +133,48 @@ impl Bench {
         config: &Config,
         machine: &Machine,
         synthetic: bool,
-        group: Option<&Group>,
-        place: impl Fn(&str) -> String,
+        group: &Group,
+        source_of: impl Fn(&str) -> String,
     ) -> Result<Self> {
-        let train = &config.train;
-        let (rank, world) = group.map_or((0, 1), |group| (group.place.rank, group.place.world));
-        ranks::check_shares(config, world).with_context(|| place("train.batch_size"))?;
-        let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")));
+        let (train, world) = (&config.train, group.world());
+        ranks::check_shares(config, world).with_context(|| source_of("train.batch_size"))?;
+        let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", source_of("data.path")));
         let dataset = if synthetic { None } else { Some(open()?) };
         let images = dataset.as_ref().map_or(train.batch_size, |set| set.len());
         let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
-            .with_context(|| place("train.batch_size"))?;
+            .with_context(|| source_of("train.batch_size"))?;
         let source = match dataset {
             None => Source::Noise(noise(train.micro_batch() / world, config.augment.size)),
             Some(dataset) => {
                 let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)?;
-                if let Some(group) = group {
-                    ranks::agree_on_data(group, "data", &*dataset)?;
-                }
+                ranks::agree_on_data(group, "data", &*dataset)?;
                 let bad = BadImages::new(config.data.on_bad_image);
-                let own = LoaderOptions { rank, world, ..machine.loader };
+                let own = LoaderOptions { rank: group.rank(), world, ..machine.loader };
                 let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, own)?;
                 Source::Loader(Box::new(loader))
             }
         };
-        // First of all: gradients arrive on the stream that is current when the Reducer is made.
-        let executor = setup::executor(config, machine, group.is_some())?;
-        let mut byol = setup::networks(config, machine);
-        if let Some(group) = group {
-            ranks::connect(group, config, &mut byol)?;
-        }
-        let feed = Feed::new(&config.augment, machine.device, train.channels_last, machine.bf16)?;
+        let executor = setup::executor(config, machine, group)?;
+        let byol = setup::byol(config, machine, group)?;
+        let feed = Feed::new(&config.augment, machine.device, machine.image_layout(config))?;
         Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
     }
 
-    /// One step; the seconds that it waited for data.
+    /// One step; returns the seconds of waiting for data.
     fn step(&mut self, step: u64) -> Result<f64> {
-        let asked = Instant::now();
+        let start = Instant::now();
         let fresh = match &mut self.source {
             Source::Loader(loader) => (0..self.micro_batches).map(|_| loader.next_batch()).collect::<Result<_>>()?,
             Source::Noise(_) => Vec::new(),
         };
-        let waited = asked.elapsed().as_secs_f64();
+        let waited = start.elapsed().as_secs_f64();
         let batches: Vec<&Batch> = match &self.source {
             Source::Loader(_) => fresh.iter().collect(),
             Source::Noise(batch) => vec![batch; self.micro_batches],
         };
-        let rates = (self.plan.lr(step), self.plan.tau(step), step);
+        let rates = self.plan.rates(step);
         let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, rates)?;
-        // As in training, the host looks at the numbers of the step before.
+        // As in training, the host reads the numbers of the step before.
         let numbers = output.fetch()?;
         if let Some(before) = self.pending.replace(numbers) {
             before.get()?;
@@ -193,10 +186,49 @@ impl Bench {
     }
 }
 
+/// What a series of steps has measured.
+struct Measured {
+    /// Of each step, sorted.
+    seconds: Vec<f64>,
+    /// Of all steps, until the device was done.
+    total: f64,
+    /// Waiting for data.
+    waited: f64,
+    /// Waiting for other processes.
+    communicated: f64,
+}
+
+impl Measured {
+    fn steps(&self) -> usize {
+        self.seconds.len()
+    }
+
+    /// Milliseconds of a step.
+    fn quantile(&self, q: f64) -> f64 {
+        self.seconds[(q * (self.steps() - 1) as f64).round() as usize] * 1e3
+    }
+}
+
 impl Bench {
     /// Until the device has done everything.
     fn wait(&mut self) -> Result<()> {
         self.pending.take().map_or(Ok(()), |numbers| numbers.get().map(|_| ()))
+    }
+
+    /// Steps `first` and those after it.
+    fn measure(&mut self, first: u64, steps: u64, group: &Group) -> Result<Measured> {
+        let (mut seconds, mut waited) = (Vec::with_capacity(steps as usize), 0.0);
+        let communicated = group.waited();
+        let (whole, mut started) = (Instant::now(), Instant::now());
+        for step in first..first + steps {
+            waited += self.step(step)?;
+            seconds.push(started.elapsed().as_secs_f64());
+            started = Instant::now();
+        }
+        self.wait()?;
+        let total = whole.elapsed().as_secs_f64();
+        seconds.sort_by(f64::total_cmp);
+        Ok(Measured { seconds, total, waited, communicated: (group.waited() - communicated).as_secs_f64() })
     }
 }
 
@@ -205,58 +237,43 @@ impl Bench {
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchStepArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
-    let asked = json!({"command": "bench step", "--steps": args.steps, "--synthetic": args.synthetic});
-    let shared = Shared { asked, advice: "start it again" };
-    ranks::run(&args.ranks, &config, &shared, |machine, group| measure(args, &config, &machine, group.as_deref()))
+    let arguments = json!({"command": "bench step", "--steps": args.steps, "--synthetic": args.synthetic});
+    let shared = Shared { arguments, advice: "start it again" };
+    ranks::run(&args.ranks, &config, &shared, |machine, group| {
+        let report = measure(args, &config, &machine, &group)?;
+        if group.is_first() {
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
+        }
+        Ok(0)
+    })
 }
 
-fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Option<&Group>) -> Result<u8> {
-    let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
-    let mut bench = Bench::new(config, machine, args.synthetic, group, place)?;
-    let mut done = 0;
-    while done < WARM_UP {
-        bench.step(done)?;
-        done += 1;
-    }
+fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Group) -> Result<Report> {
+    let source_of = |key: &str| Config::place(&args.source.config, &args.source.set, key);
+    let mut bench = Bench::new(config, machine, args.synthetic, group, source_of)?;
+    (0..WARM_UP).try_for_each(|step| bench.step(step).map(drop))?;
     bench.wait()?;
     let cuda_graph = bench.executor.replays();
     let resident = native::resident_bytes();
-    let waited_for_others = || group.map_or(0.0, |group| group.processes.waited().as_secs_f64());
-    let communicated = waited_for_others();
-    let (mut seconds, mut waited) = (Vec::with_capacity(args.steps as usize), 0.0);
-    let (whole, mut started) = (Instant::now(), Instant::now());
-    for _ in 0..args.steps {
-        waited += bench.step(done)?;
-        seconds.push(started.elapsed().as_secs_f64());
-        started = Instant::now();
-        done += 1;
-    }
-    bench.wait()?;
-    let total = whole.elapsed().as_secs_f64();
-    let communicated = waited_for_others() - communicated;
+    let measured = bench.measure(WARM_UP, args.steps.into(), group)?;
     let device_mb = device_mb(machine.device)?;
     let resident_mb = [resident, native::resident_bytes()].map(|bytes| bytes as f64 / 1e6);
     bench.executor.stop_replaying();
-    let by_part = TIMED_BY_PART.min(args.steps.into());
-    let (result, times) =
-        timing::measure(machine.device, || (done..done + by_part).try_for_each(|step| bench.step(step).map(|_| ())));
+    let (first, by_part) = (WARM_UP + u64::from(args.steps), TIMED_BY_PART.min(args.steps.into()));
+    let by_parts = || (first..first + by_part).try_for_each(|step| bench.step(step).map(drop));
+    let (result, times) = timing::measure(machine.device, by_parts);
     result?;
 
-    let (steps, processes) = (seconds.len(), group.map_or(1, |group| group.place.world));
-    let sums = [communicated / steps as f64, communicated / total];
-    let sums = group.map_or(Ok(sums.to_vec()), |group| group.sum(&sums))?;
+    let (steps, processes) = (measured.steps(), group.world());
+    let communicated = measured.communicated;
+    let sums = group.sum(&[communicated / steps as f64, communicated / measured.total])?;
     // The host does not wait for a GPU, and so not for others.
     let known = machine.device == Device::Cpu;
     let [communication_seconds, communication_share] = [0, 1].map(|at| known.then(|| sums[at] / processes as f64));
-    if group.is_some_and(|group| !group.is_first()) {
-        return Ok(0);
-    }
-    seconds.sort_by(f64::total_cmp);
-    let quantile = |q: f64| seconds[(q * (steps - 1) as f64).round() as usize] * 1e3;
-    let images_per_second = (steps * config.train.batch_size) as f64 / total;
+    let images_per_second = (steps * config.train.batch_size) as f64 / measured.total;
     let tflops = bench.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
     let peak_tflops = gpu_peaks::tflops(machine.device, machine.bf16, config.train.allow_tf32);
-    let report = Report {
+    Ok(Report {
         bench: "step",
         images_per_second,
         batch: config.train.batch_size,
@@ -264,8 +281,8 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Opti
         size: config.augment.size,
         steps,
         synthetic: args.synthetic,
-        step_ms: Spread { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9) },
-        data_wait_ms: waited * 1e3 / steps as f64,
+        step_ms: Spread { median: measured.quantile(0.5), p10: measured.quantile(0.1), p90: measured.quantile(0.9) },
+        data_wait_ms: measured.waited * 1e3 / steps as f64,
         parts_ms: Parts::of(&times, by_part),
         device: native::describe_device(machine.device),
         precision: machine.precision(),
@@ -281,9 +298,7 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: Opti
         peak_tflops,
         share_of_peak: peak_tflops.map(|peak| tflops / (peak * processes as f64)),
         tflops,
-    };
-    writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?).context("cannot write to stdout")?;
-    Ok(0)
+    })
 }
 
 /// A micro-batch of random bytes.

@@ -15,7 +15,7 @@ use crate::export::{self, Format, GraphOptions, ImageSize};
 use crate::files;
 use crate::logging::progress::Bar;
 use crate::run::machine::Machine;
-use native::{self, Normalizer};
+use native::{self, ImageLayout, Normalizer};
 
 /// Images of a batch whose statistics BatchNorm gets.
 const BATCH: usize = 256;
@@ -129,7 +129,7 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
     let options = EncoderOptions { which: encoder.which, device, channels_last, ..EncoderOptions::default() };
     let mut there = Encoder::open(&encoder.source, &options)?;
     let (size, mean, std) = (config.augment.size as i64, config.augment.mean, config.augment.std);
-    let normalizer = Normalizer::new(mean, std, device, channels_last, false)?;
+    let normalizer = Normalizer::new(mean, std, device, ImageLayout { channels_last, bf16: false })?;
     let (bar, mut done) = (Bar::new("BatchNorm's statistics", count), 0);
     let batches = loader.map(|batch| {
         let batch = batch?;

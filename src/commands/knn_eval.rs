@@ -46,7 +46,7 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     let queries = test.as_ref().map(|set| features(set, "features of the held-out images")).transpose()?;
     let count = queries.as_ref().unwrap_or(&bank).labels.len();
     let bar = options.bar("nearest neighbors: images", count);
-    let results = knn(&bank, queries.as_ref(), &args.k, args.temperature, evaluation.group(), &mut |done| {
+    let results = knn(&bank, queries.as_ref(), &args.k, args.temperature, Some(evaluation.group()), &mut |done| {
         bar.iter().for_each(|bar| bar.set(done));
         options.check()
     })

@@ -95,7 +95,7 @@ struct Report {
 
 fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
     ensure!(
-        !(args.finetune && evaluation.group().is_some()),
+        !(args.finetune && evaluation.group().world() > 1),
         "--finetune: found several processes, expected one; leave --nproc out, or start it without a launcher"
     );
     let (config, encoder) = (&evaluation.config, &evaluation.encoder);

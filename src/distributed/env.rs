@@ -1,5 +1,5 @@
-//! Which of how many processes this one is: what torchrun, mpirun, srun and `--nproc` put into the
-//! environment.
+//! The rank of this process and the number of processes, from the environment variables that torchrun, mpirun, srun and
+//! `--nproc` set.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -51,19 +51,19 @@ const SRUN: Launcher = Launcher {
 
 impl RankInfo {
     /// Whether torchrun has started this process as the only one.
-    pub fn of_one() -> bool {
+    pub fn launched_as_one() -> bool {
         std::env::var_os("WORLD_SIZE").is_some_and(|world| world == "1")
     }
 
-    /// That of a process which is a group of one; the port is any that is free.
-    pub fn alone() -> Self {
+    /// One process by itself; the port is any that is free.
+    pub fn single() -> Self {
         let master = "127.0.0.1".into();
         Self { rank: 0, world: 1, local_rank: 0, local_world: 1, master, port: 0, agent: None }
     }
 
-    /// Reads the environment; `None` for a process of its own.
+    /// Reads the environment; `None` for a single process.
     /// # Errors
-    /// Variables that are set by halves or contradict each other.
+    /// Variables that are incomplete or contradict each other.
     pub fn from_env() -> Result<Option<Self>> {
         Self::read(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -164,12 +164,12 @@ mod tests {
         RankInfo::read(&found)
     }
 
-    fn place(variables: &[(&str, &str)]) -> RankInfo {
+    fn rank_info(variables: &[(&str, &str)]) -> RankInfo {
         read(variables).expect("readable").expect("several processes")
     }
 
     #[test]
-    fn a_process_of_its_own_has_no_place() {
+    fn a_single_process_has_no_rank() {
         assert_eq!(read(&[]).unwrap(), None);
         assert_eq!(read(&[("MASTER_ADDR", "a"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).unwrap(), None);
         assert_eq!(read(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), None);
@@ -194,9 +194,9 @@ mod tests {
             port: 29501,
             agent: None,
         };
-        assert_eq!(place(&torchrun), expected);
+        assert_eq!(rank_info(&torchrun), expected);
         let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
-        assert_eq!(place(&agent).agent.as_deref(), Some("/worker/attempt_0"));
+        assert_eq!(rank_info(&agent).agent.as_deref(), Some("/worker/attempt_0"));
 
         let mpirun = [
             ("OMPI_COMM_WORLD_RANK", "1"),
@@ -205,7 +205,7 @@ mod tests {
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
             ("PMIX_NAMESPACE", "1234"),
         ];
-        let found = place(&mpirun);
+        let found = rank_info(&mpirun);
         assert_eq!((found.rank, found.world, found.master.as_str()), (1, 2, "127.0.0.1"));
         assert!((10_000..30_000).contains(&found.port));
         // Several machines: which of them is rank 0's, mpirun does not say.
@@ -224,14 +224,14 @@ mod tests {
             ("SLURM_NODEID", "2"),
             ("SLURM_STEP_TASKS_PER_NODE", "1(x2),2"),
         ];
-        let found = place(&srun);
+        let found = rank_info(&srun);
         assert_eq!(found.local_world, 2);
         assert_eq!((found.rank, found.world, found.local_rank, found.master.as_str()), (3, 4, 1, "gpu03"));
         assert_eq!(found.port, job_port("77.0"));
     }
 
     #[test]
-    fn slurm_tells_the_tasks_of_each_node() {
+    fn slurms_tasks_of_each_node_are_read() {
         let tasks = |text| [0, 1, 2, 3].map(|node| tasks_of(text, node));
         assert_eq!(tasks("4(x2),3"), [4, 4, 3, 1]);
         assert_eq!(tasks("2,8(x3)"), [2, 8, 8, 8]);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_by_halves_is_named() {
+    fn incomplete_variables_are_named() {
         for (variables, expected) in [
             (&[("RANK", "0")][..], "found RANK without WORLD_SIZE"),
             (&[("WORLD_SIZE", "2")], "found WORLD_SIZE without RANK"),

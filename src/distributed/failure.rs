@@ -1,10 +1,10 @@
-//! One process fails: the others end too, one of them says why in one line, and nobody waits for ever.
+//! When one process fails, the others end too, one of them prints why in one line, and none waits forever.
 //!
-//! Whoever sees an error first (its own, or a collective that broke off) counts up `failed` in the store and asks who
-//! is still there: each process has a thread that answers, whatever its main thread is doing. Those that do not answer
+//! The first process that sees an error (its own, or a failed collective) increments `failed` in the store and checks
+//! which others are alive: each process has a thread that answers, whatever its main thread is doing. Those that do not answer
 //! are gone, stopped or cut off; where all answer, the error is the asker's own, or one of them hangs: the one that
 //! lags behind. The asker prints; all others end silently. On a GPU the main thread may wait for the device, and so for
-//! a collective, for ever; there a second thread sees errors.
+//! a collective, forever; there a second thread sees errors.
 
 use std::fmt;
 use std::io::Write;
@@ -15,20 +15,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{DistConfig, RankInfo, launch, ranks};
+use super::{DistConfig, RankInfo, launch};
 use crate::logging;
 use native::{ProcessGroup, Store, one_line};
 
-/// Time between two looks at the store.
+/// Interval of polling the store.
 const POLL: Duration = Duration::from_millis(300);
 
-/// The error of a process that need not say anything: another one does.
+/// The error of a process that prints nothing, because another one does.
 #[derive(Debug)]
 pub struct Reported;
 
 impl fmt::Display for Reported {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("another process has said what is wrong")
+        f.write_str("another process reports the error")
     }
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// Prints the one line of a failed run, or gives it to the launcher.
+/// Prints the error line of a failed run, or sends it to the launcher.
 pub fn say(message: &str) {
     let line = logging::one_line(message);
     if !launch::tell_launcher(&line) {
@@ -60,15 +60,20 @@ pub(super) fn named(rank: usize, host: &str) -> String {
     format!("rank {rank} on {host}")
 }
 
-/// What this process knows for the case that something fails.
+/// `rank 2 on host a` for a list of ranks; `host` tells where each is.
+fn named_all(ranks: &[usize], host: impl Fn(usize) -> String) -> String {
+    ranks.iter().map(|&rank| named(rank, &host(rank))).collect::<Vec<_>>().join(", ")
+}
+
+/// What this process needs to know when something fails.
 pub(super) struct Watch {
-    place: RankInfo,
+    rank_info: RankInfo,
     host: String,
     first_host: String,
     progress: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
-    /// Another process has said that something failed; it may have gone since, and the store with it.
-    told: Arc<AtomicBool>,
+    /// Another process has reported a failure; it may have ended since, and the store with it.
+    notified: Arc<AtomicBool>,
     started: Instant,
     timeout: Duration,
     /// How long the others get to answer.
@@ -85,22 +90,22 @@ impl Watch {
     /// Starts the thread that answers for this process.
     pub fn start(
         store: &Store,
-        place: &RankInfo,
+        rank_info: &RankInfo,
         host: String,
         config: &DistConfig,
         advice: &'static str,
     ) -> Result<Self> {
         let timeout = Duration::from_secs(config.timeout);
         let first_host = store.get("host/0", timeout).context("rank 0 did not come")?;
-        let (progress, ended, told) =
+        let (progress, ended, notified) =
             (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let watch = Self {
-            place: place.clone(),
+            rank_info: rank_info.clone(),
             host,
             first_host,
             progress: progress.clone(),
             ended: ended.clone(),
-            told: told.clone(),
+            notified: notified.clone(),
             started: Instant::now(),
             timeout,
             grace: config.grace(),
@@ -108,8 +113,8 @@ impl Watch {
             guarded: AtomicBool::new(false),
             explaining: Mutex::new(()),
         };
-        let (own, rank, grace) = (store.try_clone()?, place.rank, watch.grace);
-        let speaks = watch.speaks_of_the_first();
+        let (own, rank, grace) = (store.try_clone()?, rank_info.rank, watch.grace);
+        let speaks = watch.reports_rank_0();
         let gone = format!("{} is gone or cannot be reached; the run has ended", named(0, &watch.first_host));
         std::thread::Builder::new().name("watch".into()).spawn(move || {
             let failed = loop {
@@ -122,10 +127,10 @@ impl Watch {
                 }
             };
             if failed {
-                told.store(true, SeqCst);
+                notified.store(true, SeqCst);
                 let _ = own.set(&format!("alive/{rank}"), &progress.load(SeqCst).to_string());
             }
-            // The main thread finds out by itself; where it hangs this is the end. Those that ask are done by then.
+            // The main thread usually sees the failure too; where it hangs, this ends it. Those that ask are done by then.
             std::thread::sleep(5 * grace / 2);
             if !ended.load(SeqCst) {
                 if !failed && speaks {
@@ -145,15 +150,15 @@ impl Watch {
         self.ended.store(true, SeqCst);
     }
 
-    /// What is left of the time for coming together.
+    /// The rest of the time for joining.
     pub fn left(&self) -> Duration {
         self.timeout.saturating_sub(self.started.elapsed()).max(Duration::from_millis(1))
     }
 
-    /// One process on each machine speaks where rank 0, which keeps the store, is gone.
-    fn speaks_of_the_first(&self) -> bool {
+    /// One process on each machine reports the error where rank 0, which hosts the store, is gone.
+    fn reports_rank_0(&self) -> bool {
         let next = if self.host == self.first_host { 1 } else { 0 };
-        self.place.local_rank == next && self.place.rank != 0
+        self.rank_info.local_rank == next && self.rank_info.rank != 0
     }
 
     /// Ends this process when a collective on the GPU fails or takes longer than `patience`, or connecting the GPUs,
@@ -182,7 +187,7 @@ impl Watch {
 
     /// See [`super::Group::explain`].
     pub fn explain(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
-        // Both threads of a process may come; the second is not to be taken for another process.
+        // Both threads of a process may call this; the second must not count as another process.
         let _one = self.explaining.lock().unwrap_or_else(PoisonError::into_inner);
         let error = self.explained(store, error);
         if self.guarded.load(SeqCst) {
@@ -199,30 +204,33 @@ impl Watch {
     fn explained(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
         let (send, receive) = mpsc::channel();
         let (advice, first_host) = (self.advice, &self.first_host);
-        let (store, place, grace, own) = (store.clone(), self.place.clone(), self.grace, self.progress.load(SeqCst));
+        let (store, rank_info, grace, own) =
+            (store.clone(), self.rank_info.clone(), self.grace, self.progress.load(SeqCst));
         let cause = without_source(one_line(&error));
         let late = cause.contains("imed out");
         // In a thread, because a store that is cut off may keep a caller for minutes.
         std::thread::spawn(move || {
-            let _ = send.send(ask(&store, &place, grace, own, late));
+            let _ = send.send(ask(&store, &rank_info, grace, own, late));
         });
         let found = receive.recv_timeout(2 * self.grace);
         self.stop();
         match found {
             Ok(Ok(Verdict::Reported)) => Reported.into(),
-            Ok(Ok(Verdict::Own)) => anyhow!("{}: {cause}", named(self.place.rank, &self.host)),
+            Ok(Ok(Verdict::Own)) => anyhow!("{}: {cause}", named(self.rank_info.rank, &self.host)),
             Ok(Ok(Verdict::Gone(_))) if error.is::<Missing>() => {
-                anyhow!("{}: {error}", named(self.place.rank, &self.host))
+                anyhow!("{}: {error}", named(self.rank_info.rank, &self.host))
             }
             Ok(Ok(Verdict::Gone(who))) => {
                 anyhow!("{who} is gone or cannot be reached ({cause}); the run has ended, {advice}")
             }
             Ok(Ok(Verdict::Hangs(who))) => {
-                anyhow!("{who} hangs: it did not come to a step that all others are at; the run has ended, {advice}")
+                anyhow!(
+                    "{who} hangs: it did not reach a step that all others have reached; the run has ended, {advice}"
+                )
             }
-            Ok(Err(_)) | Err(_) if self.told.load(SeqCst) => Reported.into(),
-            Ok(Err(_)) | Err(_) if self.place.rank == 0 => error, // its own store does not answer: nothing is known
-            Ok(Err(_)) | Err(_) if self.speaks_of_the_first() => {
+            Ok(Err(_)) | Err(_) if self.notified.load(SeqCst) => Reported.into(),
+            Ok(Err(_)) | Err(_) if self.rank_info.rank == 0 => error, // its own store does not answer: nothing is known
+            Ok(Err(_)) | Err(_) if self.reports_rank_0() => {
                 anyhow!("{} is gone or cannot be reached; the run has ended, {advice}", named(0, first_host))
             }
             Ok(Err(_)) | Err(_) => Reported.into(),
@@ -230,9 +238,9 @@ impl Watch {
     }
 }
 
-/// What asking around has shown.
+/// The result of [`ask`].
 enum Verdict {
-    /// Another process asks already.
+    /// Another process is already checking.
     Reported,
     /// All are there and none lags behind.
     Own,
@@ -243,17 +251,17 @@ enum Verdict {
 }
 
 /// `own` is this process's progress; only where it waited too `late` can one that lags behind be to blame.
-fn ask(store: &Store, place: &RankInfo, grace: Duration, own: u64, late: bool) -> Result<Verdict> {
+fn ask(store: &Store, rank_info: &RankInfo, grace: Duration, own: u64, late: bool) -> Result<Verdict> {
     if store.count("failed")? > 1 {
-        store.set(&format!("alive/{}", place.rank), &own.to_string())?;
-        if place.rank == 0 {
+        store.set(&format!("alive/{}", rank_info.rank), &own.to_string())?;
+        if rank_info.rank == 0 {
             let _ = store.get("told", grace); // the store has to outlive the asker's questions
         }
         return Ok(Verdict::Reported);
     }
     let until = Instant::now() + grace;
     let mut answers = Vec::new();
-    for rank in (0..place.world).filter(|&rank| rank != place.rank) {
+    for rank in (0..rank_info.world).filter(|&rank| rank != rank_info.rank) {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let answer = store.get(&format!("alive/{rank}"), left).ok();
         answers.push((rank, answer.and_then(|text| text.parse::<u64>().ok())));
@@ -265,15 +273,15 @@ fn ask(store: &Store, place: &RankInfo, grace: Duration, own: u64, late: bool) -
     let behind: Vec<usize> =
         answers.iter().filter(|(_, a)| late && a.is_some_and(|a| a < own)).map(|(rank, _)| *rank).collect();
     let verdict = match (gone.as_slice(), behind.as_slice()) {
-        ([], [_, ..]) => Verdict::Hangs(ranks(&behind, host)),
+        ([], [_, ..]) => Verdict::Hangs(named_all(&behind, host)),
         ([], []) => Verdict::Own,
-        (gone, _) => Verdict::Gone(ranks(gone, host)),
+        (gone, _) => Verdict::Gone(named_all(gone, host)),
     };
     let _ = store.set("told", "");
     Ok(verdict)
 }
 
-/// Gloo's messages without the place in its source where they come from.
+/// Gloo's messages without their source file and line.
 fn without_source(mut message: String) -> String {
     if let Some(start) = message.find("[/")
         && let Some(length) = message[start..].find("] ")
@@ -289,9 +297,9 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn asking_around_finds_who_is_gone_who_hangs_and_who_asked_first() -> Result<()> {
+    fn asking_finds_which_process_is_gone_or_hangs_and_which_asked_first() -> Result<()> {
         let second = Duration::from_secs(1);
-        let place = |rank| RankInfo {
+        let rank_info = |rank| RankInfo {
             rank,
             world: 3,
             local_rank: rank,
@@ -312,8 +320,8 @@ mod tests {
                 Verdict::Gone(who) => format!("gone: {who}"),
                 Verdict::Hangs(who) => format!("hangs: {who}"),
             };
-            let first = ask(&store, &place(0), second / 10, 7, late)?;
-            let other = ask(&store.try_clone()?, &place(1), second / 10, 7, late)?;
+            let first = ask(&store, &rank_info(0), second / 10, 7, late)?;
+            let other = ask(&store.try_clone()?, &rank_info(1), second / 10, 7, late)?;
             Ok((said(first), said(other)))
         };
         for (answers, late, expected) in [
@@ -329,10 +337,10 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_waits_for_a_gpu_for_ever_is_ended_in_one_line() -> Result<()> {
-        const CHILD: &str = "BYOL_TEST_WAITS_FOR_EVER";
+    fn a_process_that_waits_for_a_gpu_forever_is_ended_in_one_line() -> Result<()> {
+        const CHILD: &str = "BYOL_TEST_WAITS_FOREVER";
         if std::env::var_os(CHILD).is_none() {
-            let name = "distributed::failure::tests::a_process_that_waits_for_a_gpu_for_ever_is_ended_in_one_line";
+            let name = "distributed::failure::tests::a_process_that_waits_for_a_gpu_forever_is_ended_in_one_line";
             let mut command = std::process::Command::new(std::env::current_exe()?);
             let output = command.args(["--exact", "--nocapture", name]).env(CHILD, "1").output()?;
             let (stderr, host) = (String::from_utf8(output.stderr)?, rustix::system::uname());
@@ -346,7 +354,7 @@ mod tests {
         let store = Arc::new(Store::open("127.0.0.1", port, Some(listener), "byol", second)?);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         store.set("host/0", &host)?;
-        let watch = Arc::new(Watch::start(&store, &RankInfo::alone(), host, &DistConfig::default(), "")?);
+        let watch = Arc::new(Watch::start(&store, &RankInfo::single(), host, &DistConfig::default(), "")?);
         let listen = native::Listen::Address("127.0.0.1".into());
         let group = Arc::new(ProcessGroup::gloo(&store, 0, 1, &listen, second)?);
         watch.guard(&store, &group, second / 10)?;

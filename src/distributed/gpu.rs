@@ -26,14 +26,14 @@ impl Backend {
 /// The device of one of several processes, of which `chosen` is that of a single one: its own GPU.
 /// # Errors
 /// `chosen` is a GPU with a number; there are fewer than processes.
-pub fn own_device(chosen: Device, place: &RankInfo) -> Result<Device> {
+pub fn own_device(chosen: Device, rank_info: &RankInfo) -> Result<Device> {
     let Device::Cuda(number) = chosen else { return Ok(chosen) };
-    own_gpu(number, place, Cuda::device_count() as usize).map(Device::Cuda)
+    own_gpu(number, rank_info, Cuda::device_count() as usize).map(Device::Cuda)
 }
 
 /// `count` is the number of GPUs that this process sees.
-fn own_gpu(number: usize, place: &RankInfo, count: usize) -> Result<usize> {
-    let RankInfo { local_rank, local_world, .. } = *place;
+fn own_gpu(number: usize, rank_info: &RankInfo, count: usize) -> Result<usize> {
+    let RankInfo { local_rank, local_world, .. } = *rank_info;
     if local_world == 1 {
         return Ok(number);
     }
@@ -42,7 +42,7 @@ fn own_gpu(number: usize, place: &RankInfo, count: usize) -> Result<usize> {
         "train.device: found cuda:{number} for {local_world} processes of this machine, expected auto or cuda, which is \
          the GPU of its own for each (CUDA_VISIBLE_DEVICES leaves GPUs out)"
     );
-    // One alone may be what the launcher shows to this process; `claim` finds out where it shows it to others, too.
+    // The launcher may let this process see only one; `claim` detects one that others see, too.
     ensure!(
         count == 1 || count >= local_world,
         "train.device: found {count} GPUs for {local_world} processes of this machine, expected one for each; start fewer \
@@ -52,19 +52,19 @@ fn own_gpu(number: usize, place: &RankInfo, count: usize) -> Result<usize> {
 }
 
 /// Fails where another process uses this one's GPU, of which NCCL would say nothing helpful.
-pub(super) fn claim(store: &Store, place: &RankInfo, index: usize) -> Result<()> {
+pub(super) fn claim(store: &Store, rank_info: &RankInfo, index: usize) -> Result<()> {
     let Some(bus) = native::device_bus(index) else { return Ok(()) };
     // Names of machines need not differ; this is another one after each start.
     let machine = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    claimed(store.count(&format!("gpu/{}/{bus}", machine.trim()))?, place, index, &bus)
+    claimed(store.count(&format!("gpu/{}/{bus}", machine.trim()))?, rank_info, index, &bus)
 }
 
-fn claimed(users: i64, place: &RankInfo, index: usize, bus: &str) -> Result<()> {
+fn claimed(users: i64, rank_info: &RankInfo, index: usize, bus: &str) -> Result<()> {
     ensure!(
         users == 1,
         "train.device: cuda:{index} (PCI bus {bus}) is another process's, too; expected a GPU for each of {} processes of \
          this machine; start fewer, or set train.device=cpu",
-        place.local_world
+        rank_info.local_world
     );
     Ok(())
 }
@@ -73,20 +73,21 @@ fn claimed(users: i64, place: &RankInfo, index: usize, bus: &str) -> Result<()> 
 mod tests {
     use super::*;
 
-    fn place(local_rank: usize, local_world: usize) -> RankInfo {
-        RankInfo { local_rank, local_world, ..RankInfo::alone() }
+    fn rank_info(local_rank: usize, local_world: usize) -> RankInfo {
+        RankInfo { local_rank, local_world, ..RankInfo::single() }
     }
 
     #[test]
     fn every_process_has_a_gpu_of_its_own() {
-        let own = |number, rank, world, count| own_gpu(number, &place(rank, world), count).map_err(|e| e.to_string());
+        let own =
+            |number, rank, world, count| own_gpu(number, &rank_info(rank, world), count).map_err(|e| e.to_string());
         assert_eq!((own(0, 3, 4, 4), own(0, 3, 4, 8), own(2, 0, 1, 8)), (Ok(3), Ok(3), Ok(2)));
         assert_eq!(own(0, 3, 4, 1), Ok(0), "the launcher shows each process its own");
         assert!(own(0, 1, 4, 2).expect_err("two for four").starts_with("train.device: found 2 GPUs for 4 processes"));
         assert!(own(1, 0, 4, 4).expect_err("all on one").starts_with("train.device: found cuda:1 for 4 processes"));
-        assert_eq!(own_device(Device::Cpu, &place(1, 2)).expect("the CPU is everyone's"), Device::Cpu);
-        assert!(claimed(1, &place(0, 2), 0, "0000:17:00.0").is_ok());
-        let error = claimed(2, &place(1, 2), 0, "0000:17:00.0").expect_err("shared").to_string();
+        assert_eq!(own_device(Device::Cpu, &rank_info(1, 2)).expect("the CPU is everyone's"), Device::Cpu);
+        assert!(claimed(1, &rank_info(0, 2), 0, "0000:17:00.0").is_ok());
+        let error = claimed(2, &rank_info(1, 2), 0, "0000:17:00.0").expect_err("shared").to_string();
         assert!(error.contains("cuda:0 (PCI bus 0000:17:00.0) is another process's, too"), "{error}");
     }
 

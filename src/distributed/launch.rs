@@ -1,10 +1,10 @@
-//! `--nproc N`: starts N copies of this process on this machine, each with its place in the environment, and
-//! is one command to the outside: one progress bar, one error line, one exit code.
+//! `--nproc N`: starts N copies of this process on this machine, each with its rank in the environment, and acts as
+//! one command: one progress bar, one error line, one exit code.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write, pipe};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::DistConfig;
@@ -22,12 +22,12 @@ use super::failure::named;
 const LAUNCHER: &str = "BYOL_LAUNCHER";
 /// File descriptor on which the launcher reads the line that ends a process.
 const REPORT: &str = "BYOL_REPORT_FD";
-/// What other launchers may have left in the environment.
-const FOREIGN: [&str; 1] = ["TORCHELASTIC_USE_AGENT_STORE"];
+/// Variable of another launcher, which must not reach the processes.
+const FOREIGN: &str = "TORCHELASTIC_USE_AGENT_STORE";
 
-/// In a process that `--nproc` started: it is killed when the launcher is gone, however that ends.
+/// In a process that `--nproc` started: has it killed when the launcher ends, for whatever reason.
 /// # Errors
-/// The launcher is gone already.
+/// The launcher has ended already.
 pub fn end_with_launcher() -> Result<()> {
     let Some(launcher) = std::env::var(LAUNCHER).ok().and_then(|pid| pid.parse::<i32>().ok()) else { return Ok(()) };
     set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;
@@ -42,7 +42,7 @@ pub fn launched() -> bool {
     std::env::var_os(LAUNCHER).is_some()
 }
 
-/// Gives the launcher the line that this process would print at its end; false where there is none.
+/// Sends the launcher the error line that this process would print; false without a launcher.
 pub(super) fn tell_launcher(line: &str) -> bool {
     let Some(fd) = std::env::var(REPORT).ok().and_then(|fd| fd.parse::<u32>().ok()) else { return false };
     let rank = std::env::var("RANK").unwrap_or_default();
@@ -60,45 +60,10 @@ struct Process {
 /// # Errors
 /// One line about the process that failed first, with `advice` where it was killed; all others are ended then.
 pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
-    // Rank 0 gets the socket itself, so the port cannot be lost between the two.
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("--nproc: no port on 127.0.0.1")?;
-    let port = listener.local_addr()?.port();
-    let mut socket = Some(OwnedFd::from(listener));
     let (mut reports, report) = pipe().context("--nproc")?;
     fcntl_setfd(&report, FdFlags::empty()).context("--nproc")?; // for the children
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP]).context("signal handler")?;
-    let program = std::env::current_exe().context("--nproc: where is this program?")?;
-    let mut processes = Vec::with_capacity(count);
-    for rank in 0..count {
-        let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).process_group(0); // signals of the terminal come through here, once
-        for name in FOREIGN {
-            command.env_remove(name);
-        }
-        for (name, value) in [
-            ("RANK", rank.to_string()),
-            ("LOCAL_RANK", rank.to_string()),
-            ("WORLD_SIZE", count.to_string()),
-            ("LOCAL_WORLD_SIZE", count.to_string()),
-            ("MASTER_ADDR", Ipv4Addr::LOCALHOST.to_string()),
-            ("MASTER_PORT", port.to_string()),
-            (LAUNCHER, std::process::id().to_string()),
-            (REPORT, report.as_raw_fd().to_string()),
-        ] {
-            command.env(name, value);
-        }
-        command.stdin(socket.take().map_or_else(Stdio::null, Stdio::from));
-        if rank > 0 {
-            command.stderr(Stdio::piped());
-        }
-        match command.spawn() {
-            Ok(child) => processes.push(Process { child, status: None }),
-            Err(error) => {
-                send(&processes, Signal::KILL);
-                return Err(error).with_context(|| format!("--nproc: starting process {rank} of {count}"));
-            }
-        }
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP]).context("signal handler")?;
+    let mut processes = start(count, report.as_raw_fd())?;
     drop(report);
     let forwards: Vec<_> =
         processes.iter_mut().enumerate().map(|(rank, p)| forward_stderr(rank, &mut p.child)).collect();
@@ -114,13 +79,50 @@ pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
         let (who, process) = (named(rank, &host), processes[rank].child.id());
         bail!("{who} (process {process}) was killed by signal {signal}; the run has ended, {advice}");
     }
-    let mut told = String::new();
-    reports.read_to_string(&mut told).context("--nproc")?;
-    let line = told.lines().next().and_then(|line| line.split_once('\t')).map(|(_, line)| line.to_string());
-    Err(anyhow!(line.unwrap_or_else(|| format!("rank {rank} ended with {status} and did not say why"))))
+    let mut lines = String::new();
+    reports.read_to_string(&mut lines).context("--nproc")?;
+    let line = lines.lines().next().and_then(|line| line.split_once('\t')).map(|(_, line)| line.to_string());
+    Err(anyhow!(line.unwrap_or_else(|| format!("rank {rank} ended with {status} without an error message"))))
 }
 
-/// Waits for all; after the first failure the rest is ended within `grace`. That one, if there was any.
+/// Starts the processes; `report` is the file descriptor that they write their error to.
+fn start(count: usize, report: RawFd) -> Result<Vec<Process>> {
+    // Rank 0 gets the socket itself, so the port cannot be lost between the two.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("--nproc: no port on 127.0.0.1")?;
+    let port = listener.local_addr()?.port();
+    let mut socket = Some(OwnedFd::from(listener));
+    let program = std::env::current_exe().context("--nproc: the path of this program")?;
+    let mut processes = Vec::with_capacity(count);
+    for rank in 0..count {
+        let mut command = Command::new(&program);
+        command.args(std::env::args_os().skip(1)).process_group(0); // signals of the terminal come through here, once
+        command.env_remove(FOREIGN);
+        command.envs([
+            ("RANK", rank.to_string()),
+            ("LOCAL_RANK", rank.to_string()),
+            ("WORLD_SIZE", count.to_string()),
+            ("LOCAL_WORLD_SIZE", count.to_string()),
+            ("MASTER_ADDR", Ipv4Addr::LOCALHOST.to_string()),
+            ("MASTER_PORT", port.to_string()),
+            (LAUNCHER, std::process::id().to_string()),
+            (REPORT, report.to_string()),
+        ]);
+        command.stdin(socket.take().map_or_else(Stdio::null, Stdio::from));
+        if rank > 0 {
+            command.stderr(Stdio::piped());
+        }
+        match command.spawn() {
+            Ok(child) => processes.push(Process { child, status: None }),
+            Err(error) => {
+                send(&processes, Signal::KILL);
+                return Err(error).with_context(|| format!("--nproc: starting process {rank} of {count}"));
+            }
+        }
+    }
+    Ok(processes)
+}
+
+/// Waits for all; after the first failure the rest is ended within `grace`. Returns the first that failed, if any.
 fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Result<Option<(usize, ExitStatus)>> {
     let mut first: Option<(usize, ExitStatus, Instant)> = None;
     let mut forwarded = Vec::new();
@@ -128,10 +130,10 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
     loop {
         for (rank, process) in processes.iter_mut().enumerate().filter(|(_, p)| p.status.is_none()) {
             process.status = process.child.try_wait().context("--nproc")?;
-            // 130 and 143: ended by a signal as it should, like all others; or before there was anything to save.
-            let told = |s: &ExitStatus| s.signal().is_some_and(|signal| forwarded.contains(&signal));
-            let well = |s: &ExitStatus| matches!(s.code(), Some(0 | 130 | 143)) || told(s);
-            if let Some(status) = process.status.filter(|s| !well(s)) {
+            // 130 and 143: ended by a signal, with a checkpoint; or by a forwarded one before there was anything to save.
+            let signaled = |s: &ExitStatus| s.signal().is_some_and(|signal| forwarded.contains(&signal));
+            let ok = |s: &ExitStatus| matches!(s.code(), Some(0 | 130 | 143)) || signaled(s);
+            if let Some(status) = process.status.filter(|s| !ok(s)) {
                 first.get_or_insert((rank, status, Instant::now()));
             }
         }
@@ -144,6 +146,7 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
                 SIGINT => send(processes, Signal::INT),
                 SIGTERM => send(processes, Signal::TERM),
                 SIGUSR1 => send(processes, Signal::USR1),
+                SIGUSR2 => send(processes, Signal::USR2),
                 _ => {} // SIGHUP: a closed terminal ends no run
             }
         }
@@ -158,15 +161,15 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
     }
 }
 
-/// Sends a signal to all that still run.
+/// Sends a signal to all that are still running.
 fn send(processes: &[Process], signal: Signal) {
     for process in processes.iter().filter(|p| p.status.is_none()) {
-        // It may have ended in this moment; until it is waited for its number is no other's.
+        // It may have ended just now; until it is waited for, its process id is not reused.
         let _ = kill_process(Pid::from_child(&process.child), signal);
     }
 }
 
-/// What a process other than rank 0 says (warnings), under its rank.
+/// Logs what a process other than rank 0 prints (warnings) with its rank.
 fn forward_stderr(rank: usize, child: &mut Child) -> Option<std::thread::JoinHandle<()>> {
     let stderr = child.stderr.take()?;
     Some(std::thread::spawn(move || {

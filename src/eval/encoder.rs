@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::foreign;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{self, Manifest};
-use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Named, Params, ResNet, ResNetConfig};
+use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Named, Params, Represent, ResNet, ResNetConfig};
 use native::Autocast;
 
 /// Which of a run's two encoders.
@@ -54,19 +54,6 @@ impl Default for EncoderOptions {
     fn default() -> Self {
         Self { which: Branch::Online, device: Device::Cpu, bf16: false, channels_last: false, augment: None }
     }
-}
-
-/// What turns images into representations, wherever it comes from.
-pub trait Represent {
-    /// Normalized images `[N, 3, H, W]` on [`Self::device`] to fp32 representations `[N, feature_dim]`; BatchNorm
-    /// with its running statistics.
-    /// # Errors
-    /// What libtorch says, such as memory running out.
-    fn represent(&self, images: &Tensor) -> Result<Tensor>;
-    /// Where it computes.
-    fn device(&self) -> Device;
-    /// Length of a representation.
-    fn feature_dim(&self) -> i64;
 }
 
 /// A ResNet that is not trained any more, with what is needed to feed it.
@@ -125,7 +112,7 @@ impl Encoder {
         for folder in &all {
             match Self::of_checkpoint(folder, options) {
                 Ok(encoder) => return Ok(encoder),
-                Err(error) => log::warn!("passing over a checkpoint: {error:#}"),
+                Err(error) => log::warn!("skipping a checkpoint: {error:#}"),
             }
         }
         bail!("{}: none of its {} checkpoints can be used", root.display(), all.len())

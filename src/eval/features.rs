@@ -15,7 +15,7 @@ use crate::data::loader::{BadImages, EvalBatch, EvalLoader, LoaderOptions};
 use crate::distributed::Group;
 use crate::logging::progress::Bar;
 use crate::rng::{Purpose, Stream};
-use native::Normalizer;
+use native::{ImageLayout, Normalizer};
 
 /// Features and labels of some images, row by row.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub struct ExtractOptions {
     /// Show progress on stderr.
     pub progress: bool,
     /// The processes that share the batches.
-    pub group: Option<Arc<Group>>,
+    pub group: Arc<Group>,
 }
 
 impl ExtractOptions {
@@ -63,13 +63,8 @@ impl ExtractOptions {
     /// [`Interrupted`]; a process is gone, or late.
     pub fn check(&self) -> Result<()> {
         let own = (self.signal)();
-        let code = match &self.group {
-            None => own,
-            Some(group) => {
-                let counts = group.sum(&[130, 143].map(|code| f64::from(u8::from(own == Some(code)))))?;
-                [143, 130].into_iter().zip([counts[1], counts[0]]).find(|(_, count)| *count > 0.0).map(|(code, _)| code)
-            }
-        };
+        let counts = self.group.sum(&[143, 130].map(|code| f64::from(u8::from(own == Some(code)))))?;
+        let code = [143, 130].into_iter().zip(counts).find(|(_, count)| *count > 0.0).map(|(code, _)| code);
         code.map_or(Ok(()), |code| Err(Interrupted(code).into()))
     }
 
@@ -80,7 +75,7 @@ impl ExtractOptions {
 
     /// This process, from 0, and how many there are.
     pub fn place(&self) -> (usize, usize) {
-        self.group.as_ref().map_or((0, 1), |group| (group.place.rank, group.place.world))
+        (self.group.rank(), self.group.world())
     }
 }
 
@@ -136,7 +131,8 @@ impl<'a> Images<'a> {
                 EvalLoader::with_view(set, size, make, indices, batch, bad, workers)?
             }
         };
-        let normalizer = Normalizer::new(augment.mean, augment.std, device, options.channels_last, false)?;
+        let layout = ImageLayout { channels_last: options.channels_last, bf16: false };
+        let normalizer = Normalizer::new(augment.mean, augment.std, device, layout)?;
         Ok(loader.map(move |batch| {
             let batch = batch?;
             let shape = [batch.labels.len() as i64, size as i64, size as i64, 3];
@@ -194,10 +190,7 @@ pub fn stream(
             }
             _ => Encoded { features: none(), labels: Vec::new(), indices: Vec::new() },
         };
-        match &options.group {
-            None => each(own)?,
-            Some(group) => own.gathered(group)?.into_iter().take(count - first).try_for_each(&mut each)?,
-        }
+        own.gathered(&options.group)?.into_iter().take(count - first).try_for_each(&mut each)?;
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ fn in_blocks(
     let classes = ranks.len() as i64;
     let rows_of = |f: &Features, start, length| l2_normalize(&f.values.narrow(0, start, length).to_kind(kind));
     let (total, bank_total) = (queries.labels.len() as i64, bank.labels.len() as i64);
-    let (rank, world) = group.map_or((0, 1), |group| (group.place.rank as i64, group.place.world as i64));
+    let (rank, world) = group.map_or((0, 1), |group| (group.rank() as i64, group.world() as i64));
     let mut correct = vec![[0; 2]; ks.len()];
     // A round is a block for each process, at the end fewer.
     for round in (0..total).step_by((world * query_block) as usize) {

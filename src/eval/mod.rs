@@ -12,9 +12,10 @@ mod linear;
 mod probe;
 mod store;
 
+pub use crate::model::Represent;
 pub use accuracy::{Accuracy, Tally};
 pub use config::{FeatureMode, LinearEvalConfig};
-pub use encoder::{Branch, Encoder, EncoderOptions, Represent};
+pub use encoder::{Branch, Encoder, EncoderOptions};
 pub use features::{Encoded, ExtractOptions, Features, Images, Interrupted, View, extract, stream};
 pub use knn::{KnnAccuracy, knn, knn_top1};
 pub use labels::{Classes, stratified};

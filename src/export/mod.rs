@@ -17,7 +17,7 @@ use tch::{CModule, Kind, Tensor};
 use crate::checkpoint::write_file;
 use crate::eval::{Encoder, EncoderOptions, Represent};
 use crate::rng::{Purpose, Stream};
-use native::Normalizer;
+use native::{ImageLayout, Normalizer};
 
 pub use python::load_in_python;
 
@@ -176,7 +176,8 @@ pub fn verify(encoder: &Encoder, format: Format, options: &GraphOptions, output:
         let mut random = Stream::new(0, Purpose::Verify, 0, size as u64, 0);
         let bytes: Vec<u8> = (0..shape.iter().product()).map(|_: i64| random.below(256) as u8).collect();
         let (mean, std) = (encoder.augment.mean, encoder.augment.std);
-        let normalized = |mean, std| Normalizer::new(mean, std, encoder.device, false, false)?.bytes(&bytes, shape);
+        let normalized =
+            |mean, std| Normalizer::new(mean, std, encoder.device, ImageLayout::default())?.bytes(&bytes, shape);
         let images = normalized(mean, std)?;
         expected.push(encoder.represent(&images)?);
         let plain = format != Format::Safetensors && options.normalize;

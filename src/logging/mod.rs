@@ -246,7 +246,7 @@ mod tests {
     fn a_logger_fills_its_run_directory() {
         let dir = tempfile::tempdir().unwrap();
         for resume in [None, Some(2)] {
-            let mut logger = Logger::open(dir.path(), resume, true, Progress::new(4, 2, 0)).unwrap();
+            let mut logger = Logger::open(dir.path(), resume, true, Progress::new(4, 2, 0, 0)).unwrap();
             for step in resume.unwrap_or(0) + 1..=4 {
                 logger.advance(step);
                 logger.log(&StepMetrics { step, ..Default::default() }).unwrap();

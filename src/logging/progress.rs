@@ -18,6 +18,8 @@ pub struct Progress {
     total_steps: u64,
     steps_per_epoch: u64,
     first_step: u64,
+    /// Steps that the epochs are ahead of the run.
+    offset: i64,
     started: Instant,
     shown: Shown,
 }
@@ -28,13 +30,18 @@ enum Shown {
     Nothing,
 }
 
+/// Whether stderr is a terminal that can move its cursor.
+fn bars_can_be_drawn() -> bool {
+    stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
+}
+
 impl Progress {
-    /// A run of `total_steps` optimizer updates, `done` of which are done. Shows nothing if the log level is
-    /// below info.
-    pub fn new(total_steps: u64, steps_per_epoch: u64, done: u64) -> Self {
+    /// A run of `total_steps` optimizer updates of which `done` lie behind it, its epochs `offset` steps ahead. Shows
+    /// nothing if the log level is below info.
+    pub fn new(total_steps: u64, steps_per_epoch: u64, done: u64, offset: i64) -> Self {
         let shown = if log::max_level() < log::LevelFilter::Info {
             Shown::Nothing
-        } else if stderr().is_terminal() {
+        } else if bars_can_be_drawn() {
             let bar = |length, template: &str| {
                 let style = ProgressStyle::with_template(template).expect("a valid template");
                 BARS.add(ProgressBar::new(length).with_style(style.progress_chars("=> ")))
@@ -46,7 +53,7 @@ impl Progress {
         } else {
             Shown::Lines
         };
-        let progress = Self { total_steps, steps_per_epoch, first_step: done, started: Instant::now(), shown };
+        let progress = Self { total_steps, steps_per_epoch, first_step: done, offset, started: Instant::now(), shown };
         progress.move_to(done);
         if let Shown::Bars { total, .. } = &progress.shown {
             total.reset_eta(); // the steps of earlier sessions took no time in this one
@@ -57,10 +64,11 @@ impl Progress {
     /// Moves the bars to `done` updates; cheap enough for every step.
     fn move_to(&self, done: u64) {
         if let Shown::Bars { epoch, total } = &self.shown {
-            let finished = done.saturating_sub(1) / self.steps_per_epoch.max(1);
-            let epochs = self.total_steps.div_ceil(self.steps_per_epoch.max(1));
+            let position = |steps: u64| steps.saturating_add_signed(self.offset);
+            let finished = position(done).saturating_sub(1) / self.steps_per_epoch.max(1);
+            let epochs = position(self.total_steps).div_ceil(self.steps_per_epoch.max(1));
             epoch.set_prefix(format!("epoch {}/{epochs}", finished + 1));
-            epoch.set_position(done - finished * self.steps_per_epoch);
+            epoch.set_position(position(done) - finished * self.steps_per_epoch);
             total.set_position(done);
         }
     }
@@ -135,7 +143,7 @@ impl Bar {
     /// What is worked on, such as "features of the test images", and how many of them there are.
     pub fn new(what: impl Into<String>, total: usize) -> Self {
         let (what, total) = (what.into(), total as u64);
-        let shown = (stderr().is_terminal() && log::max_level() >= log::LevelFilter::Info).then(|| {
+        let shown = (bars_can_be_drawn() && log::max_level() >= log::LevelFilter::Info).then(|| {
             let style = ProgressStyle::with_template("{prefix} [{bar:20}] {pos}/{len} {per_sec} eta {eta}");
             let bar = ProgressBar::new(total).with_style(style.expect("a valid template").progress_chars("=> "));
             BARS.add(bar.with_prefix(what.clone()))
@@ -176,7 +184,7 @@ mod tests {
     use super::*;
 
     fn progress(done: u64, shown: Shown) -> Progress {
-        Progress { total_steps: 400, steps_per_epoch: 100, first_step: done, started: Instant::now(), shown }
+        Progress { total_steps: 400, steps_per_epoch: 100, first_step: done, offset: 0, started: Instant::now(), shown }
     }
 
     fn metrics() -> StepMetrics {
@@ -213,5 +221,10 @@ mod tests {
             let Shown::Bars { epoch, total } = &progress.shown else { unreachable!() };
             assert_eq!((epoch.position(), epoch.prefix().as_str(), total.position()), (position, prefix, done));
         }
+        let mut ahead = progress(100, bars());
+        ahead.offset = 50;
+        ahead.move_to(101);
+        let Shown::Bars { epoch, .. } = &ahead.shown else { unreachable!() };
+        assert_eq!((epoch.position(), epoch.prefix().as_str()), (51, "epoch 2/5"));
     }
 }

@@ -5,6 +5,7 @@ mod flops;
 mod heads;
 mod layers;
 mod params;
+mod represent;
 mod resnet;
 mod size;
 
@@ -17,6 +18,7 @@ use crate::section::{Problems, Section};
 pub use heads::Mlp;
 pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
 pub use params::{Init, Named, Params, Scope};
+pub use represent::Represent;
 pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
 pub use size::Size;
 

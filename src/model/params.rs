@@ -52,6 +52,11 @@ impl Params {
         Self { parameters: Vec::new(), buffers: Vec::new(), device, seed, group: SharedGroup::default() }
     }
 
+    /// Where the tensors are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// From now on every BatchNorm takes its statistics over the batches of all these processes
     /// (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
     pub fn synchronize(&self, group: &Arc<ProcessGroup>) {

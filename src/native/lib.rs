@@ -17,10 +17,10 @@ use tch::{Device, Tensor};
 
 pub use c10d::{Listen, ProcessGroup, Reducer, Store};
 pub use memory::alloc::{Counted, allocated_bytes, keep_freed_memory, peak_bytes};
-pub use memory::{Memory, human_bytes, no_memory_for, out_of_memory, resize};
+pub use memory::{Memory, human_bytes, no_memory_for, out_of_memory, resize, swap_bytes};
 pub use torch::contention::Contention;
 pub use torch::cuda::{DeviceChoice, choose_device, describe_device};
-pub use torch::normalize::Normalizer;
+pub use torch::normalize::{ImageLayout, Normalizer};
 pub use torch::shim::{
     allow_tf32, clear_grad, deterministic, device_bus, device_name, freeze_torchscript, libtorch_version, set_grad,
 };

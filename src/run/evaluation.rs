@@ -33,21 +33,21 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// Loads the encoder and its config and has `work` done with it, by as many processes as there are; the value is
-    /// the exit code. Without `--config` a run's own config names the data. `asked` is what all processes must have
-    /// been asked for: an object of names and values.
+    /// the exit code. Without `--config` a run's own config names the data. `arguments` are those that must be the same
+    /// in all processes: an object of names and values.
     /// # Errors
     /// No encoder there; data that nobody names; another architecture than the config's; `work`'s own.
     pub fn run(
         args: &EncoderArgs,
-        asked: impl FnOnce(&Config) -> Value,
+        arguments: impl FnOnce(&Config) -> Value,
         work: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<u8> {
         let (config, elsewhere) = Self::config(args)?;
-        let mut asked = asked(&config);
+        let mut arguments = arguments(&config);
         // Other values in training change nothing, here they change the rows.
-        asked["augment.eval_resize"] = json!(config.augment.eval_resize);
-        asked["data.on_bad_image"] = json!(config.data.on_bad_image);
-        let shared = Shared { asked, advice: "start it again" };
+        arguments["augment.eval_resize"] = json!(config.augment.eval_resize);
+        arguments["data.on_bad_image"] = json!(config.data.on_bad_image);
+        let shared = Shared { arguments, advice: "start it again" };
         ranks::run(&args.ranks, &config, &shared, |machine, group| {
             let evaluation = Self::open(args, config.clone(), elsewhere, machine, group)?;
             match work(&evaluation) {
@@ -93,7 +93,7 @@ impl Evaluation {
         mut config: Config,
         elsewhere: bool,
         machine: Machine,
-        group: Option<Arc<Group>>,
+        group: Arc<Group>,
     ) -> Result<Self> {
         let told = !elsewhere || config.augment != AugmentConfig::default();
         let encoder = Encoder::open(
@@ -123,10 +123,10 @@ impl Evaluation {
                 wanted.stem
             );
         }
-        if let Some(group) = &group {
+        group.agree("checkpoint", || {
             let step = encoder.run.as_ref().map_or(String::new(), |run| format!("step {}, ", run.step));
-            group.agree("checkpoint", &format!("{step}weights {}", encoder.fingerprint()?))?;
-        }
+            Ok(format!("{step}weights {}", encoder.fingerprint()?))
+        })?;
         let signals = Signals::default();
         signals.listen()?;
         let mut loader = machine.loader;
@@ -134,8 +134,7 @@ impl Evaluation {
             // A forward pass costs a fraction of a training step, for which the default is made. Workers wait while
             // enough batches do, so more of them than needed take nothing from libtorch.
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let here = group.as_ref().map_or(1, |group| group.place.local_world);
-            loader.workers = loader.workers.max(cores.div_ceil(2) / here);
+            loader.workers = loader.workers.max(cores.div_ceil(2) / group.rank_info.local_world);
         }
         let options = ExtractOptions {
             batch_size: config.train.micro_batch().clamp(64, 512),
@@ -143,20 +142,20 @@ impl Evaluation {
             bad: BadImages::new(config.data.on_bad_image),
             channels_last: config.train.channels_last,
             signal: setup::signal(&signals),
-            progress: group.as_ref().is_none_or(|group| group.is_first()),
+            progress: group.is_first(),
             group,
         };
         Ok(Self { config, machine, encoder, options })
     }
 
     /// The processes that share the work.
-    pub fn group(&self) -> Option<&Group> {
-        self.options.group.as_deref()
+    pub fn group(&self) -> &Group {
+        &self.options.group
     }
 
     /// Whether this process is the one that writes and prints.
     pub fn is_first(&self) -> bool {
-        self.group().is_none_or(Group::is_first)
+        self.group().is_first()
     }
 
     /// How many different images could not be read, in whichever process.
@@ -171,9 +170,7 @@ impl Evaluation {
     /// They cannot be opened.
     pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
         let set = data::open_train(&self.config.data).context("data.path")?;
-        if let Some(group) = self.group() {
-            ranks::agree_on_data(group, "data.path", &*set)?;
-        }
+        ranks::agree_on_data(self.group(), "data.path", &*set)?;
         Ok(set)
     }
 
@@ -195,8 +192,8 @@ impl Evaluation {
     /// They cannot be opened.
     pub fn held_out(&self) -> Result<Option<Arc<dyn Dataset>>> {
         let set = data::open_eval(&self.config.data).context("data.eval_path")?;
-        if let (Some(group), Some(set)) = (self.group(), &set) {
-            ranks::agree_on_data(group, "data.eval_path", &**set)?;
+        if let Some(set) = &set {
+            ranks::agree_on_data(self.group(), "data.eval_path", &**set)?;
         }
         Ok(set)
     }
@@ -224,8 +221,7 @@ impl Evaluation {
     /// # Errors
     /// The machine has less memory.
     pub fn check_memory(&self, images: usize, advice: &str) -> Result<()> {
-        let here = self.group().map_or(1, |group| group.place.local_world);
-        let needed = (images * here) as f64 * self.encoder.net.feature_dim as f64 * 4.0;
+        let needed = (images * self.group().rank_info.local_world) as f64 * self.encoder.net.feature_dim as f64 * 4.0;
         let there = Memory::of_host().total as f64;
         if needed > there {
             bail!(

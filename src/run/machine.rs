@@ -1,25 +1,24 @@
-//! What every command does first: choose the device, its precision and threads, and listen for signals.
+//! The setup that commands share: device, precision and threads, then networks and executor.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use tch::Device;
 
-use crate::byol::Byol;
-use crate::byol::ema::Ema;
+use crate::byol::{Byol, Ranks};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::LoaderOptions;
-use crate::distributed::{self, RankInfo};
-use crate::model::Network;
-use crate::optim::Optimizer;
+use crate::distributed::{self, Group, RankInfo};
+use crate::model::{Network, SyncBatchNorm};
 use crate::signals::Signals;
 use crate::train::{Executor, OnNonFinite, Precision};
+use native::ImageLayout;
 
-/// The machine as a config wants it used.
+/// The machine as a config uses it.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// Where tensors live.
+    /// Where tensors are.
     pub device: Device,
     /// Forward passes in bf16 autocast.
     pub bf16: bool,
@@ -32,17 +31,17 @@ pub struct Machine {
 impl Machine {
     /// Sets libtorch up as the sections `train` and `data` say; call before any tensor is made.
     /// # Errors
-    /// The device is not there, with what is missing.
+    /// The device is not available, and why.
     pub fn set_up(config: &Config) -> Result<Self> {
-        Self::set_up_one_of(&RankInfo::alone(), config)
+        Self::set_up_for(&RankInfo::single(), config)
     }
 
     /// The same for one of several processes, which share the machine's cores; each has a GPU of its own.
     /// # Errors
     /// As [`Self::set_up`]; fewer GPUs than processes.
-    pub fn set_up_one_of(place: &RankInfo, config: &Config) -> Result<Self> {
-        let device = distributed::own_device(native::choose_device(config.train.device)?, place)?;
-        let processes = place.local_world;
+    pub fn set_up_for(rank_info: &RankInfo, config: &Config) -> Result<Self> {
+        let device = distributed::own_device(native::choose_device(config.train.device)?, rank_info)?;
+        let processes = rank_info.local_world;
         let (torch_threads, loader_workers) = native::default_threads(device);
         let (torch_threads, loader_workers) = ((torch_threads / processes).max(1), (loader_workers / processes).max(1));
         let threads = config.train.threads.unwrap_or(torch_threads);
@@ -62,32 +61,44 @@ impl Machine {
         Ok(Self { device, bf16, threads, loader })
     }
 
+    /// The form in which the networks take their images.
+    pub fn image_layout(&self, config: &Config) -> ImageLayout {
+        ImageLayout { channels_last: config.train.channels_last, bf16: self.bf16 }
+    }
+
     /// `fp32` or `bf16`.
     pub fn precision(&self) -> &'static str {
         if self.bf16 { "bf16" } else { "fp32" }
     }
 }
 
-/// Both networks as they start, and the optimizer.
-pub fn networks(config: &Config, machine: &Machine) -> Byol {
-    let (device, bf16) = (machine.device, machine.bf16);
-    let mut online = Network::online(&config.model, device, config.train.seed);
-    let mut target = Network::target_of(&online, &config.model, device);
+/// Both networks as they start, and the optimizer, of which the processes of `group` share each batch.
+pub fn byol(config: &Config, machine: &Machine, group: &Group) -> Result<Byol> {
+    let mut online = Network::online(&config.model, machine.device, config.train.seed);
+    let mut target = Network::target_of(&online, &config.model, machine.device);
     if config.train.channels_last {
         online.params.to_channels_last();
         target.params.to_channels_last();
     }
-    let optimizer = Optimizer::new(&config.optimizer, &online.params);
-    Byol { online, target, optimizer, ema: Ema::new(device), ranks: None, bf16, device }
+    let mut byol = Byol::new(online, target, &config.optimizer);
+    byol.bf16 = machine.bf16;
+    if let Some(processes) = group.processes() {
+        if config.model.sync_batchnorm != SyncBatchNorm::Off {
+            byol.networks().iter().for_each(|(_, network)| network.params.synchronize(processes));
+        }
+        byol.ranks = Ranks::new(processes, &byol.online.params)?;
+    }
+    Ok(byol)
 }
 
-/// What runs the steps, `grouped` with those of other processes or not.
+/// Runs the steps of this process. Make it before [`byol`]: gradients arrive on the stream that is current when
+/// several processes are connected.
 /// # Errors
-/// A CUDA graph that is demanded and cannot be had.
-pub fn executor(config: &Config, machine: &Machine, grouped: bool) -> Result<Executor> {
+/// `train.cuda_graph` is on, but a step cannot be recorded.
+pub fn executor(config: &Config, machine: &Machine, group: &Group) -> Result<Executor> {
     let obstacle = if config.train.on_non_finite == OnNonFinite::SkipStep {
-        Some("train.on_non_finite: skip_step has the host look at every step before its update")
-    } else if grouped {
+        Some("train.on_non_finite: skip_step checks every step on the host before its update")
+    } else if group.processes().is_some() {
         Some("a step exchanges numbers with other processes")
     } else {
         None
@@ -95,7 +106,7 @@ pub fn executor(config: &Config, machine: &Machine, grouped: bool) -> Result<Exe
     Executor::new(config.train.cuda_graph, machine.device, obstacle)
 }
 
-/// Asked between batches: the exit code of a signal that has come.
+/// Returns the exit code of a signal that has arrived; called between batches.
 pub fn signal(signals: &Signals) -> Arc<dyn Fn() -> Option<i32>> {
     let signals = signals.clone();
     Arc::new(move || signals.exit_code())

@@ -63,8 +63,27 @@ impl Estimate {
         }
     }
 
+    /// What the memory is for.
+    fn parts(&self) -> String {
+        let [step, weights, batches] = [self.step, self.weights, self.batches].map(human_bytes);
+        format!(
+            "{step} for a step, {weights} for weights, target, gradient and optimizer, {batches} for the loader's batches"
+        )
+    }
+
+    /// How to need less.
+    fn advice(&self) -> &'static str {
+        if self.weights >= self.step.max(self.batches) {
+            "lower model.projector_hidden, model.projection_dim, model.predictor_hidden or model.width"
+        } else if self.batches > self.step {
+            "lower train.batch_size or data.prefetch_bytes"
+        } else {
+            "lower train.batch_size, or raise train.accumulation_steps"
+        }
+    }
+
     /// Peak on the host and, for a GPU, on that. A graph keeps a step's memory for itself, and is compared with a plain
-    /// step; one that is not demanded is given up where there is no room.
+    /// step; one that is not required is dropped where there is no room.
     fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
         let steps = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
@@ -75,45 +94,55 @@ impl Estimate {
     }
 }
 
-/// Refuses what cannot be, and warns of what will hardly be, before any work.
+/// An estimate above what there is by this factor is an error: above a gigabyte the table's estimates are within a
+/// tenth of what was measured.
+const CLEARLY_TOO_MUCH: f64 = 1.15;
+
+/// Where a run needs memory.
+struct Need {
+    /// `the machine`, or the GPU's name.
+    name: String,
+    bytes: u64,
+    memory: Memory,
+    /// That can be used when all else is taken.
+    swap: u64,
+}
+
+impl Need {
+    fn clearly_too_much(&self) -> bool {
+        self.bytes as f64 > CLEARLY_TOO_MUCH * self.memory.total.saturating_add(self.swap) as f64
+    }
+}
+
+/// Refuses a run that needs clearly more memory than there is, and warns of one that may not fit, before any work.
 /// # Errors
-/// The weights with what belongs to them, or the loader's batches, need more memory than there is in all.
+/// How much it needs, what there is, and what to lower; not with `train.ignore_memory`.
 pub fn check(config: &Config, machine: &Machine) -> Result<()> {
     let estimate = Estimate::new(config, machine.bf16);
-    let host = Memory::of_host();
-    if estimate.batches > host.total {
-        bail!(
-            "train.batch_size: the loader's batches need {}, the machine has {}; lower train.batch_size or \
-             data.prefetch_bytes, or raise train.accumulation_steps",
-            human_bytes(estimate.batches),
-            human_bytes(host.total)
-        );
+    let (host, gpu) = estimate.peaks(machine.device, config.train.cuda_graph);
+    let mut needs =
+        vec![Need { name: "the machine".into(), bytes: host, memory: Memory::of_host(), swap: native::swap_bytes() }];
+    if let Some(bytes) = gpu {
+        needs.push(Need { name: describe_device(machine.device), bytes, memory: Memory::of(machine.device), swap: 0 });
     }
-    let memory = Memory::of(machine.device);
-    let name = match machine.device {
-        Device::Cpu => "the machine".to_string(),
-        device => describe_device(device),
-    };
-    if estimate.weights > memory.total {
-        bail!(
-            "model: weights, target, gradient and optimizer.name's state need {}, {name} has {} in all; lower \
-             model.projector_hidden, model.projection_dim, model.predictor_hidden or model.width",
-            human_bytes(estimate.weights),
-            human_bytes(memory.total)
-        );
-    }
-    let (on_host, on_gpu) = estimate.peaks(machine.device, config.train.cuda_graph);
-    let places = [("the machine", on_host, host.free), (&*name, on_gpu.unwrap_or(0), memory.free)];
-    for (place, needed, free) in places {
-        log::debug!("memory of {place}: about {} needed, {} free", human_bytes(needed), human_bytes(free));
-        if needed > free {
+    for need in &needs {
+        let (name, needed, free) = (&need.name, human_bytes(need.bytes), human_bytes(need.memory.free));
+        log::debug!("memory of {name}: about {needed} needed, {free} free");
+        if need.clearly_too_much() && !config.train.ignore_memory {
+            let swap = if need.swap > 0 { format!(" and {} of swap", human_bytes(need.swap)) } else { String::new() };
+            bail!(
+                "train.batch_size: the run needs about {needed} ({}), {name} has {} in all{swap}; {}, or set \
+                 train.ignore_memory=true to try",
+                estimate.parts(),
+                human_bytes(need.memory.total),
+                estimate.advice()
+            );
+        }
+        if need.bytes > need.memory.free {
             log::warn!(
-                "the run will need about {} of {place}'s memory ({} a step, {} for weights), {} are free; lower \
-                 train.batch_size, or raise train.accumulation_steps",
-                human_bytes(needed),
-                human_bytes(estimate.step),
-                human_bytes(estimate.weights),
-                human_bytes(free)
+                "the run will need about {needed} of {name}'s memory ({}), {free} are free; {}",
+                estimate.parts(),
+                estimate.advice()
             );
         }
     }
@@ -130,5 +159,23 @@ mod tests {
         assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::Auto), (111_000, Some(107)));
         assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::On), (111_000, Some(207)));
         assert_eq!(estimate.peaks(Device::Cpu, CudaGraph::Auto), (111_007, None));
+    }
+
+    #[test]
+    fn only_what_exceeds_memory_and_swap_by_a_clear_margin_is_refused() {
+        let need = |bytes, swap| {
+            let memory = Memory { total: 24_000, free: 9_000 };
+            Need { name: String::new(), bytes, memory, swap }.clearly_too_much()
+        };
+        assert!(need(32_000, 0) && need(825_000, 8_000));
+        assert!(!need(32_000, 8_000) && !need(25_000, 0) && !need(10_000, 0));
+    }
+
+    #[test]
+    fn the_advice_is_for_the_largest_part() {
+        let estimate = |weights, step, batches| Estimate { weights, step, batches, checkpoint: 0, program: 0 };
+        assert!(estimate(3, 1, 1).advice().contains("model.width"));
+        assert!(estimate(1, 3, 1).advice().contains("train.accumulation_steps"));
+        assert!(estimate(1, 1, 3).advice().contains("data.prefetch_bytes"));
     }
 }

@@ -1,5 +1,6 @@
-//! Going on with a run: which checkpoint, whether it is the same run, and the same state in every process.
+//! Resuming a run: which checkpoint, whether it is the same run, and the same state in every process.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -9,89 +10,156 @@ use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::config::Config;
 use crate::distributed::Group;
+use crate::train::Plan;
 
-/// Loads the checkpoint that `from` names and moves `manifest` to its step.
-/// # Errors
-/// It cannot be used; the config differs in what changes the result.
-pub fn resume(
-    from: &str,
-    checkpoints: &Path,
-    byol: &Byol,
-    config: &Config,
-    allow_change: bool,
-    manifest: &mut Manifest,
-) -> Result<()> {
-    let accept = |saved: &Manifest| {
-        let differences = config.differences(&saved.config)?;
-        match (differences.is_empty(), allow_change) {
+/// Where to resume from, and what may differ.
+pub struct Resume<'a> {
+    /// `auto`, a run's folder, or a checkpoint's.
+    pub from: &'a str,
+    /// The run's checkpoints.
+    pub checkpoints: &'a Path,
+    /// The config of this invocation.
+    pub config: &'a Config,
+    /// Keys that change the result may differ.
+    pub allow_config_change: bool,
+}
+
+impl Resume<'_> {
+    /// Loads the checkpoint, and moves `manifest` and `plan` to its step.
+    /// # Errors
+    /// It cannot be used; the config differs in what changes the result.
+    pub fn load(&self, byol: &Byol, plan: &mut Plan, manifest: &mut Manifest) -> Result<()> {
+        let Some((folder, saved)) = self.find(byol, plan, manifest)? else {
+            log::info!("no checkpoint in {} yet: starting", self.checkpoints.display());
+            return Ok(());
+        };
+        let (before, position) = (saved.total_steps.saturating_sub(saved.step), position(&saved, plan));
+        plan.place(saved.step, position);
+        move_to(manifest, plan, saved.step);
+        manifest.knn_random = saved.knn_random;
+        log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
+        if saved.steps_per_epoch != plan.steps_per_epoch {
+            log::warn!(
+                "an epoch has {} steps, was {}: the run keeps its position in the schedule, epoch {:.2} of {}; steps to \
+                 come: {}, was {before}; the learning rate is {:.4} now",
+                plan.steps_per_epoch,
+                saved.steps_per_epoch,
+                plan.epochs(saved.step),
+                self.config.schedule.epochs,
+                plan.total_steps - saved.step,
+                plan.rates(saved.step).lr
+            );
+        }
+        checkpoint::set_aside(self.checkpoints, saved.step + 1)
+    }
+
+    fn find(&self, byol: &Byol, plan: &Plan, now: &Manifest) -> Result<Option<(PathBuf, Manifest)>> {
+        let differences = RefCell::new(String::new());
+        let accept = |saved: &Manifest| {
+            differences.replace(self.config.differences(&saved.config)?.join("; "));
+            self.accept(saved, plan, now, &differences.borrow())
+        };
+        let folder = PathBuf::from(self.from);
+        let found = if self.from == "auto" {
+            checkpoint::load_newest(self.checkpoints, byol, accept)
+        } else if !checkpoint::list(&folder.join("checkpoints")).is_empty() {
+            checkpoint::load_newest(&folder.join("checkpoints"), byol, accept)
+        } else if folder.join("manifest.json").is_file() && folder.join("SHA256SUMS").is_file() {
+            accept(&checkpoint::read_manifest(&folder)?)?;
+            checkpoint::load(&folder, byol).map(|saved| Some((folder, saved)))
+        } else {
+            bail!(
+                "--resume: found {:?}, expected auto, the folder of a run with checkpoints, or a checkpoint's folder, \
+                 .../checkpoints/step-...",
+                self.from
+            )
+        };
+        found.map_err(|error| match error.is::<checkpoint::Mismatch>() {
+            true => error.context(format!(
+                "--resume: the checkpoint is of another model or optimizer ({}); restore the config, or start a new run in \
+                 another folder with --set output.dir=...",
+                differences.borrow()
+            )),
+            false => error,
+        })
+    }
+
+    /// Compares a checkpoint with this invocation.
+    fn accept(&self, saved: &Manifest, plan: &Plan, now: &Manifest, differences: &str) -> Result<()> {
+        match (differences.is_empty(), self.allow_config_change) {
             (true, _) => {}
-            (false, true) => log::warn!("resuming with a changed config: {}", differences.join("; ")),
+            (false, true) => log::warn!("resuming with a changed config: {differences}"),
             (false, false) => bail!(
-                "--resume: the config differs from the checkpoint's ({}); restore it, or add --allow-config-change",
-                differences.join("; ")
+                "--resume: the config differs from the checkpoint's ({differences}); restore it, or add \
+                 --allow-config-change"
             ),
         }
-        if saved.data != manifest.data {
+        if saved.data != now.data {
             let set =
                 |m: &Manifest| format!("{} images (fingerprint {}...)", m.images, m.data.get(..8).unwrap_or("none"));
             log::warn!(
                 "the training images changed since the checkpoint, in names, sizes or number: {} then, {} now; the run \
-                 goes on with those of now",
+                 continues with the current ones",
                 set(saved),
-                set(manifest)
+                set(now)
             );
         }
-        if saved.step > manifest.total_steps {
+        let (position, end) = (position(saved, plan), plan.total_steps);
+        if position > end {
+            let ahead = position as i64 - saved.step as i64;
             bail!(
                 "--resume: the checkpoint is at step {}, but the run now ends at step {}",
                 saved.step,
-                manifest.total_steps
+                end.saturating_add_signed(-ahead)
             );
         }
         let machine = |m: &Manifest| {
             let processes = if m.processes > 1 { format!("{} processes, ", m.processes) } else { String::new() };
             format!("{}, {processes}{} threads, {}", m.device, m.threads, m.precision)
         };
-        if machine(saved) != machine(manifest) {
-            log::warn!("the checkpoint was made on {}, the run goes on on {}", machine(saved), machine(manifest));
+        if machine(saved) != machine(now) {
+            log::warn!("the checkpoint was written on {}, the run continues on {}", machine(saved), machine(now));
         }
         Ok(())
-    };
-    let found = if from == "auto" {
-        checkpoint::load_newest(checkpoints, byol, accept)?
-    } else {
-        let folder = PathBuf::from(from);
-        if !folder.join("manifest.json").is_file() {
-            bail!("--resume: found {from:?}, expected auto or a checkpoint's folder, .../checkpoints/step-...");
-        }
-        accept(&checkpoint::read_manifest(&folder)?)?;
-        Some((folder.clone(), checkpoint::load(&folder, byol)?))
-    };
-    match found {
-        Some((folder, saved)) => {
-            log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
-            checkpoint::set_aside(checkpoints, saved.step + 1)?;
-            manifest.step = saved.step;
-            manifest.knn_random = saved.knn_random;
-        }
-        None => log::info!("no checkpoint in {} yet: starting", checkpoints.display()),
     }
-    Ok(())
 }
 
-/// Gives every process rank 0's state (networks, optimizer, where the run is), which it may have from a checkpoint that
-/// others do not see. `done` says whether rank 0 found the run finished.
-pub fn broadcast_state(group: &Group, byol: &Byol, manifest: &mut Manifest, done: bool) -> Result<bool> {
-    let networks = [&byol.online, &byol.target];
-    let named = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
-    let mut tensors: Vec<Tensor> = named.map(|named| named.tensor.detach()).collect();
-    tensors.extend(byol.optimizer.state().into_iter().map(|named| named.tensor));
-    group.processes.broadcast(&tensors)?;
-    let [online, target] = networks.map(|network| network.batches_tracked.get() as f64);
+/// Where in the new schedule a checkpoint stands: after as many epochs as in its own.
+fn position(saved: &Manifest, plan: &Plan) -> u64 {
+    let (was, now) = (saved.steps_per_epoch, plan.steps_per_epoch);
+    let position = saved.step.saturating_add_signed(saved.schedule_offset);
+    if was == now || was == 0 {
+        return position;
+    }
+    (position as f64 * now as f64 / was as f64).round() as u64
+}
+
+/// `manifest` after `step` steps of a run that follows `plan`.
+fn move_to(manifest: &mut Manifest, plan: &Plan, step: u64) {
+    manifest.step = step;
+    manifest.schedule_offset = plan.offset();
+    manifest.total_steps = plan.total_steps;
+}
+
+/// Gives every process rank 0's state (networks, optimizer, step), whose checkpoints the others may not see. `finished`
+/// says whether rank 0 found the run finished.
+pub fn broadcast_state(
+    group: &Group,
+    byol: &Byol,
+    plan: &mut Plan,
+    manifest: &mut Manifest,
+    finished: bool,
+) -> Result<bool> {
+    let tensors: Vec<Tensor> = byol.tensors().into_iter().map(|named| named.tensor.detach()).collect();
+    group.broadcast(&tensors)?;
+    let [online, target] = byol.batches_tracked().map(|count| count as f64);
     let random = manifest.knn_random.unwrap_or(f64::NAN);
-    let numbers = group.from_first(&[manifest.step as f64, online, target, random, f64::from(done)])?;
-    manifest.step = numbers[0] as u64;
-    networks.iter().zip(&numbers[1..]).for_each(|(network, &count)| network.batches_tracked.set(count as i64));
-    manifest.knn_random = Some(numbers[3]).filter(|top1| top1.is_finite());
-    Ok(numbers[4] > 0.0)
+    let (step, position) = (manifest.step as f64, plan.position(manifest.step) as f64);
+    let numbers = group.from_first(&[step, position, online, target, random, f64::from(finished)])?;
+    let step = numbers[0] as u64;
+    plan.place(step, numbers[1] as u64);
+    move_to(manifest, plan, step);
+    byol.set_batches_tracked([numbers[2] as i64, numbers[3] as i64]);
+    manifest.knn_random = Some(numbers[4]).filter(|top1| top1.is_finite());
+    Ok(numbers[5] > 0.0)
 }

@@ -1,107 +1,163 @@
-//! What a run says at its end.
+//! `summary.json` and the last line of a run.
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use crate::train::{Ending, Outcome, Trainer};
+use crate::train::{Ending, Outcome, RunFolder, Trainer};
 
-/// Whether `summary.json` says that the run ended by itself after `step` steps.
-pub fn finished(run_dir: &Path, step: u64) -> bool {
-    let summary = fs::read(run_dir.join("summary.json")).ok();
-    let summary: Option<serde_json::Value> = summary.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    summary.is_some_and(|s| s["ending"] == "finished" && s["step"] == step)
+const NAME: &str = "summary.json";
+
+/// The run's summary on disk.
+fn read(run_dir: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(run_dir.join(NAME)).ok()?).ok()
 }
 
-/// `summary.json` and the last line on stdout.
-#[derive(Serialize)]
-struct Summary<'a> {
+/// Whether `summary.json` says that the run finished after `step` steps.
+pub fn finished(run_dir: &Path, step: u64) -> bool {
+    read(run_dir).is_some_and(|summary| summary["ending"] == "finished" && summary["step"] == step)
+}
+
+/// `summary.json`.
+#[derive(Default, Serialize)]
+struct Summary {
+    /// running, finished, max_steps, signal or failed. A run that was killed leaves running.
     ending: &'static str,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     step: u64,
     total_steps: u64,
     epochs: f64,
-    loss: f64,
-    z_std: f64,
+    loss: Option<f64>,
+    z_std: Option<f64>,
     collapsed: bool,
     knn_top1_random: Option<f64>,
     knn_top1: Option<f64>,
-    images_per_second: f64,
+    images_per_second: Option<f64>,
     seconds: f64,
     images_skipped: usize,
     steps_skipped: u64,
-    device: &'a str,
-    precision: &'a str,
-    checkpoint: &'a Path,
+    device: String,
+    precision: String,
+    checkpoint: Option<PathBuf>,
+}
+
+impl Summary {
+    fn new(trainer: &Trainer, ending: &'static str) -> Self {
+        let manifest = &trainer.manifest;
+        Self {
+            ending,
+            step: manifest.step,
+            total_steps: manifest.total_steps,
+            epochs: trainer.plan.epochs(manifest.step),
+            knn_top1_random: manifest.knn_random,
+            device: manifest.device.clone(),
+            precision: manifest.precision.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Replaces the summary of an earlier part of the run.
+/// # Errors
+/// It cannot be written.
+pub fn begin(trainer: &mut Trainer) -> Result<()> {
+    let json = serde_json::to_vec_pretty(&Summary::new(trainer, "running"))?;
+    trainer.saver.folder.put(NAME, json)
+}
+
+/// Writes that the run in this folder, whose lock this process has released, has failed. The summary of an earlier part
+/// stays where this one failed before its first step.
+pub fn fail(run_dir: &Path, error: &anyhow::Error, started: Instant) {
+    let mut summary = read(run_dir).filter(Value::is_object).unwrap_or_else(|| json!({}));
+    if ["finished", "max_steps", "signal"].iter().any(|ending| summary["ending"] == *ending) {
+        return;
+    }
+    // Not where another run has taken the folder in the meantime.
+    let Ok(mut folder) = RunFolder::take(run_dir) else { return };
+    summary["ending"] = json!("failed");
+    summary["error"] = json!(native::one_line(error));
+    summary["seconds"] = json!(started.elapsed().as_secs_f64());
+    if let Some(last) = crate::checkpoint::list(&folder.checkpoints()).first() {
+        let step = last.file_name().and_then(|name| name.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
+        summary["step"] = json!(step);
+        summary["checkpoint"] = json!(last);
+    }
+    let written = serde_json::to_vec_pretty(&summary).map_err(Into::into).and_then(|json| folder.put(NAME, json));
+    if let Err(error) = written {
+        log::warn!("{error:#}");
+    }
 }
 
 /// Writes the summary and prints the run's line, both in rank 0 only; the value is the process's exit code.
 /// # Errors
-/// The summary, or metrics that still wait, cannot be written: the run is complete all the same, and that is said.
+/// The summary, or metrics that still wait, cannot be written: the run is complete all the same, and the error says so.
 pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
-    let manifest = trainer.manifest.clone();
     let (ending, code) = match outcome.ending {
         Ending::Finished => ("finished", 0),
         Ending::MaxSteps => ("max_steps", 0),
         Ending::Signal(code) => ("signal", code as u8),
     };
     let summary = Summary {
-        ending,
-        step: manifest.step,
-        total_steps: manifest.total_steps,
-        epochs: trainer.plan.epochs(manifest.step),
-        loss: outcome.loss,
-        z_std: outcome.z_std,
+        loss: Some(outcome.loss),
+        z_std: Some(outcome.z_std),
         collapsed: outcome.collapsed,
-        knn_top1_random: manifest.knn_random,
         knn_top1: outcome.knn_top1,
-        images_per_second: outcome.images_per_second,
+        images_per_second: Some(outcome.images_per_second),
         seconds: started.elapsed().as_secs_f64(),
         images_skipped: skipped,
         steps_skipped: outcome.steps_skipped,
-        device: &manifest.device,
-        precision: &manifest.precision,
-        checkpoint: &outcome.checkpoint,
+        checkpoint: Some(outcome.checkpoint.clone()),
+        ..Summary::new(trainer, ending)
     };
     let json = serde_json::to_vec_pretty(&summary)?;
     let logged = trainer.logger.as_mut().map_or(Ok(()), |logger| logger.finish());
-    let written = logged.and_then(|()| trainer.saver.folder.put("summary.json", json));
-    written.with_context(|| format!("{} is written, but not all about it", outcome.checkpoint.display()))?;
-    if !trainer.saver.folder.is_own() {
-        return Ok(code); // rank 0 speaks
+    let written = logged.and_then(|()| trainer.saver.folder.put(NAME, json));
+    let checkpoint = outcome.checkpoint.display();
+    written.with_context(|| format!("{checkpoint} is written, but not all of the metrics or the summary"))?;
+    if trainer.group.is_first() {
+        // Whoever reads stdout may be gone; the run is complete all the same.
+        let _ = writeln!(std::io::stdout(), "{}", summary.line(outcome));
     }
-    let verb = match outcome.ending {
-        Ending::Finished => "finished",
-        Ending::MaxSteps => "stopped at train.max_steps",
-        Ending::Signal(_) => "stopped by a signal (go on with --resume auto)",
-    };
-    let knn = match (summary.knn_top1_random, summary.knn_top1) {
-        (Some(random), Some(trained)) => {
-            format!(", k-NN top-1 {:.1} % (random encoder {:.1} %)", 100.0 * trained, 100.0 * random)
-        }
-        (None, Some(trained)) => format!(", k-NN top-1 {:.1} %", 100.0 * trained),
-        _ => String::new(),
-    };
-    let mut skipped = match summary.images_skipped {
-        0 => String::new(),
-        count => format!(", {count} unreadable images passed over"),
-    };
-    if summary.steps_skipped > 0 {
-        skipped += &format!(", {} steps skipped", summary.steps_skipped);
-    }
-    let loss = if summary.loss.is_finite() { format!(", loss {:.4}", summary.loss) } else { String::new() };
-    let line = format!(
-        "{verb}: step {} of {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
-        summary.step,
-        summary.total_steps,
-        summary.images_per_second,
-        summary.seconds,
-        summary.checkpoint.display()
-    );
-    // Whoever reads stdout may be gone; the run is complete all the same.
-    let _ = writeln!(std::io::stdout(), "{line}");
     Ok(code)
+}
+
+impl Summary {
+    /// The line on stdout.
+    fn line(&self, outcome: &Outcome) -> String {
+        let verb = match outcome.ending {
+            Ending::Finished => "finished",
+            Ending::MaxSteps => "stopped at train.max_steps",
+            Ending::Signal(_) => "stopped by a signal (continue with --resume auto)",
+        };
+        let knn = match (self.knn_top1_random, self.knn_top1) {
+            (Some(random), Some(trained)) => {
+                format!(", k-NN top-1 {:.1} % (random encoder {:.1} %)", 100.0 * trained, 100.0 * random)
+            }
+            (None, Some(trained)) => format!(", k-NN top-1 {:.1} %", 100.0 * trained),
+            _ => String::new(),
+        };
+        let mut skipped = match self.images_skipped {
+            0 => String::new(),
+            count => format!(", {count} unreadable images skipped"),
+        };
+        if self.steps_skipped > 0 {
+            skipped += &format!(", {} steps skipped", self.steps_skipped);
+        }
+        let loss = if outcome.loss.is_finite() { format!(", loss {:.4}", outcome.loss) } else { String::new() };
+        format!(
+            "{verb}: step {} of {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
+            self.step,
+            self.total_steps,
+            outcome.images_per_second,
+            self.seconds,
+            outcome.checkpoint.display()
+        )
+    }
 }

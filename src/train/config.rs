@@ -60,10 +60,12 @@ pub struct TrainConfig {
     pub cuda_graph: CudaGraph,
     /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null: run to the end.
     pub max_steps: Option<u64>,
-    /// What to do about a step whose loss or gradient is not finite: stop (the default), or skip_step, which leaves
-    /// weights, optimizer, target and BatchNorm statistics as they were. On CUDA skip_step waits for the device in
-    /// every step; stop does not, and notices one step later.
+    /// What to do when the loss or gradient of a step is NaN or Inf: stop (the default), or skip_step, which restores the
+    /// state before the step. On CUDA skip_step waits for the device in every step; stop does not, and detects NaN one
+    /// step later.
     pub on_non_finite: OnNonFinite,
+    /// Start even where the estimated memory exceeds what the machine or the GPU has. Default false.
+    pub ignore_memory: bool,
     /// With skip_step: stop after this many skipped steps in a row, at least 1. Default 10.
     pub max_skipped_steps: u64,
 }
@@ -83,6 +85,7 @@ impl Default for TrainConfig {
             cuda_graph: CudaGraph::Auto,
             max_steps: None,
             on_non_finite: OnNonFinite::Stop,
+            ignore_memory: false,
             max_skipped_steps: 10,
         }
     }
@@ -114,6 +117,7 @@ impl Section for TrainConfig {
             "cuda_graph",
             "deterministic",
             "max_steps",
+            "ignore_memory",
             "on_non_finite",
             "max_skipped_steps",
         ])

@@ -7,8 +7,8 @@ use crate::augment::AugmentConfig;
 use crate::byol::Views;
 use crate::byol::timing::{Part, lap};
 use crate::data::loader::Batch;
-use native::Normalizer;
 use native::stream::Ring;
+use native::{ImageLayout, Normalizer};
 
 /// Buffers that batches go to a GPU in: one being computed on, one on its way, one being filled.
 const SLOTS: usize = 3;
@@ -23,17 +23,13 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Views are in bf16 where forward passes are, so that autocast has nothing to cast.
-    /// # Errors
-    /// What libtorch says.
-    pub fn new(augment: &AugmentConfig, device: Device, channels_last: bool, bf16: bool) -> Result<Self> {
-        let normalizer = Normalizer::new(augment.mean, augment.std, device, channels_last, bf16)?;
+    /// `layout` is in bf16 where forward passes are, so that autocast has nothing to cast.
+    pub fn new(augment: &AugmentConfig, device: Device, layout: ImageLayout) -> Result<Self> {
+        let normalizer = Normalizer::new(augment.mean, augment.std, device, layout)?;
         Ok(Self { normalizer, device, size: augment.size as i64, ring: None })
     }
 
     /// Both views of a micro-batch.
-    /// # Errors
-    /// What libtorch says.
     pub fn views(&mut self, batch: &Batch) -> Result<Views> {
         if !self.device.is_cuda() {
             let shape = [batch.indices.len() as i64, self.size, self.size, 3];
@@ -47,25 +43,19 @@ impl Feed {
     }
 
     /// The bytes of a micro-batch's views to `to`, `[2 N, S, S, 3]` on the GPU, for [`Self::normalized`] to read.
-    /// # Errors
-    /// What libtorch says.
     pub fn copy(&mut self, batch: &Batch, to: &Tensor) -> Result<()> {
         Self::send(&mut self.ring, self.device, batch, |bytes| Ok(to.view([-1]).f_copy_(bytes)?))
     }
 
-    /// A place for [`Self::copy`] to put a micro-batch of `images`.
-    /// # Errors
-    /// What libtorch says.
-    pub fn place(&self, images: usize) -> Result<Tensor> {
+    /// An input for [`Self::copy`] to fill with a micro-batch of `images`.
+    pub fn input(&self, images: usize) -> Result<Tensor> {
         let shape = [2 * images as i64, self.size, self.size, 3];
         Ok(Tensor::f_empty(shape, (tch::Kind::Uint8, self.device))?)
     }
 
-    /// Views from such a place.
-    /// # Errors
-    /// What libtorch says.
-    pub fn normalized(&self, place: &Tensor) -> Result<Views> {
-        normalized(&self.normalizer, place, self.size)
+    /// Views from such an input.
+    pub fn normalized(&self, input: &Tensor) -> Result<Views> {
+        normalized(&self.normalizer, input, self.size)
     }
 
     fn send<T>(

@@ -1,13 +1,15 @@
-//! The training loop around a step of [`byol`](crate::byol).
+//! The training loop around a step of [`byol`](crate::byol); [`steps`] is the loop itself.
 
 mod config;
 mod executor;
 mod feed;
+mod interval;
 mod monitor;
 mod non_finite;
 mod plan;
 mod run_folder;
 mod saving;
+mod steps;
 mod trainer;
 
 pub use config::{CudaGraph, MonitorConfig, OnWriteError, OutputConfig, Precision, TrainConfig};

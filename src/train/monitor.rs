@@ -1,4 +1,4 @@
-//! Watching a run: has it collapsed, and do its features tell classes apart?
+//! Monitoring of a run: collapse of the projections, k-NN accuracy of the features.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::byol::Byol;
 use crate::data::Dataset;
 use crate::eval::{self, ExtractOptions, Features, Interrupted};
 
-/// Warns, once, when the projections of different images become alike.
+/// Warns, once, when the projections of different images become nearly equal.
 pub struct CollapseWatch {
-    /// Below this deviation the run has collapsed.
+    /// A deviation below this is a collapse.
     limit: f64,
     healthy: f64,
-    /// It has happened.
+    /// The projections collapsed at some step.
     pub collapsed: bool,
 }
 
@@ -26,10 +26,13 @@ impl CollapseWatch {
         Self { limit: config.collapse_threshold * healthy, healthy, collapsed: false }
     }
 
-    /// Looks at the deviation after `step` steps.
-    pub fn look(&mut self, step: u64, z_std: f64) {
+    /// Checks the deviation after `step` steps, and logs a collapse in rank 0.
+    pub fn check(&mut self, step: u64, z_std: f64, warn: bool) {
         if z_std < self.limit && !self.collapsed {
             self.collapsed = true;
+            if !warn {
+                return;
+            }
             log::warn!(
                 "step {step}: the run has collapsed: projections of different images are nearly the same (deviation \
                  {z_std:.5}, healthy is about {:.5}). What helps: a lower optimizer.base_lr, ema.base_tau closer to 1, \
@@ -55,9 +58,9 @@ pub struct KnnWatch {
 }
 
 impl KnnWatch {
-    /// Top-1 accuracy, 0 to 1; `None` where a signal cut it short, in whichever process.
+    /// Top-1 accuracy, 0 to 1; `None` where a signal to any process stopped it.
     /// # Errors
-    /// Unreadable images where the config says `fail`; images without labels; what libtorch says.
+    /// Unreadable images where the config says `fail`; images without labels.
     pub fn top1(&self, byol: &Byol) -> Result<Option<f64>> {
         match self.accuracy(byol) {
             Err(error) if error.is::<Interrupted>() => Ok(None),
@@ -69,7 +72,7 @@ impl KnnWatch {
         let bank = self.features(byol, &self.bank, self.monitor.knn_train_images)?;
         let queries = self.queries.as_ref().map(|set| self.features(byol, set, self.monitor.knn_eval_images));
         let (k, temperature) = (self.monitor.knn_k, self.monitor.knn_temperature);
-        eval::knn_top1(&bank, queries.transpose()?.as_ref(), k, temperature, self.options.group.as_deref())
+        eval::knn_top1(&bank, queries.transpose()?.as_ref(), k, temperature, Some(&self.options.group))
     }
 
     /// Features of at most `limit` images of a set.

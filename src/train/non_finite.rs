@@ -1,11 +1,11 @@
-//! Numbers that are no longer numbers: found at the step that makes them, named, and kept out of the weights.
+//! NaN and Inf: found in the step where they first occur, named, and kept out of the weights.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::byol::{Byol, Numbers, StepOutput, Views};
-use crate::model::{Named, Network};
+use crate::byol::{Byol, Numbers, Rates, StepOutput, Views};
+use crate::model::Named;
 
 /// `train.on_non_finite`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,75 +14,71 @@ pub enum OnNonFinite {
     /// End the run; the last good checkpoint stays.
     #[default]
     Stop,
-    /// Leave everything as it was before the step, and go on with the next one.
+    /// Skip the step and restore the state before it.
     SkipStep,
 }
 
-/// Takes the steps of a run and looks at their numbers.
+/// Checks loss and gradient of each step for NaN and Inf.
 pub struct Guard {
     policy: OnNonFinite,
-    most_in_a_row: u64,
+    max_in_a_row: u64,
     in_a_row: u64,
-    /// Steps left out so far.
+    /// Steps skipped so far.
     pub skipped: u64,
 }
 
-/// What became of a step.
+/// The outcome of a step.
 pub enum Stepped {
-    /// Taken. By the executor: before its numbers were looked at.
+    /// Taken. The executor takes it before its numbers are checked.
     Taken(StepOutput),
-    /// Left out, for this reason; the state is that before the step.
+    /// Skipped, for this reason; the state is that before the step.
     Skipped(StepOutput, String),
-    /// What is not finite; the run cannot go on.
+    /// What is not finite; the run must stop.
     NotFinite(String),
 }
 
 impl Guard {
     /// Nothing skipped yet.
-    pub fn new(policy: OnNonFinite, most_in_a_row: u64) -> Self {
-        Self { policy, most_in_a_row, in_a_row: 0, skipped: 0 }
+    pub fn new(policy: OnNonFinite, max_in_a_row: u64) -> Self {
+        Self { policy, max_in_a_row, in_a_row: 0, skipped: 0 }
     }
 
-    /// Whether [`Self::step`] is to take the steps: on the CPU, and wherever steps may be skipped. Else a step is run
-    /// by the executor and its numbers are read when the next one is queued.
+    /// Whether to run the steps with [`Self::step`]: on the CPU, and wherever steps may be skipped. Otherwise the
+    /// executor runs a step, and its numbers are read when the next one is queued.
     pub fn checks_before_update(&self, device: Device) -> bool {
         self.policy == OnNonFinite::SkipStep || device == Device::Cpu
     }
 
-    /// One step of BYOL; loss and gradient are looked at before anything is updated.
-    /// # Errors
-    /// What libtorch says.
+    /// One step of BYOL; loss and gradient are checked before anything is updated.
     pub fn step(
         &mut self,
         byol: &mut Byol,
         micro_batches: impl ExactSizeIterator<Item = Result<Views>>,
-        lr: f64,
-        tau: f64,
-        step: u64,
+        rates: Rates,
     ) -> Result<Stepped> {
-        let before = (self.policy == OnNonFinite::SkipStep).then(|| Buffers::of(byol));
-        byol.set_rates(lr, tau, step)?;
+        let before = (self.policy == OnNonFinite::SkipStep).then(|| byol.snapshot_buffers());
+        byol.set_rates(rates)?;
         let output = byol.gradients(micro_batches)?;
         let Some(what) = Numbers::of(&output.fetch()?)?.not_finite() else {
             byol.update()?;
             self.in_a_row = 0;
             return Ok(Stepped::Taken(output));
         };
-        // A parameter that is not finite stays so, whatever is skipped.
-        let (culprit, mended) = match bad_parameter(byol) {
+        // Skipping does not help where a parameter is not finite.
+        let (culprit, skippable) = match bad_parameter(byol) {
             Some(name) => (format!("{name} is not finite"), false),
             None => (bad_gradients(byol), true),
         };
         let what = format!("{what} ({culprit})");
         match before {
-            Some(before) if mended && self.in_a_row < self.most_in_a_row => {
-                before.restore(byol);
+            Some(before) if skippable && self.in_a_row < self.max_in_a_row => {
+                byol.restore(&before)?;
                 self.in_a_row += 1;
                 self.skipped += 1;
-                let most = self.most_in_a_row;
-                Ok(Stepped::Skipped(output, format!("{what}; {} in a row, at most {most}", self.in_a_row)))
+                let max = self.max_in_a_row;
+                Ok(Stepped::Skipped(output, format!("{what}; {} in a row, at most {max}", self.in_a_row)))
             }
-            Some(_) if mended => Ok(Stepped::NotFinite(format!(
+            Some(_) if skippable => Ok(Stepped::NotFinite(format!(
                 "{what}, after {} skipped steps in a row (train.max_skipped_steps)",
                 self.in_a_row
             ))),
@@ -103,58 +99,24 @@ impl Numbers {
     }
 }
 
-/// BatchNorm's running statistics, which a forward pass moves.
-struct Buffers {
-    values: Vec<Tensor>,
-    tracked: [i64; 2],
-}
-
-fn buffers(byol: &Byol) -> impl Iterator<Item = &Named> {
-    [&byol.online, &byol.target].into_iter().flat_map(|network| &network.params.buffers)
-}
-
-impl Buffers {
-    fn of(byol: &Byol) -> Self {
-        let _no_grad = tch::no_grad_guard();
-        let tracked = [&byol.online, &byol.target].map(|network| network.batches_tracked.get());
-        Self { values: buffers(byol).map(|named| named.tensor.copy()).collect(), tracked }
-    }
-
-    fn restore(&self, byol: &Byol) {
-        let _no_grad = tch::no_grad_guard();
-        for (named, value) in buffers(byol).zip(&self.values) {
-            named.tensor.shallow_clone().copy_(value);
-        }
-        byol.online.batches_tracked.set(self.tracked[0]);
-        byol.target.batches_tracked.set(self.tracked[1]);
-    }
-}
-
 /// Name of the first parameter or buffer of either network with a value that is not finite.
 pub(super) fn bad_tensor(byol: &Byol) -> Option<String> {
-    first_bad(byol, |network| network.params.parameters.iter().chain(&network.params.buffers).collect())
+    not_finite(&byol.model_tensors()).into_iter().next()
 }
 
 /// The same of the parameters alone.
 pub(super) fn bad_parameter(byol: &Byol) -> Option<String> {
-    first_bad(byol, |network| network.params.parameters.iter().collect())
-}
-
-fn first_bad(byol: &Byol, of: impl Fn(&Network) -> Vec<&Named>) -> Option<String> {
-    let networks = [("online", of(&byol.online)), ("target", of(&byol.target))];
-    let named: Vec<(String, Tensor)> = networks
-        .into_iter()
-        .flat_map(|(prefix, tensors)| tensors.into_iter().map(move |n| (prefix, n)))
-        .map(|(prefix, n)| (format!("{prefix}.{}", n.name), n.tensor.shallow_clone()))
-        .collect();
-    not_finite(&named).into_iter().next()
+    not_finite(&byol.parameters()).into_iter().next()
 }
 
 /// Which gradients are not finite. The backward pass runs from the loss to the first layer, so the one built last is
 /// where it began.
 fn bad_gradients(byol: &Byol) -> String {
-    let gradient = |n: &Named| Some((n.name.clone(), n.tensor.grad())).filter(|(_, grad)| grad.defined());
-    let named: Vec<(String, Tensor)> = byol.online.params.parameters.iter().filter_map(gradient).collect();
+    let gradient = |n: &Named| {
+        let tensor = n.tensor.grad();
+        tensor.defined().then(|| Named { name: n.name.clone(), tensor })
+    };
+    let named: Vec<Named> = byol.online.params.parameters.iter().filter_map(gradient).collect();
     let bad = not_finite(&named);
     match &bad[..] {
         [] => "every gradient is finite".into(),
@@ -165,13 +127,13 @@ fn bad_gradients(byol: &Byol) -> String {
 }
 
 /// Names of the tensors with a value that is not finite.
-fn not_finite(tensors: &[(String, Tensor)]) -> Vec<String> {
+fn not_finite(tensors: &[Named]) -> Vec<String> {
     let _no_grad = tch::no_grad_guard();
-    // A sum in f64 is finite only where every part is. One look at all of them first.
-    let sums: Vec<Tensor> = tensors.iter().map(|(_, tensor)| tensor.sum(Kind::Double)).collect();
+    // A sum in f64 is finite only where every value is. First one sum over all of them, read once.
+    let sums: Vec<Tensor> = tensors.iter().map(|named| named.tensor.sum(Kind::Double)).collect();
     if sums.is_empty() || Tensor::stack(&sums, 0).sum(Kind::Double).double_value(&[]).is_finite() {
         return Vec::new();
     }
     let bad = tensors.iter().zip(&sums).filter(|(_, sum)| !sum.double_value(&[]).is_finite());
-    bad.map(|((name, _), _)| name.clone()).collect()
+    bad.map(|(named, _)| named.name.clone()).collect()
 }

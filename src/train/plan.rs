@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::TrainConfig;
+use crate::byol::Rates;
 use crate::optim::{self, EmaConfig, OptimizerConfig, ScheduleConfig};
 
 /// Lengths in optimizer steps, and the two schedules over them.
@@ -10,8 +11,11 @@ use crate::optim::{self, EmaConfig, OptimizerConfig, ScheduleConfig};
 pub struct Plan {
     /// Optimizer steps of an epoch; images that do not fill a last batch are left out (another set each epoch).
     pub steps_per_epoch: u64,
-    /// Optimizer steps of the run: K of the paper.
+    /// Optimizer steps of the run: K of the paper, but for [`Self::offset`].
     pub total_steps: u64,
+    /// Steps of the whole schedule.
+    schedule_steps: u64,
+    offset: i64,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
     /// Learning rate after warm-up.
@@ -37,9 +41,12 @@ impl Plan {
                 "train.batch_size: found {batch}, expected at most the {images} training images; lower it, or add images"
             );
         }
+        let total_steps = steps_per_epoch * schedule.epochs;
         Ok(Self {
             steps_per_epoch,
-            total_steps: steps_per_epoch * schedule.epochs,
+            total_steps,
+            schedule_steps: total_steps,
+            offset: 0,
             warmup_steps: (steps_per_epoch as f64 * schedule.warmup_epochs).round() as u64,
             peak_lr: optimizer.peak_lr(train.batch_size),
             final_lr_factor: schedule.final_lr_factor,
@@ -47,18 +54,38 @@ impl Plan {
         })
     }
 
-    /// Learning rate of update `step`, from 0.
-    pub fn lr(&self, step: u64) -> f64 {
-        optim::learning_rate(step, self.warmup_steps, self.total_steps, self.peak_lr, self.final_lr_factor)
+    /// From here on step `step` is at `position` in the schedule, which then ends that much earlier or later.
+    pub fn place(&mut self, step: u64, position: u64) {
+        self.offset = position as i64 - step as i64;
+        self.total_steps = self.schedule_steps.saturating_add_signed(-self.offset);
     }
 
-    /// tau of the target's update after update `step`, from 0.
-    pub fn tau(&self, step: u64) -> f64 {
-        optim::tau(step, self.total_steps, &self.ema)
+    /// Steps that the schedule is ahead of the run, see [`Self::place`].
+    pub fn offset(&self) -> i64 {
+        self.offset
+    }
+
+    /// Where in the schedule a run is after `steps` updates. The two differ only where a resumed run has another number
+    /// of steps an epoch than before.
+    pub fn position(&self, steps: u64) -> u64 {
+        steps.saturating_add_signed(self.offset)
+    }
+
+    /// Learning rate and tau of update `step`, from 0.
+    pub fn rates(&self, step: u64) -> Rates {
+        let at = self.position(step);
+        let lr = optim::learning_rate(at, self.warmup_steps, self.schedule_steps, self.peak_lr, self.final_lr_factor);
+        Rates { lr, tau: optim::tau(at, self.schedule_steps, &self.ema), step }
     }
 
     /// Epochs done after `steps` updates, with their fraction.
     pub fn epochs(&self, steps: u64) -> f64 {
-        steps as f64 / self.steps_per_epoch as f64
+        self.position(steps) as f64 / self.steps_per_epoch as f64
+    }
+
+    /// The number of epochs done where update `steps`, counted from 1, is the last of one.
+    pub fn epoch_ended(&self, steps: u64) -> Option<u64> {
+        let position = self.position(steps);
+        position.is_multiple_of(self.steps_per_epoch).then_some(position / self.steps_per_epoch)
     }
 }

@@ -1,4 +1,4 @@
-//! The folder of a run: made, locked against a second run, and made again should it vanish.
+//! The folder of a run: created, locked against a second run, and created again if it is deleted.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -9,17 +9,17 @@ use anyhow::{Context, Result, bail};
 
 use crate::checkpoint;
 
-/// A run's folder while the run is at work in it.
+/// A run's folder while the run writes to it.
 pub struct RunFolder {
     dir: PathBuf,
-    /// Locked while it is open, by whatever end of the process: a file that a dead process left locks nothing.
-    /// `None` where rank 0 has it.
+    /// Locked while it is open; the system unlocks it when the process ends, so stale locks are ignored. `None` where
+    /// rank 0 has it.
     lock: Option<File>,
-    /// What [`Self::put`] wrote, for a folder that has to be made again.
+    /// What [`Self::put`] wrote, for a folder that has to be created again.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
-/// Another process has taken the folder: nothing is to be written there, now or later.
+/// Another process has locked the folder: this one must no longer write to it.
 #[derive(Debug)]
 pub struct InUse(String);
 
@@ -32,10 +32,9 @@ impl std::fmt::Display for InUse {
 impl std::error::Error for InUse {}
 
 impl RunFolder {
-    /// Makes the folder and finds out, before any work, whether it can be written and whether it is free; removes
-    /// what a killed run left half-written.
+    /// Creates and locks the folder before any work, and removes unfinished files of a killed run.
     /// # Errors
-    /// It cannot be made or written; another process is at work in it, which is named.
+    /// It cannot be created or written; another process has locked it, with its id.
     pub fn take(dir: &Path) -> Result<Self> {
         let lock = lock(dir).map_err(|error| error.context("output.dir"))?;
         let folder = Self { dir: dir.into(), lock: Some(lock), files: Vec::new() };
@@ -44,7 +43,7 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The same folder in another process of the run than rank 0, which alone writes there: it may not even see it.
+    /// The same folder in the run's other processes; only rank 0 writes to it.
     pub fn for_worker(dir: &Path) -> Self {
         Self { dir: dir.into(), lock: None, files: Vec::new() }
     }
@@ -64,9 +63,7 @@ impl RunFolder {
         self.dir.join("checkpoints")
     }
 
-    /// Writes a file of the run, whole or not at all.
-    /// # Errors
-    /// What the system says, with the path.
+    /// Writes a file of the run atomically.
     pub fn put(&mut self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
         if !self.is_own() {
             return Ok(());
@@ -77,9 +74,9 @@ impl RunFolder {
         written
     }
 
-    /// Makes the folder again, with its lock and files, where it was deleted or moved under the run.
+    /// Creates the folder again, with its lock and files, where it was deleted or moved under the run.
     /// # Errors
-    /// [`InUse`] if another process was faster; what the system says.
+    /// [`InUse`] if another process has locked it.
     pub fn hold(&mut self) -> Result<()> {
         let Some(own) = &self.lock else { return Ok(()) };
         let own = own.metadata().context("reading the lock")?;
@@ -91,16 +88,16 @@ impl RunFolder {
             }
             _ => {}
         }
-        log::warn!("{} was deleted or moved under the run: making it again", self.dir.display());
+        log::warn!("{} was deleted or moved under the run: creating it again", self.dir.display());
         self.lock = Some(lock(&self.dir)?);
         self.files.iter().try_for_each(|(name, bytes)| checkpoint::write_file(&self.dir.join(name), bytes))
     }
 }
 
-/// Makes `dir` and takes its lock, which names this process.
+/// Creates `dir` and takes its lock, which holds this process's id.
 fn lock(dir: &Path) -> Result<File> {
     let checkpoints = dir.join("checkpoints");
-    fs::create_dir_all(&checkpoints).with_context(|| format!("cannot make {}", checkpoints.display()))?;
+    fs::create_dir_all(&checkpoints).with_context(|| format!("cannot create {}", checkpoints.display()))?;
     let path = dir.join("lock");
     let writing = || format!("cannot write {}", path.display());
     let mut lock =
@@ -120,11 +117,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_one_runs_and_a_dead_ones_lock_is_no_lock() -> Result<()> {
+    fn a_second_run_is_refused_and_stale_locks_are_ignored() -> Result<()> {
         let root = tempfile::tempdir()?;
         let dir = root.path().join("run");
         fs::create_dir(&dir)?;
-        fs::write(dir.join("lock"), "999999999\n")?; // left by a process that is no more
+        fs::write(dir.join("lock"), "999999999\n")?; // left by a process that has ended
         let first = RunFolder::take(&dir)?;
         assert_eq!(fs::read_to_string(dir.join("lock"))?, format!("{}\n", std::process::id()));
         let error = format!("{:#}", RunFolder::take(&dir).err().expect("taken"));
@@ -135,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_folder_is_made_again_unless_another_run_has_it() -> Result<()> {
+    fn a_deleted_folder_is_created_again_unless_another_run_has_it() -> Result<()> {
         let root = tempfile::tempdir()?;
         let dir = root.path().join("run");
         let mut run = RunFolder::take(&dir)?;

@@ -1,4 +1,4 @@
-//! When and how a run's checkpoints are written, and what becomes of one that cannot be.
+//! When and how a run's checkpoints are written, and what happens when one cannot be.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -15,9 +15,9 @@ pub struct Saver {
     /// The run's folder.
     pub folder: RunFolder,
     output: OutputConfig,
-    /// Steps of the last checkpoint that is on disk, as far as this run knows.
+    /// Step of the last checkpoint that was written.
     saved: u64,
-    /// Steps of the one that was tried last, and why it is not.
+    /// Step and error of the last attempt, where it failed.
     failure: Option<(u64, String)>,
 }
 
@@ -27,17 +27,19 @@ impl Saver {
         Self { folder, output, saved, failure: None }
     }
 
-    /// Whether the config asks for a checkpoint after `done` steps, of which an epoch has `steps_per_epoch`.
-    pub fn due(&self, done: u64, steps_per_epoch: u64) -> bool {
-        let epochs = self.output.checkpoint_every_epochs.map(|epochs| epochs.saturating_mul(steps_per_epoch));
-        [epochs, self.output.checkpoint_every_steps].iter().flatten().any(|&steps| done.is_multiple_of(steps))
+    /// Whether the config asks for a checkpoint after `done` steps, the last one of epoch `epoch` (from 1) where there is
+    /// one.
+    pub fn due(&self, done: u64, epoch: Option<u64>) -> bool {
+        let due = |count: Option<u64>, every: Option<u64>| {
+            every.zip(count).is_some_and(|(every, count)| count.is_multiple_of(every))
+        };
+        due(epoch, self.output.checkpoint_every_epochs) || due(Some(done), self.output.checkpoint_every_steps)
     }
 
-    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, older ones make room for
-    /// it, but never the newest. One that cannot be written is warned of and left to the next time, unless the config
-    /// says otherwise.
+    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, the oldest ones are removed
+    /// to make room, but never the newest. A failure is logged, and the next checkpoint tries again.
     /// # Errors
-    /// It cannot be written and `output.on_write_error` is `stop`; another run has taken the folder.
+    /// It cannot be written and `output.on_write_error` is `stop`; another run has locked the folder.
     pub fn save(&mut self, byol: &Byol, manifest: &Manifest) -> Result<()> {
         if !self.folder.is_own() {
             self.saved = manifest.step;
@@ -76,24 +78,24 @@ impl Saver {
             log::warn!("{error:#}; removing the oldest of {there} checkpoints to make room");
             checkpoint::clean(&checkpoints, keep);
             if checkpoint::list(&checkpoints).len() == there {
-                return Err(error); // it cannot be removed, as was said
+                return Err(error); // it cannot be removed, which was logged
             }
         }
     }
 
-    /// Whether the last try failed.
+    /// Whether the last attempt failed.
     pub fn failing(&self) -> bool {
         self.failure.is_some()
     }
 
-    /// Whether the state after `step` steps is on disk, or was tried to be put there.
+    /// Whether a checkpoint of step `step` was written, or attempted.
     pub fn tried(&self, step: u64) -> bool {
         step <= self.saved || self.failure.as_ref().is_some_and(|(tried, _)| *tried == step)
     }
 
-    /// At the end of a run: is the state of its last step on disk?
+    /// At the end of a run.
     /// # Errors
-    /// It is not: why, and what there is.
+    /// The checkpoint of its last step could not be written: why, and which is the last good one.
     pub fn finish(&self, step: u64) -> Result<()> {
         if let Some((_, why)) = &self.failure {
             let kept = self.kept();
@@ -102,7 +104,7 @@ impl Saver {
         Ok(())
     }
 
-    /// What there is to go on from, in words.
+    /// Which checkpoint a resumed run would start from, in words.
     pub fn kept(&self) -> String {
         match checkpoint::list(&self.folder.checkpoints()).first() {
             Some(path) => format!("the last good checkpoint is {}", path.display()),

@@ -3,11 +3,10 @@
 //! same weights, mmpretrain's tau being one step later.
 
 use crate::support::CPU;
-use byol::byol::ema::Ema;
 use byol::byol::loss::l2_normalize;
-use byol::byol::{Byol, Views};
+use byol::byol::{Byol, Rates, Views};
 use byol::model::{Arch, ModelConfig, Network, Stem};
-use byol::optim::{Optimizer, OptimizerConfig};
+use byol::optim::OptimizerConfig;
 use tch::{Kind, Tensor};
 
 const STEPS: u64 = 6;
@@ -26,10 +25,9 @@ fn start() -> Byol {
     online.params.to_kind(Kind::Double);
     let mut target = Network::target_of(&online, &config, CPU);
     target.params.to_kind(Kind::Double);
-    let ema = Ema::new(CPU);
-    ema.set(0.0).and_then(|()| ema.update(&target, &online)).expect("an exact copy in f64");
-    let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
-    Byol { online, target, optimizer, ema, ranks: None, bf16: false, device: CPU }
+    let byol = Byol::new(online, target, &OptimizerConfig::default());
+    move_target(&byol, 0.0); // an exact copy in f64
+    byol
 }
 
 fn move_target(byol: &Byol, tau: f64) {
@@ -88,7 +86,8 @@ fn both_orders_walk_through_the_same_weights() {
         mmpretrain_step(&mut theirs, &views(step), step);
         // Their target now is what our loss of this step saw.
         assert!(difference(&theirs.target, &ours.target) < 1e-9, "target seen at step {step}");
-        ours.step([Ok(views(step))].into_iter(), lr(step), tau(step), step).expect("a step");
+        let rates = Rates { lr: lr(step), tau: tau(step), step };
+        ours.step([Ok(views(step))].into_iter(), rates).expect("a step");
         assert!(difference(&theirs.online, &ours.online) < 1e-9, "online after step {step}");
     }
     assert!(difference(&ours.online, &before.online) > 1e-3, "the weights moved");

@@ -4,13 +4,12 @@
 use crate::support::CPU;
 use crate::support::run::Run;
 use byol::augment::AugmentConfig;
-use byol::byol::ema::Ema;
-use byol::byol::{Byol, Views};
+use byol::byol::{Byol, Rates, Views};
 use byol::data::loader::Batch;
 use byol::model::{Arch, ModelConfig, Network, Stem};
-use byol::optim::{Algorithm, Optimizer, OptimizerConfig};
+use byol::optim::{Algorithm, OptimizerConfig};
 use byol::train::{CudaGraph, Executor, Feed};
-use native::Normalizer;
+use native::{ImageLayout, Normalizer};
 use tch::{Kind, Tensor};
 
 const STEPS: u64 = 20;
@@ -31,8 +30,9 @@ fn byol(bf16: bool, kind: Kind) -> Byol {
         params.to_kind(kind);
         params.to_channels_last();
     }
-    let optimizer = Optimizer::new(&sgd(), &online.params);
-    Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16, device: CPU }
+    let mut byol = Byol::new(online, target, &sgd());
+    byol.bf16 = bf16;
+    byol
 }
 
 /// Bytes of step `step`.
@@ -52,21 +52,22 @@ fn augment() -> AugmentConfig {
     AugmentConfig { size: SIZE, ..AugmentConfig::default() }
 }
 
-fn rates(step: u64) -> (f64, f64, u64) {
-    (0.1 * (1.0 - step as f64 / STEPS as f64), 0.9 + 0.005 * step as f64, step)
+const LAYOUT: ImageLayout = ImageLayout { channels_last: true, bf16: false };
+
+fn rates(step: u64) -> Rates {
+    Rates { lr: 0.1 * (1.0 - step as f64 / STEPS as f64), tau: 0.9 + 0.005 * step as f64, step }
 }
 
 /// Losses of the steps and the weights of both networks after them.
-fn train(byol: &mut Byol, mut step: impl FnMut(&mut Byol, &Batch, (f64, f64, u64)) -> Tensor) -> (Vec<f64>, Tensor) {
+fn train(byol: &mut Byol, mut step: impl FnMut(&mut Byol, &Batch, Rates) -> Tensor) -> (Vec<f64>, Tensor) {
     let losses = (0..STEPS).map(|number| step(byol, &batch(number), rates(number)).double_value(&[])).collect();
-    let networks = [&byol.online.params, &byol.target.params];
-    let all = networks.iter().flat_map(|params| params.parameters.iter().chain(&params.buffers));
-    (losses, Tensor::cat(&all.map(|n| n.tensor.detach().flatten(0, -1)).collect::<Vec<_>>(), 0))
+    let all = byol.model_tensors();
+    (losses, Tensor::cat(&all.iter().map(|n| n.tensor.detach().flatten(0, -1)).collect::<Vec<_>>(), 0))
 }
 
 /// The step as the binary runs it on the CPU.
 fn fast(bf16: bool) -> (Vec<f64>, Tensor) {
-    let mut feed = Feed::new(&augment(), CPU, true, bf16).expect("a feed");
+    let mut feed = Feed::new(&augment(), CPU, ImageLayout { bf16, ..LAYOUT }).expect("a feed");
     let mut executor = Executor::new(CudaGraph::Auto, CPU, None).expect("an executor");
     train(&mut byol(bf16, Kind::Float), |byol, batch, rates| {
         executor.step(byol, &mut feed, &[batch], rates).expect("a step").loss.shallow_clone()
@@ -75,15 +76,15 @@ fn fast(bf16: bool) -> (Vec<f64>, Tensor) {
 
 fn fp32_views(batch: &Batch) -> Views {
     let augment = augment();
-    let normalizer = Normalizer::new(augment.mean, augment.std, CPU, true, false).expect("a normalizer");
+    let normalizer = Normalizer::new(augment.mean, augment.std, CPU, LAYOUT).expect("a normalizer");
     let shape = [IMAGES as i64, SIZE as i64, SIZE as i64, 3];
     [0, 1].map(|view| normalizer.bytes(&batch.views[view], shape).expect("a view"))
 }
 
 #[test]
 fn views_straight_in_bf16_give_the_same_bits() {
-    let (losses, weights) = train(&mut byol(true, Kind::Float), |byol, batch, (lr, tau, step)| {
-        byol.step([Ok(fp32_views(batch))].into_iter(), lr, tau, step).expect("a step").loss
+    let (losses, weights) = train(&mut byol(true, Kind::Float), |byol, batch, rates| {
+        byol.step([Ok(fp32_views(batch))].into_iter(), rates).expect("a step").loss
     });
     let (fast_losses, fast_weights) = fast(true);
     assert_eq!(losses, fast_losses);
@@ -97,7 +98,7 @@ fn many_tensors_at_once_give_the_same_weights() {
     let views = |batch: &Batch| Ok(fp32_views(batch).map(|view| view.to_kind(Kind::Double)));
     let mut momenta: Vec<Tensor> = Vec::new();
     let config = sgd();
-    let (losses, weights) = train(&mut byol(false, Kind::Double), |byol, batch, (lr, tau, _)| {
+    let (losses, weights) = train(&mut byol(false, Kind::Double), |byol, batch, Rates { lr, tau, .. }| {
         let output = byol.gradients([views(batch)].into_iter()).expect("gradients");
         let _no_grad = tch::no_grad_guard();
         for (at, parameter) in byol.online.params.parameters.iter().enumerate() {
@@ -116,8 +117,8 @@ fn many_tensors_at_once_give_the_same_weights() {
         }
         output.loss
     });
-    let (fast_losses, fast_weights) = train(&mut byol(false, Kind::Double), |byol, batch, (lr, tau, step)| {
-        byol.step([views(batch)].into_iter(), lr, tau, step).expect("a step").loss
+    let (fast_losses, fast_weights) = train(&mut byol(false, Kind::Double), |byol, batch, rates| {
+        byol.step([views(batch)].into_iter(), rates).expect("a step").loss
     });
     let apart = (&weights - &fast_weights).norm().double_value(&[]) / weights.norm().double_value(&[]);
     assert!(apart < 1e-9, "{apart}"); // another rounding of the same formulas, over 20 steps

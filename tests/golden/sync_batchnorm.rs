@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{CPU, Fixture};
-use byol::byol::ema::Ema;
-use byol::byol::{Byol, Ranks};
+use byol::byol::{Byol, Ranks, Rates};
 use byol::model::{Arch, BatchNorm, ModelConfig, Network, Params, Stem};
-use byol::optim::{Algorithm, Optimizer, OptimizerConfig};
+use byol::optim::{Algorithm, OptimizerConfig};
 use native::{Autocast, Listen, ProcessGroup, Reducer, Store, channels_last};
 use tch::{Kind, Tensor};
 
@@ -229,11 +228,25 @@ fn the_reducer_averages_announced_passes_and_leaves_others_alone() {
     }
 }
 
-/// Steps, micro-batches, optimizer, channels last.
-type Case = (u64, usize, Algorithm, bool);
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    steps: u64,
+    micro_batches: usize,
+    algorithm: Algorithm,
+    channels_last: bool,
+}
 
-/// Both networks after some steps, and how far they moved; views are the fixture's, parted as the loader parts them.
-fn trained(group: Option<&Arc<ProcessGroup>>, (steps, parts, algorithm, layout): Case) -> (Tensor, Tensor) {
+struct Trained {
+    /// Both networks after the steps.
+    end: Tensor,
+    /// How far they moved.
+    moved: Tensor,
+    /// Of each step.
+    z_std: Vec<f64>,
+}
+
+/// Views are the fixture's, split as the loader splits them.
+fn trained(group: Option<&Arc<ProcessGroup>>, case: Case) -> Trained {
     let fixture = Fixture::open("sync_batchnorm.safetensors");
     let config = ModelConfig {
         arch: Arch::Resnet18,
@@ -248,50 +261,57 @@ fn trained(group: Option<&Arc<ProcessGroup>>, (steps, parts, algorithm, layout):
     let mut target = Network::target_of(&online, &config, CPU);
     for network in [&mut online, &mut target] {
         network.params.to_kind(Kind::Double);
-        if layout {
+        if case.channels_last {
             network.params.to_channels_last();
         }
         group.iter().for_each(|group| network.params.synchronize(group));
     }
-    let ranks = group.map(|group| Ranks::new(group, &online.params).expect("a reducer"));
     let all = |byol: &Byol| {
-        let networks = [&byol.online, &byol.target];
-        let tensors = networks.iter().flat_map(|n| n.params.parameters.iter().chain(&n.params.buffers));
-        Tensor::cat(&tensors.map(|t| t.tensor.detach().contiguous().flatten(0, -1)).collect::<Vec<_>>(), 0)
+        let tensors = byol.model_tensors();
+        Tensor::cat(&tensors.iter().map(|t| t.tensor.detach().contiguous().flatten(0, -1)).collect::<Vec<_>>(), 0)
     };
-    let optimizer_config = OptimizerConfig { name: algorithm, ..OptimizerConfig::default() };
-    let optimizer = Optimizer::new(&optimizer_config, &online.params);
-    let mut byol = Byol { online, target, optimizer, ema: Ema::new(CPU), ranks, bf16: false, device: CPU };
+    let mut byol = Byol::new(online, target, &OptimizerConfig { name: case.algorithm, ..OptimizerConfig::default() });
+    if let Some(group) = group {
+        byol.ranks = Ranks::new(group, &byol.online.params).expect("a reducer");
+    }
     let start = all(&byol);
     let (rank, world) = group.map_or((0, 1), |group| (group.rank as i64, group.world as i64));
-    for step in 0..steps {
+    let parts = case.micro_batches;
+    let step = |step: u64| {
         let view = |part: usize, view: usize| {
             let whole = fixture.fill(&format!("input.{step}.{part}.view{view}"), &[8 / parts as i64, 3, 8, 8]);
             let share = whole.size()[0] / world;
             let own = whole.narrow(0, rank * share, share).to_kind(Kind::Double);
-            if layout { channels_last(&own) } else { own }
+            if case.channels_last { channels_last(&own) } else { own }
         };
         let micro_batches = (0..parts).map(|part| Ok([view(part, 1), view(part, 2)]));
-        byol.step(micro_batches, 0.05, 0.9, step).expect("a step");
-    }
+        let output = byol.step(micro_batches, Rates { lr: 0.05, tau: 0.9, step }).expect("a step");
+        output.z_std.double_value(&[])
+    };
+    let z_std = (0..case.steps).map(step).collect();
     let end = all(&byol);
-    (end.shallow_clone(), end - start)
+    Trained { moved: &end - start, end, z_std }
 }
 
 // What the command's runs show in fp32 only until rounding has grown: in f64 nothing but the mathematics is left.
 #[test]
 fn twenty_steps_in_f64_do_not_depend_on_the_number_of_processes() {
     tch::set_num_threads(1);
+    let case = |steps, micro_batches, algorithm, channels_last| Case { steps, micro_batches, algorithm, channels_last };
     for (worlds, case) in [
-        (&[2, 4][..], (20, 1, Algorithm::Sgd, false)),
-        (&[2], (5, 2, Algorithm::Lars, true)),
-        (&[2], (5, 1, Algorithm::Adamw, false)),
+        (&[2, 4][..], case(20, 1, Algorithm::Sgd, false)),
+        (&[2], case(5, 2, Algorithm::Lars, true)),
+        (&[2], case(5, 1, Algorithm::Adamw, false)),
     ] {
-        let (one, moved) = trained(None, case);
+        let one = trained(None, case);
         for &world in worlds {
-            let ends = group(world, |group| trained(Some(&group), case).0);
-            assert!(ends.iter().all(|end| end.equal(&ends[0])), "the processes differ");
-            let error = (&ends[0] - &one).norm().double_value(&[]) / moved.norm().double_value(&[]);
+            let all = group(world, |group| trained(Some(&group), case));
+            assert!(all.iter().all(|other| other.end.equal(&all[0].end)), "the processes differ");
+            // The deviation of projections is that of the whole batch.
+            for (found, expected) in all[0].z_std.iter().zip(&one.z_std) {
+                assert!((found - expected).abs() < 1e-6 * expected, "{world} processes: z_std {found}, not {expected}");
+            }
+            let error = (&all[0].end - &one.end).norm().double_value(&[]) / one.moved.norm().double_value(&[]);
             println!("{world} processes, {case:?}: {error:.1e} of the way");
             assert!(error < 1e-8, "{world} processes, {case:?}: off by {error:.1e} of the way");
         }

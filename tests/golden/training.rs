@@ -1,8 +1,7 @@
 //! Optimizers, schedules and whole BYOL steps against PyTorch; fixtures by `scripts/reference/model.py`.
 
 use crate::support::{CPU, Fixture};
-use byol::byol::ema::Ema;
-use byol::byol::{Byol, Views};
+use byol::byol::{Byol, Rates, Views};
 use byol::model::{Arch, Init, ModelConfig, Network, Params, Stem};
 use byol::optim::{Algorithm, EmaConfig, Optimizer, OptimizerConfig, TauSchedule, learning_rate, tau};
 use tch::{Kind, Tensor};
@@ -120,8 +119,7 @@ fn check_trajectory(variant: &str, name: Algorithm, channels_last: bool) {
         eta: hyper[3],
         ..OptimizerConfig::default()
     };
-    let optimizer = Optimizer::new(&optimizer_config, &online.params);
-    let mut byol = Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16: false, device: CPU };
+    let mut byol = Byol::new(online, target, &optimizer_config);
     let (losses, lrs) = (fixture.numbers(&format!("{variant}.loss")), fixture.numbers(&format!("{variant}.lr")));
     let parts = hyper[4] as i64;
     let ema = EmaConfig { base_tau: 0.9, schedule: TauSchedule::Cosine };
@@ -131,12 +129,11 @@ fn check_trajectory(variant: &str, name: Algorithm, channels_last: bool) {
         let views = [1, 2].map(|v| fixture.fill(&format!("step{step}.view{v}"), &[16, 3, 16, 16]));
         let micro = |part: i64| -> Views { [0, 1].map(|v| views[v].narrow(0, part * 16 / parts, 16 / parts)) };
         let micro_batches: Vec<Views> = (0..parts).map(micro).collect();
-        let output = byol.step(micro_batches.into_iter().map(Ok), lr, tau(step, 10, &ema), step).expect("a step");
+        let rates = Rates { lr, tau: tau(step, 10, &ema), step };
+        let output = byol.step(micro_batches.into_iter().map(Ok), rates).expect("a step");
         fixture.close(&format!("{variant} loss {step}"), &output.loss, &Tensor::from(losses[step as usize]));
-        for (prefix, network) in [("online", &byol.online), ("target", &byol.target)] {
-            for named in network.params.parameters.iter().chain(&network.params.buffers) {
-                fixture.check(&format!("{variant}.{prefix}.{}", named.name), Some(step as i64), &named.tensor);
-            }
+        for named in byol.model_tensors() {
+            fixture.check(&format!("{variant}.{}", named.name), Some(step as i64), &named.tensor);
         }
     }
     assert_eq!(byol.online.batches_tracked.get(), 20 * parts);

@@ -10,7 +10,7 @@ use crate::support::run::{Random, from_environment};
 use byol::byol::Byol;
 use byol::checkpoint::{self, Manifest};
 use byol::model::{Arch, ModelConfig, Network, Stem};
-use byol::optim::{Algorithm, Optimizer, OptimizerConfig};
+use byol::optim::{Algorithm, OptimizerConfig};
 
 fn byol(arch: Arch, projection_dim: i64, name: Algorithm, seed: u64) -> Byol {
     tch::set_num_threads(1);
@@ -25,8 +25,7 @@ fn byol(arch: Arch, projection_dim: i64, name: Algorithm, seed: u64) -> Byol {
     };
     let online = Network::online(&config, CPU, seed);
     let target = Network::target_of(&online, &config, CPU);
-    let optimizer = Optimizer::new(&OptimizerConfig { name, ..OptimizerConfig::default() }, &online.params);
-    Byol { online, target, optimizer, ema: byol::byol::ema::Ema::new(CPU), ranks: None, bf16: false, device: CPU }
+    Byol::new(online, target, &OptimizerConfig { name, ..OptimizerConfig::default() })
 }
 
 fn small(seed: u64) -> Byol {

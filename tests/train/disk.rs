@@ -160,7 +160,7 @@ fn a_folder_deleted_under_the_run_is_made_again() {
     run.wait_for(&run.checkpoint(5));
     let moved = run.folder.path().join("moved");
     fs::rename(run.dir(), &moved).expect("moved"); // the same to the run as deleted, but for one instant
-    let said = run.wait_until_said("was deleted or moved under the run: making it again");
+    let said = run.wait_until_said("was deleted or moved under the run: creating it again");
     assert!(!said.contains("\nerror: "), "{said}");
     run.wait_until_said("metrics.jsonl is gone: beginning a new one");
     let second = run.command(&RESUME).stdout(Stdio::null()).output().expect("byol runs");

@@ -9,5 +9,6 @@ mod killed;
 mod non_finite;
 mod old_runs;
 mod repeat;
+mod resume;
 mod run;
 mod signals;

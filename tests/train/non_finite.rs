@@ -1,11 +1,10 @@
-//! Steps whose numbers are not finite: found at once, named, and without a trace where they are skipped.
+//! Steps with NaN or Inf: found at once and named; the state is restored where they are skipped.
 
 use crate::support::CPU;
 use crate::support::run::{Run, failed, text};
-use byol::byol::ema::Ema;
-use byol::byol::{Byol, Numbers, Views};
+use byol::byol::{Byol, Numbers, Rates, Views};
 use byol::model::{Arch, ModelConfig, Named, Network, Stem};
-use byol::optim::{Optimizer, OptimizerConfig};
+use byol::optim::OptimizerConfig;
 use byol::train::{Guard, OnNonFinite, Stepped};
 use tch::{Kind, Tensor};
 
@@ -22,9 +21,10 @@ fn byol() -> Byol {
     };
     let online = Network::online(&config, CPU, 0);
     let target = Network::target_of(&online, &config, CPU);
-    let optimizer = Optimizer::new(&OptimizerConfig::default(), &online.params);
-    Byol { online, target, optimizer, ema: Ema::new(CPU), ranks: None, bf16: false, device: CPU }
+    Byol::new(online, target, &OptimizerConfig::default())
 }
+
+const RATES: Rates = Rates { lr: 0.1, tau: 0.9, step: 0 };
 
 /// Views of four images; `bad` puts one infinite value into the second micro-batch.
 fn micro_batches(step: i64, bad: bool) -> impl ExactSizeIterator<Item = anyhow::Result<Views>> {
@@ -44,30 +44,28 @@ fn micro_batches(step: i64, bad: bool) -> impl ExactSizeIterator<Item = anyhow::
 
 /// Every number that a step may change.
 fn state(byol: &Byol) -> Vec<(String, Vec<f32>)> {
-    let networks = [&byol.online, &byol.target].into_iter();
-    let mut named: Vec<Named> = networks.flat_map(|n| n.params.state_dict(n.batches_tracked.get())).collect();
-    named.extend(byol.optimizer.state());
+    let named: Vec<Named> = byol.state_dict().into_iter().chain(byol.optimizer.state()).collect();
     let values = |t: &Tensor| Vec::<f32>::try_from(t.detach().to_kind(Kind::Float).contiguous().flatten(0, -1));
     named.into_iter().map(|n| (n.name, values(&n.tensor).expect("values"))).collect()
 }
 
 #[test]
-fn a_skipped_step_leaves_no_trace() {
+fn a_skipped_step_restores_the_state() {
     let (mut skipping, mut spared) = (byol(), byol());
     let mut guard = Guard::new(OnNonFinite::SkipStep, 2);
     for step in 0..4 {
         let bad = step == 1 || step == 2;
         let before = state(&skipping);
-        match guard.step(&mut skipping, micro_batches(step, bad), 0.1, 0.9, step as u64).expect("libtorch is content") {
+        match guard.step(&mut skipping, micro_batches(step, bad), RATES).expect("libtorch is content") {
             Stepped::Skipped(_, why) => {
                 assert!(bad && why.contains("the loss is NaN") && why.contains("gradients are not finite"), "{why}");
                 assert!(why.ends_with(&format!("; {step} in a row, at most 2")), "{why}");
-                assert!(state(&skipping) == before, "step {step} left a trace");
+                assert!(state(&skipping) == before, "step {step} changed the state");
             }
             Stepped::Taken(output) => {
                 let numbers = output.fetch().and_then(|fetched| Numbers::of(&fetched)).expect("numbers");
                 assert!(!bad && numbers.not_finite().is_none());
-                spared.step(micro_batches(step, false), 0.1, 0.9, step as u64).expect("a step");
+                spared.step(micro_batches(step, false), RATES).expect("a step");
             }
             Stepped::NotFinite(what) => panic!("{what}"),
         }
@@ -76,7 +74,7 @@ fn a_skipped_step_leaves_no_trace() {
     assert_eq!(guard.skipped, 2);
     // A good step begins the count anew; a third bad one in a row is too many.
     for (step, skipped) in [(4, true), (5, true), (6, false)] {
-        let stepped = guard.step(&mut skipping, micro_batches(step, true), 0.1, 0.9, step as u64).expect("a step");
+        let stepped = guard.step(&mut skipping, micro_batches(step, true), RATES).expect("a step");
         match stepped {
             Stepped::Skipped(..) => assert!(skipped),
             Stepped::NotFinite(what) => assert!(!skipped && what.contains("after 2 skipped steps in a row"), "{what}"),
@@ -90,7 +88,7 @@ fn a_gradient_or_parameter_is_found_within_the_step_and_named() {
     let mut stopping = byol();
     let before = state(&stopping);
     let mut guard = Guard::new(OnNonFinite::Stop, 10);
-    match guard.step(&mut stopping, micro_batches(0, true), 0.1, 0.9, 0).expect("a step") {
+    match guard.step(&mut stopping, micro_batches(0, true), RATES).expect("a step") {
         Stepped::NotFinite(what) => {
             assert!(
                 what.starts_with("the loss is NaN (70 of 70 gradients are not finite, nearest to the loss "),
@@ -109,7 +107,7 @@ fn a_gradient_or_parameter_is_found_within_the_step_and_named() {
         let mut broken = byol();
         let weight = broken.online.params.parameters.iter().find(|n| n.name == "encoder.layer2.0.conv1.weight");
         let _ = tch::no_grad(|| weight.expect("a layer").tensor.get(1).fill_(f64::NAN));
-        match Guard::new(policy, 10).step(&mut broken, micro_batches(0, false), 0.1, 0.9, 0).expect("a step") {
+        match Guard::new(policy, 10).step(&mut broken, micro_batches(0, false), RATES).expect("a step") {
             Stepped::NotFinite(what) => {
                 assert!(what.contains("(online.encoder.layer2.0.conv1.weight is not finite)"), "{what}");
             }

@@ -35,6 +35,9 @@ impl ImageFolder {
     /// Indexes `data.path`: a list, a folder, or its subfolder `train` if there are but sets in it.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
         let root = train_root(config)?;
+        if config.path.as_ref() != Some(&root) {
+            log::info!("training on {}", root.display());
+        }
         Self::open(&root, class_folders(&root)?, config)
     }
 
@@ -134,7 +137,6 @@ fn train_root(config: &DataConfig) -> Result<PathBuf> {
     if !sets || !folders.iter().any(|name| name == "train") {
         return Ok(path.clone());
     }
-    log::info!("training on {}", path.join("train").display());
     Ok(path.join("train"))
 }
 

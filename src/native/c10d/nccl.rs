@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Listen, Opaque, Store, milliseconds};
+use super::store::{Listen, Opaque, Store, milliseconds};
 use crate::library::{Errors, Library};
 
 /// The shared object; empty where it could not be built.
@@ -29,23 +29,26 @@ fn functions() -> Result<(Errors, New)> {
     FUNCTIONS.get_or_init(load).clone().map_err(|why| anyhow!("NCCL cannot be used: {why}"))
 }
 
-/// A `c10d::ProcessGroupNCCL` for GPU number `device`, to be handed to a process group. Sets variables of the
+/// One process of a group, and the number of its GPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub rank: usize,
+    pub world: usize,
+    pub device: usize,
+}
+
+/// A `c10d::ProcessGroupNCCL` for this process's GPU, to be handed to a process group. Sets variables of the
 /// environment that c10d and NCCL read.
 /// # Errors
 /// NCCL cannot be used here; what c10d says.
-pub(super) fn backend(
-    store: &Store,
-    [rank, world, device]: [usize; 3],
-    listen: &Listen,
-    timeout: Duration,
-) -> Result<NonNull<Opaque>> {
+pub(super) fn backend(store: &Store, peer: Peer, listen: &Listen, timeout: Duration) -> Result<NonNull<Opaque>> {
     let (errors, new) = functions()?;
-    let (Listen::Address(place) | Listen::Interface(place)) = listen;
-    let (place, interface) = (CString::new(place.as_str())?, matches!(listen, Listen::Interface(_)));
-    let [rank, world, device] = [rank, world, device].map(|number| number as c_int);
+    let (Listen::Address(name) | Listen::Interface(name)) = listen;
+    let (name, interface) = (CString::new(name.as_str())?, matches!(listen, Listen::Interface(_)));
+    let [rank, world, device] = [peer.rank, peer.world, peer.device].map(|number| number as c_int);
     let (ms, mut out) = (milliseconds(timeout), null_mut());
     // SAFETY: the store and the text outlive the call; `out` is ours after success.
-    let status = unsafe { new(store.0.as_ptr(), rank, world, device, place.as_ptr(), interface.into(), ms, &mut out) };
+    let status = unsafe { new(store.as_ptr(), rank, world, device, name.as_ptr(), interface.into(), ms, &mut out) };
     errors.check(status).map_err(|why| anyhow!("NCCL: {why}"))?;
     NonNull::new(out).context("the shim made it")
 }
@@ -67,7 +70,12 @@ mod tests {
         let (port, second) = (listener.local_addr()?.port(), Duration::from_secs(1));
         let store = Store::open("127.0.0.1", port, Some(listener), "byol", second)?;
         let listen = Listen::Address("127.0.0.1".into());
-        let refused = || backend(&store, [0, 1, 0], &listen, second).map(|_| ()).expect_err("no GPU").to_string();
+        let refused = || {
+            backend(&store, Peer { rank: 0, world: 1, device: 0 }, &listen, second)
+                .map(|_| ())
+                .expect_err("no GPU")
+                .to_string()
+        };
         if let Err(why) = load_library("libtorch_cuda.so") {
             println!("skipped: {why}");
             let error = refused();

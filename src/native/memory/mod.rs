@@ -83,6 +83,25 @@ impl Memory {
     }
 }
 
+/// Swap space of the machine, or the control group's limit on it where that is less; none under a limit on addresses.
+pub fn swap_bytes() -> u64 {
+    if getrlimit(Resource::As).current.is_some() {
+        return 0;
+    }
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("SwapTotal:")?.trim().split(' ').next()?.parse().ok());
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    swap_within_groups(total.unwrap_or(0) * 1024, &groups, Path::new("/sys/fs/cgroup"))
+}
+
+/// Version 2 only: the limits of version 1 are on memory and swap together.
+fn swap_within_groups(total: u64, groups: &str, root: &Path) -> u64 {
+    let Some(path) = groups.lines().find_map(|line| line.strip_prefix("0::")) else { return total };
+    let below = root.join(path.trim_start_matches('/'));
+    let limit = |group: &Path| fs::read_to_string(group.join("memory.swap.max")).ok()?.trim().parse().ok();
+    below.ancestors().take_while(|group| group.starts_with(root)).filter_map(limit).fold(total, u64::min)
+}
+
 /// `19.3 MB`, `2.0 GB`.
 pub fn human_bytes(bytes: u64) -> String {
     match bytes {
@@ -155,6 +174,16 @@ mod tests {
         assert_eq!(within("5:cpu:/a\n4:memory:/a\n0::/job"), Memory { total: 500, free: 400 });
         assert_eq!(within("4:memory:/elsewhere"), machine);
         assert!(Memory::of_host().total > 1 << 28);
+    }
+
+    #[test]
+    fn swap_is_what_the_control_groups_allow() {
+        let root = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(root.path().join("job/step")).expect("made");
+        fs::write(root.path().join("job/memory.swap.max"), "300\n").expect("written");
+        fs::write(root.path().join("job/step/memory.swap.max"), "max\n").expect("written");
+        let within = |groups: &str| swap_within_groups(1000, groups, root.path());
+        assert_eq!((within("0::/job/step"), within("0::/other"), within("4:memory:/job")), (300, 1000, 1000));
     }
 
     #[test]

@@ -7,6 +7,15 @@ use crate::simd::widest;
 /// A common multiple of the three channels and of a vector's lanes.
 const CHUNK: usize = 48;
 
+/// The form that a network wants its images in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageLayout {
+    /// Channels innermost in memory (`torch.channels_last`).
+    pub channels_last: bool,
+    /// bf16, rounded from fp32 as autocast would, in place of fp32.
+    pub bf16: bool,
+}
+
 /// Mean and deviation of each channel, and the form that a network wants its images in.
 #[derive(Debug)]
 pub struct Normalizer {
@@ -15,25 +24,21 @@ pub struct Normalizer {
     /// The same on the device, where that is not the CPU.
     there: Option<(Tensor, Tensor)>,
     device: Device,
-    channels_last: bool,
-    bf16: bool,
+    layout: ImageLayout,
 }
 
 impl Normalizer {
-    /// `mean` and `std` are of values in 0 to 1. Images come out on `device`, their channels innermost in memory with
-    /// `channels_last` (`torch.channels_last`), as bf16 (rounded from fp32, as autocast would) or fp32.
-    /// # Errors
-    /// What libtorch says.
-    pub fn new(mean: [f64; 3], std: [f64; 3], device: Device, channels_last: bool, bf16: bool) -> Result<Self> {
+    /// `mean` and `std` are of values in 0 to 1. Images come out on `device`.
+    pub fn new(mean: [f64; 3], std: [f64; 3], device: Device, layout: ImageLayout) -> Result<Self> {
         let scale = std.map(|s| (1.0 / (255.0 * s)) as f32);
         let shift = [0, 1, 2].map(|c| (-mean[c] / std[c]) as f32);
         let there = |values: &[f32; 3]| Tensor::from_slice(values).f_to_device(device);
         let there = device.is_cuda().then(|| Ok::<_, tch::TchError>((there(&scale)?, there(&shift)?))).transpose()?;
-        Ok(Self { scale, shift, there, device, channels_last, bf16 })
+        Ok(Self { scale, shift, there, device, layout })
     }
 
     fn kind(&self) -> Kind {
-        if self.bf16 { Kind::BFloat16 } else { Kind::Float }
+        if self.layout.bf16 { Kind::BFloat16 } else { Kind::Float }
     }
 
     /// `[N, H, W, 3]` bytes to `[N, 3, H, W]`. They cross to a GPU as bytes.
@@ -45,7 +50,7 @@ impl Normalizer {
         }
         let out = Tensor::f_empty(shape, (self.kind(), Device::Cpu))?;
         ensure!(out.numel() == bytes.len() && shape[3] == 3, "found {} bytes for {shape:?}", bytes.len());
-        if self.bf16 {
+        if self.layout.bf16 {
             // SAFETY: a fresh, contiguous CPU tensor of as many bf16 values, which nothing else refers to.
             let out = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast(), bytes.len()) };
             self.fill(bytes, out, rounded);
@@ -73,7 +78,7 @@ impl Normalizer {
 
     fn laid_out(&self, pixels: Tensor) -> Result<Tensor> {
         let planes = pixels.f_permute([0, 3, 1, 2])?;
-        Ok(if self.channels_last { planes } else { planes.f_contiguous()? })
+        Ok(if self.layout.channels_last { planes } else { planes.f_contiguous()? })
     }
 
     /// One pass over the bytes; a multiplication and an addition, each rounded, as libtorch does it.
@@ -114,7 +119,8 @@ mod tests {
     #[test]
     fn normalized_bytes_are_the_formula_in_channels_first_order() -> Result<()> {
         let bytes: Vec<u8> = (0..2 * 4 * 5 * 3).map(|v| (v * 2) as u8).collect();
-        let x = Normalizer::new(MEAN, STD, Device::Cpu, true, false)?.bytes(&bytes, [2, 4, 5, 3])?;
+        let layout = ImageLayout { channels_last: true, bf16: false };
+        let x = Normalizer::new(MEAN, STD, Device::Cpu, layout)?.bytes(&bytes, [2, 4, 5, 3])?;
         assert_eq!(x.size(), [2, 3, 4, 5]);
         assert_eq!(x.stride(), [60, 1, 15, 3]);
         for (n, c, row, column) in [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 2, 3)] {
@@ -131,14 +137,18 @@ mod tests {
         let bytes: Vec<u8> = (0..256 * 3).map(|v| (v / 3) as u8).collect();
         let shape = [1, 16, 16, 3];
         for (channels_last, bf16) in [(true, true), (true, false), (false, true), (false, false)] {
-            let normalizer = Normalizer::new(MEAN, STD, Device::Cpu, channels_last, bf16)?;
+            let layout = ImageLayout { channels_last, bf16 };
+            let normalizer = Normalizer::new(MEAN, STD, Device::Cpu, layout)?;
             let ours = normalizer.bytes(&bytes, shape)?;
             let torchs = normalizer.tensor(&Tensor::from_data_size(&bytes, &shape, Kind::Uint8))?;
-            let fp32 = Normalizer::new(MEAN, STD, Device::Cpu, channels_last, false)?.bytes(&bytes, shape)?;
-            assert!(ours.equal(&torchs) && ours.equal(&fp32.to_kind(ours.kind())), "{channels_last} {bf16}");
+            let fp32 =
+                Normalizer::new(MEAN, STD, Device::Cpu, ImageLayout { bf16: false, ..layout })?.bytes(&bytes, shape)?;
+            assert!(ours.equal(&torchs) && ours.equal(&fp32.to_kind(ours.kind())), "{layout:?}");
             assert_eq!((ours.kind(), ours.stride()), (normalizer.kind(), torchs.stride()));
         }
-        assert!(Normalizer::new(MEAN, STD, Device::Cpu, true, true)?.bytes(&bytes, [1, 16, 15, 3]).is_err());
+        assert!(
+            Normalizer::new(MEAN, STD, Device::Cpu, ImageLayout::default())?.bytes(&bytes, [1, 16, 15, 3]).is_err()
+        );
         Ok(())
     }
 }

@@ -1,0 +1,265 @@
+//! The training loop in stages: take a batch, step, check the numbers, log, save, evaluate.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use native::stream::PendingScalars;
+use tch::Device;
+
+use super::interval::Interval;
+use super::{CollapseWatch, Ending, Guard, Outcome, Stepped, Trainer, non_finite};
+use crate::byol::{Numbers, Rates, StepOutput, StopRequest};
+use crate::data::loader::Batch;
+use crate::logging::StepMetrics;
+use crate::signals::Signals;
+
+/// The loop's state between two steps.
+pub(super) struct Steps<'a> {
+    trainer: &'a mut Trainer,
+    signals: &'a Signals,
+    /// Steps done before this invocation.
+    first: u64,
+    /// Steps done at its end.
+    end: u64,
+    guard: Guard,
+    collapse: CollapseWatch,
+    interval: Interval,
+    training_seconds: f64,
+    /// The last step's numbers, not read yet.
+    pending: Option<Pending>,
+    /// Of the last step that was not skipped.
+    loss: f64,
+    /// Of the last step that was logged.
+    z_std: f64,
+    knn_top1: Option<f64>,
+    /// The number of steps after which the state is known to be finite; none while a step is running.
+    good: Option<u64>,
+}
+
+struct Pending {
+    step: u64,
+    numbers: PendingScalars,
+}
+
+/// What follows a step.
+#[derive(Clone, Copy)]
+struct Due {
+    log: bool,
+    save: bool,
+    request: StopRequest,
+}
+
+impl<'a> Steps<'a> {
+    pub fn new(trainer: &'a mut Trainer, signals: &'a Signals) -> Self {
+        let (first, total) = (trainer.manifest.step, trainer.plan.total_steps);
+        let guard = Guard::new(trainer.train.on_non_finite, trainer.train.max_skipped_steps);
+        let collapse = CollapseWatch::new(&trainer.monitor, &trainer.byol);
+        let end = trainer.train.max_steps.map_or(total, |max| max.min(total));
+        Self {
+            trainer,
+            signals,
+            first,
+            end,
+            guard,
+            collapse,
+            interval: Interval::start(),
+            training_seconds: 0.0,
+            pending: None,
+            loss: f64::NAN,
+            z_std: f64::NAN,
+            knn_top1: None,
+            good: Some(first),
+        }
+    }
+
+    /// All steps. Where they end with an error that leaves the weights finite, these are saved first.
+    pub fn run(mut self) -> Result<Outcome> {
+        let outcome = self.steps();
+        if let (Err(_), Some(done)) = (&outcome, self.good.filter(|&done| !self.trainer.saver.tried(done))) {
+            match self.trainer.save(done) {
+                Ok(()) if self.trainer.saver.failing() => {} // already logged
+                Ok(()) => log::warn!("saved step {done} before ending"),
+                Err(error) => log::warn!("could not save step {done}: {error:#}"),
+            }
+        }
+        outcome
+    }
+
+    fn steps(&mut self) -> Result<Outcome> {
+        self.evaluate_first()?;
+        for step in self.first..self.end {
+            let done = step + 1;
+            let rates = self.trainer.plan.rates(step);
+            let micro_batches = self.next_micro_batches(done)?;
+            let (output, skipped) = self.step(micro_batches, rates).with_context(|| format!("step {done}"))?;
+            let mut due = self.due(done);
+            if let Some(numbers) = self.check(done, &output, skipped, due)? {
+                due.request = due.request.or(numbers.request);
+                if due.log {
+                    self.log(done, &numbers, rates)?;
+                }
+            }
+            self.trainer.logger.iter().for_each(|logger| logger.advance(done));
+            if due.save || due.request != StopRequest::default() {
+                self.save(done, due.request.checkpoint)?;
+            }
+            if let Some(code) = due.request.end {
+                return self.finish(Ending::Signal(code));
+            }
+            if done == self.end || self.trainer.plan.epoch_ended(done).is_some_and(|epoch| self.knn_due(epoch)) {
+                self.evaluate(done)?;
+            }
+        }
+        self.finish(if self.end == self.trainer.plan.total_steps { Ending::Finished } else { Ending::MaxSteps })
+    }
+
+    /// The accuracy of the random encoder; or that of a run which ended between its last checkpoint and its last
+    /// evaluation.
+    fn evaluate_first(&mut self) -> Result<()> {
+        if self.first == 0 || self.first >= self.end {
+            self.evaluate(self.first)?;
+        }
+        if self.first == 0 {
+            self.trainer.manifest.knn_random = self.knn_top1;
+        }
+        Ok(())
+    }
+
+    /// The next step's micro-batches, still bytes: bad data is then an error before the step, not within it.
+    fn next_micro_batches(&mut self, done: u64) -> Result<Vec<Batch>> {
+        let Trainer { train, loader, group, byol, .. } = &mut *self.trainer;
+        let start = Instant::now();
+        let micro_batches = (0..train.accumulation_steps).map(|_| loader.next_batch()).collect::<Result<_>>()?;
+        self.interval.waited += start.elapsed().as_secs_f64();
+        group.advance(done);
+        byol.ranks.share_signals(self.signals);
+        Ok(micro_batches)
+    }
+
+    /// One optimizer step, or one that is skipped because of NaN or Inf (`true`).
+    fn step(&mut self, micro_batches: Vec<Batch>, rates: Rates) -> Result<(StepOutput, bool)> {
+        self.good = None;
+        let Trainer { byol, feed, executor, loader, group, .. } = &mut *self.trainer;
+        let stepped = if self.guard.checks_before_update(byol.device) {
+            self.guard.step(byol, micro_batches.iter().map(|batch| feed.views(batch)), rates)?
+        } else {
+            let batches: Vec<&Batch> = micro_batches.iter().collect();
+            Stepped::Taken(executor.step(byol, feed, &batches, rates)?)
+        };
+        micro_batches.into_iter().for_each(|batch| loader.recycle(batch));
+        self.interval.steps += 1;
+        match stepped {
+            Stepped::Taken(output) => Ok((output, false)),
+            Stepped::Skipped(output, why) => {
+                if group.is_first() {
+                    log::warn!("step {} is skipped: {why}", rates.step + 1);
+                }
+                Ok((output, true))
+            }
+            Stepped::NotFinite(what) => bail!("{}", self.trainer.not_finite(&what)),
+        }
+    }
+
+    fn due(&self, done: u64) -> Due {
+        let Trainer { monitor, saver, plan, byol, .. } = &*self.trainer;
+        let last = done == self.end;
+        Due {
+            log: done.is_multiple_of(monitor.log_every) || done == 1 || last,
+            save: last || saver.due(done, plan.epoch_ended(done)),
+            request: byol.ranks.own_request(self.signals),
+        }
+    }
+
+    /// Reads numbers that have arrived and fails where they are not finite. On the CPU they are the step's own. On a GPU
+    /// they are those of the step before, which has long ended when this one is queued, except where this one is logged
+    /// or saved: that waits for it.
+    fn check(&mut self, done: u64, output: &StepOutput, skipped: bool, due: Due) -> Result<Option<Numbers>> {
+        let byol = &self.trainer.byol;
+        let previous = self.pending.replace(Pending { step: done, numbers: output.fetch()? });
+        let needed = due.log || due.save || due.request != StopRequest::default();
+        let current = needed || skipped || byol.device == Device::Cpu;
+        let Some(Pending { step, numbers }) = (if current { self.pending.take() } else { previous }) else {
+            return Ok(None);
+        };
+        let numbers = Numbers::of(&numbers)?;
+        if let Some(what) = numbers.not_finite().filter(|_| !skipped) {
+            let culprit = non_finite::bad_parameter(byol).map(|name| format!(" ({name} is not finite)"));
+            bail!("step {step}: {}", self.trainer.not_finite(&(what + &culprit.unwrap_or_default())));
+        }
+        self.good = Some(done);
+        if !skipped {
+            self.loss = numbers.loss;
+        }
+        Ok(Some(numbers))
+    }
+
+    fn log(&mut self, done: u64, numbers: &Numbers, rates: Rates) -> Result<()> {
+        self.z_std = numbers.z_std;
+        let metrics = StepMetrics {
+            step: done,
+            epoch: self.trainer.plan.epochs(done),
+            loss: numbers.loss,
+            lr: rates.lr,
+            tau: rates.tau,
+            z_std: numbers.z_std,
+            images_per_second: self.interval.images_per_second(self.trainer.train.batch_size),
+            data_wait_seconds: self.interval.waited,
+            grad_norm: numbers.grad_norm,
+        };
+        let warn = self.trainer.group.is_first();
+        self.collapse.check(done, numbers.z_std, warn);
+        if let Some(logger) = &mut self.trainer.logger {
+            logger.log(&metrics)?;
+        }
+        self.training_seconds += self.interval.restart();
+        Ok(())
+    }
+
+    fn save(&mut self, done: u64, requested: bool) -> Result<()> {
+        self.interval.pause();
+        self.trainer.save(done)?;
+        if requested && !self.trainer.saver.failing() {
+            log::info!("checkpoint requested by a signal: wrote {}", self.trainer.saver.last().display());
+        }
+        self.interval.resume();
+        Ok(())
+    }
+
+    fn knn_due(&self, epoch: u64) -> bool {
+        self.trainer.monitor.knn_every.is_some_and(|every| epoch.is_multiple_of(every))
+    }
+
+    /// k-NN accuracy after `done` steps, unless it is off, or a signal stops it.
+    fn evaluate(&mut self, done: u64) -> Result<()> {
+        self.interval.pause();
+        let Trainer { knn, byol, logger, plan, .. } = &mut *self.trainer;
+        let top1 = knn.as_ref().map(|knn| knn.top1(byol)).transpose().context("k-NN evaluation")?.flatten();
+        if let (Some(logger), Some(top1)) = (logger, top1) {
+            logger.knn(done, plan.epochs(done), top1)?;
+        }
+        self.knn_top1 = top1.or(self.knn_top1);
+        self.interval.resume();
+        Ok(())
+    }
+
+    fn finish(&mut self, ending: Ending) -> Result<Outcome> {
+        self.training_seconds += self.interval.restart();
+        let step = self.trainer.manifest.step;
+        if self.trainer.saver.failing() {
+            self.trainer.save(step)?; // once more: there may be room by now
+        }
+        self.trainer.saver.finish(step)?;
+        let images = (step - self.first) as f64 * self.trainer.train.batch_size as f64;
+        let seconds = self.training_seconds;
+        Ok(Outcome {
+            ending,
+            loss: self.loss,
+            z_std: self.z_std,
+            collapsed: self.collapse.collapsed,
+            knn_top1: self.knn_top1,
+            steps_skipped: self.guard.skipped,
+            images_per_second: if seconds > 0.0 { images / seconds } else { 0.0 },
+            checkpoint: self.trainer.saver.last(),
+        })
+    }
+}
