@@ -1,7 +1,9 @@
 //! The networks of BYOL (paper, section 3.1): online = encoder f, projector g, predictor q; target = the
 //! same f and g with weights of their own.
 
+mod encoder;
 mod flops;
+mod graph;
 mod heads;
 mod layers;
 mod params;
@@ -13,10 +15,12 @@ use std::cell::Cell;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+pub use encoder::{Encoder, EncoderConfig};
+pub use graph::{Layer, Op};
 pub use heads::Mlp;
 pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
 pub use params::{Init, Named, Params, Scope};
-pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
+pub use resnet::{Arch, Stem};
 pub use size::Size;
 
 /// Section `model` of a config.
@@ -73,13 +77,9 @@ impl Default for ModelConfig {
 
 impl ModelConfig {
     /// The encoder's part.
-    pub fn encoder(&self) -> ResNetConfig {
-        ResNetConfig {
-            arch: self.arch,
-            width: self.width,
-            stem: self.stem,
-            zero_init_residual: self.zero_init_residual,
-        }
+    pub fn encoder(&self) -> EncoderConfig {
+        let &Self { arch, width, stem, zero_init_residual, .. } = self;
+        EncoderConfig { arch, width, stem, zero_init_residual }
     }
 
     /// Out-of-range values as (key, what was found and what is accepted).
@@ -105,7 +105,7 @@ impl ModelConfig {
 #[derive(Debug)]
 pub struct Network {
     /// f: images to representations.
-    pub encoder: ResNet,
+    pub encoder: Encoder,
     projector: Mlp,
     predictor: Option<Mlp>,
     /// D: length of a projection.
@@ -135,7 +135,7 @@ impl Network {
 
     fn new(config: &ModelConfig, mut params: Params, predicts: bool) -> Self {
         let mut root = params.root();
-        let encoder = ResNet::new(root.sub("encoder"), &config.encoder());
+        let encoder = Encoder::new(root.sub("encoder"), &config.encoder());
         let (hidden, dim, bias) = (config.projector_hidden, config.projection_dim, config.output_bias);
         let projector = Mlp::new(root.sub("projector"), encoder.feature_dim, hidden, dim, bias);
         let predictor = predicts.then(|| Mlp::new(root.sub("predictor"), dim, config.predictor_hidden, dim, bias));

@@ -2,18 +2,18 @@
 
 use crate::support::{CPU, Fixture};
 use byol::byol::loss::{regression_loss, z_std};
-use byol::model::{Arch, Mlp, Params, ResNet, ResNetConfig, Stem};
+use byol::model::{Arch, Encoder, EncoderConfig, Mlp, Params, Stem};
 use tch::Kind;
 
-fn config(arch: Arch, width: f64, stem: Stem) -> ResNetConfig {
-    ResNetConfig { arch, width, stem, zero_init_residual: false }
+fn config(arch: Arch, width: f64, stem: Stem) -> EncoderConfig {
+    EncoderConfig { arch, width, stem, zero_init_residual: false }
 }
 
 // model.train(); features = model(x); (features * G).sum().backward(); model.eval(); model(x)
-fn check_resnet(case: &str, config: ResNetConfig, size: i64) {
+fn check_resnet(case: &str, config: EncoderConfig, size: i64) {
     let fixture = Fixture::open("resnet.safetensors");
     let mut params = Params::new(CPU, Some(0));
-    let encoder = ResNet::new(params.root(), &config);
+    let encoder = Encoder::new(params.root(), &config);
     fixture.fill_params("", &mut params);
     let x = fixture.fill("input.view1", &[4, 3, size, size]);
     let features = encoder.forward(&x, true);
@@ -72,7 +72,7 @@ fn parameter_counts_are_torchvisions() {
         };
         let stem = if row[1] == 1.0 { Stem::Cifar } else { Stem::Imagenet };
         let mut params = Params::new(CPU, None);
-        ResNet::new(params.root(), &config(arch, row[2] / 100.0, stem));
+        Encoder::new(params.root(), &config(arch, row[2] / 100.0, stem));
         assert_eq!(params.count(), row[3] as i64, "{row:?}");
     }
 }
@@ -127,7 +127,7 @@ fn loss_and_its_gradients_are_pytorchs() {
 fn initial_weights_are_drawn_as_pytorch_draws_them() {
     let fixture = Fixture::open("init.safetensors");
     let mut params = Params::new(CPU, Some(3));
-    ResNet::new(params.root(), &config(Arch::Resnet18, 1.0, Stem::Imagenet));
+    Encoder::new(params.root(), &config(Arch::Resnet18, 1.0, Stem::Imagenet));
     let mut convolutions = 0;
     for parameter in &params.parameters {
         let values = &parameter.tensor;
