@@ -87,9 +87,13 @@ fn model_in_python(config: &EncoderConfig) -> String {
         (false, stem) => {
             let base = (64.0 * config.width).round() as i64;
             let block = if arch.bottleneck() { "Bottleneck" } else { "BasicBlock" };
+            let inner = match arch.groups() {
+                (1, 64) => String::new(),
+                (groups, per_group) => format!(", groups={groups}, width_per_group={per_group}"),
+            };
             let mut lines = format!(
                 "import torch; from torchvision.models.resnet import ResNet, {block}\n\
-                 model = ResNet({block}, [1, 1, 1, 1])\n\
+                 model = ResNet({block}, [1, 1, 1, 1]{inner})\n\
                  model.conv1, model.bn1 = torch.nn.Conv2d(3, {base}, 7, 2, 3, bias=False), torch.nn.BatchNorm2d({base})\n\
                  model.inplanes = {base}\n\
                  for i, blocks in enumerate({:?}):\n    \

@@ -59,4 +59,22 @@ mod tests {
             assert_eq!(online.step_flops(size), 2.0 * (both + forward + 4.0 * projector + 3.0 * predictor));
         }
     }
+
+    /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The counter
+    /// takes the backward pass of a grouped convolution for that of one group, so there it is not compared.)
+    #[test]
+    fn grouped_and_wide_convolutions_count_as_in_pytorch() {
+        for (arch, at_224, at_97, cifar) in [
+            (Arch::Resnext50_32x4d, 8_456_863_744.0, 2_041_480_576.0, 2_687_893_504.0),
+            (Arch::Resnext101_32x8d, 32_823_934_976.0, 8_067_418_496.0, 10_644_488_192.0),
+            (Arch::WideResnet50_2, 22_791_946_240.0, 5_571_254_656.0, 7_368_736_768.0),
+            (Arch::WideResnet101_2, 45_502_005_248.0, 11_248_769_408.0, 14_784_266_240.0),
+        ] {
+            let cases = [(Stem::Imagenet, 224, at_224), (Stem::Imagenet, 97, at_97), (Stem::Cifar, 32, cifar)];
+            for (stem, size, expected) in cases {
+                let layers = ModelConfig { arch, stem, ..ModelConfig::default() }.encoder().layers();
+                assert_eq!(forward_flops(&layers, size).0, expected, "{arch} {stem} {size}");
+            }
+        }
+    }
 }

@@ -27,7 +27,8 @@ pub use size::Size;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152 or resnet200. Default resnet50.
+    /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152, resnet200, resnext50_32x4d, resnext101_32x8d,
+    /// wide_resnet50_2 or wide_resnet101_2. Default resnet50.
     pub arch: Arch,
     /// Factor on every channel count, 0.25 to 4 in steps of 1/64. Default 1.
     pub width: f64,

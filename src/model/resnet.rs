@@ -1,6 +1,7 @@
 //! ResNet encoders, "v1.5": the stride of a bottleneck is on its 3x3 convolution, as in torchvision, whose
 //! parameter names these are. The paper's family: 50/101/152/200 layers, widths 1x to 4x (section 3.3);
-//! the width multiplies every channel count, the stem's too.
+//! the width multiplies every channel count, the stem's too. Beside it ResNeXt (arXiv 1611.05431), whose 3x3
+//! convolutions are grouped, and Wide ResNet (arXiv 1605.07146), whose are twice as wide.
 
 use std::collections::BTreeMap;
 
@@ -26,19 +27,37 @@ pub enum Arch {
     Resnet152,
     /// Bottlenecks 3, 24, 36, 3.
     Resnet200,
+    /// Those of ResNet-50 with 32 groups of 4 channels.
+    Resnext50_32x4d,
+    /// Those of ResNet-101 with 32 groups of 8 channels.
+    Resnext101_32x8d,
+    /// Those of ResNet-50 with twice the inner channels.
+    WideResnet50_2,
+    /// Those of ResNet-101 with twice the inner channels.
+    WideResnet101_2,
 }
 
 impl Arch {
     /// Every one.
-    pub const ALL: [Self; 6] =
-        [Self::Resnet18, Self::Resnet34, Self::Resnet50, Self::Resnet101, Self::Resnet152, Self::Resnet200];
+    pub const ALL: [Self; 10] = [
+        Self::Resnet18,
+        Self::Resnet34,
+        Self::Resnet50,
+        Self::Resnet101,
+        Self::Resnet152,
+        Self::Resnet200,
+        Self::Resnext50_32x4d,
+        Self::Resnext101_32x8d,
+        Self::WideResnet50_2,
+        Self::WideResnet101_2,
+    ];
 
     /// Residual blocks of each stage.
     pub fn blocks(self) -> [usize; 4] {
         match self {
             Self::Resnet18 => [2, 2, 2, 2],
-            Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
-            Self::Resnet101 => [3, 4, 23, 3],
+            Self::Resnet34 | Self::Resnet50 | Self::Resnext50_32x4d | Self::WideResnet50_2 => [3, 4, 6, 3],
+            Self::Resnet101 | Self::Resnext101_32x8d | Self::WideResnet101_2 => [3, 4, 23, 3],
             Self::Resnet152 => [3, 8, 36, 3],
             Self::Resnet200 => [3, 24, 36, 3],
         }
@@ -47,6 +66,17 @@ impl Arch {
     /// Whether its blocks are bottlenecks (1x1, 3x3, 1x1) or basic ones (3x3, 3x3).
     pub fn bottleneck(self) -> bool {
         !matches!(self, Self::Resnet18 | Self::Resnet34)
+    }
+
+    /// Groups of a bottleneck's 3x3 convolution, and the channels of each in the first stage at width 1: torchvision's
+    /// `groups` and `width_per_group`.
+    pub fn groups(self) -> (i64, i64) {
+        match self {
+            Self::Resnext50_32x4d => (32, 4),
+            Self::Resnext101_32x8d => (32, 8),
+            Self::WideResnet50_2 | Self::WideResnet101_2 => (1, 128),
+            _ => (1, 64),
+        }
     }
 }
 
@@ -97,26 +127,30 @@ struct Conv {
     output: i64,
     kernel: i64,
     stride: i64,
+    groups: i64,
 }
 
 impl Conv {
     fn new(input: i64, output: i64, kernel: i64, stride: i64) -> Self {
-        Self { input, output, kernel, stride }
+        Self { input, output, kernel, stride, groups: 1 }
     }
 }
 
-/// Those of a block whose inner layers have `planes` channels.
+/// Those of a block of `planes` channels, which the inner layers of a bottleneck share among the groups.
 fn convolutions(arch: Arch, input: i64, planes: i64, stride: i64) -> Vec<Conv> {
     if !arch.bottleneck() {
         return vec![Conv::new(input, planes, 3, stride), Conv::new(planes, planes, 3, 1)];
     }
-    vec![Conv::new(input, planes, 1, 1), Conv::new(planes, planes, 3, stride), Conv::new(planes, 4 * planes, 1, 1)]
+    let (groups, per_group) = arch.groups();
+    let inner = planes * per_group / 64 * groups;
+    let middle = Conv { groups, ..Conv::new(inner, inner, 3, stride) };
+    vec![Conv::new(input, inner, 1, 1), middle, Conv::new(inner, 4 * planes, 1, 1)]
 }
 
 /// A convolution and its BatchNorm; the value is its output.
 fn conv_bn(graph: &mut Graph, names: [&str; 2], x: usize, conv: Conv, weight: f64) -> usize {
-    let Conv { input, output, kernel, stride } = conv;
-    let op = Op::Conv { input, output, kernel, stride, padding: kernel / 2, groups: 1 };
+    let Conv { input, output, kernel, stride, groups } = conv;
+    let op = Op::Conv { input, output, kernel, stride, padding: kernel / 2, groups };
     let x = graph.push(names[0], op, &[x]);
     graph.push(names[1], Op::BatchNorm { channels: output, weight }, &[x])
 }

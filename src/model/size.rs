@@ -65,6 +65,8 @@ mod tests {
             (Arch::Resnet18, 0.25, Stem::Cifar, false),
             (Arch::Resnet34, 0.5, Stem::Imagenet, true),
             (Arch::Resnet50, 0.25, Stem::Imagenet, false),
+            (Arch::Resnext50_32x4d, 0.25, Stem::Cifar, false),
+            (Arch::WideResnet50_2, 0.25, Stem::Imagenet, false),
         ] {
             let (projector_hidden, projection_dim, predictor_hidden) = (40, 24, 56);
             let config = ModelConfig {

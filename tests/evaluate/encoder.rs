@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::{CPU, Fixture, TinyRun};
 use byol::eval::{Branch, Encoder, EncoderOptions, Represent};
+use byol::export::{self, ExportOptions, Format, ImageSize};
 use byol::model::{self, Arch, EncoderConfig, Params, Stem};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -78,6 +79,38 @@ fn torchvisions_own_networks_give_torchvisions_features() {
         encoder.params.to_kind(fixture.kind);
         let x = fixture.fill("input.view1", &[4, 3, 64, 64]);
         fixture.check(&format!("{case}.features_eval"), None, &encoder.net.forward(&x, false));
+    }
+}
+
+#[test]
+fn every_encoder_is_recognized_by_its_shapes() {
+    for arch in Arch::ALL {
+        for (stem, width) in [(Stem::Imagenet, 1.0), (Stem::Cifar, 0.25), (Stem::Imagenet, 0.375), (Stem::Cifar, 2.0)] {
+            let config = EncoderConfig { arch, width, stem, zero_init_residual: false };
+            let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
+            let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
+            assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
+        }
+    }
+}
+
+#[test]
+fn resnext_and_wide_resnet_files_are_read_and_exported_in_all_formats() {
+    let fixture = Fixture::open("encoder.safetensors");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.safetensors");
+    for arch in [Arch::Resnext50_32x4d, Arch::Resnext101_32x8d, Arch::WideResnet50_2, Arch::WideResnet101_2] {
+        write(&path, &state_dict(&fixture, arch, 0.25, Stem::Imagenet));
+        let encoder = open(&path).expect("opened");
+        assert_eq!((encoder.config.arch, encoder.net.feature_dim), (arch, 512));
+        let size = Some(ImageSize::Fixed(64));
+        for (format, fold_batchnorm) in Format::ALL.map(|f| (f, false)).into_iter().chain([(Format::ALL[2], true)]) {
+            let image_size = size.filter(|_| format.name() != "torchscript");
+            let options = ExportOptions { fold_batchnorm, image_size, ..ExportOptions::default() };
+            let output = folder.path().join(format.name());
+            export::write(&encoder, format, &options, &output).expect("written");
+            export::verify(&encoder, format, &options, &output).and_then(|found| found.check()).expect("the same");
+        }
     }
 }
 
