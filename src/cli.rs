@@ -120,7 +120,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Arguments of `byol export-encoder`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors file of a ResNet with
+    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors file with
     /// torchvision's names.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,

@@ -33,6 +33,11 @@ CASES = {
     "resnet18 x2": ("resnet18", 2.0, "imagenet", 64),
     "resnet50": ("resnet50", 1.0, "imagenet", 64),
     "resnet50 x2": ("resnet50", 2.0, "imagenet", 64),
+    "resnext50_32x4d": ("resnext50_32x4d", 1.0, "imagenet", 64),
+    "resnext101_32x8d": ("resnext101_32x8d", 1.0, "imagenet", 64),
+    "wide_resnet50_2": ("wide_resnet50_2", 1.0, "imagenet", 64),
+    "wide_resnet101_2": ("wide_resnet101_2", 1.0, "imagenet", 64),
+    "resnext50_32x4d x0.5 cifar": ("resnext50_32x4d", 0.5, "cifar", 32),
 }
 MEAN, STD = [0.48, 0.45, 0.40], [0.23, 0.22, 0.25]
 CONFIG = """
@@ -106,7 +111,7 @@ def check_case(name, args):
     normalised = (plain - mean) / std
 
     model = printed(export(args, run, folder / "encoder.safetensors"), {})["model"]
-    standard = arch in ("resnet18", "resnet50") and width == 1.0
+    standard = width == 1.0
     keys = model.load_state_dict(load_file(folder / "encoder.safetensors"), strict=False)
     assert keys.missing_keys == (["fc.weight", "fc.bias"] if standard else []) and not keys.unexpected_keys, keys
     counts = [v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")]

@@ -156,8 +156,11 @@ def check_against_torchvision():
 
 
 def resnet_case(depth, stem, width, size, seed, perturb=0.0):
+    return network_case(WideResNet(depth, stem, width), size, seed, perturb)
+
+
+def network_case(model, size, seed, perturb=0.0, samples=64):
     out = {}
-    model = WideResNet(depth, stem, width)
     fill_module(model, seed)
     x = fill("input.view1", (4, 3, size, size), seed)
     x = x * (1.0 + perturb * fill("perturb", x.shape, seed))
@@ -165,10 +168,10 @@ def resnet_case(depth, stem, width, size, seed, perturb=0.0):
     put(out, "features_train", features, 512)
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
-            put(out, name, buffer)
+            put(out, name, buffer, samples)
     (features * fill("grad.features", tuple(features.shape), seed)).sum().backward()
     for name, parameter in model.named_parameters():
-        put(out, name + ".grad", parameter.grad)
+        put(out, name + ".grad", parameter.grad, samples)
     with torch.no_grad():
         put(out, "features_eval", model.eval()(x), 512)
     return out
@@ -198,6 +201,59 @@ def resnets(seed):
     for depth, cifar, percent, count in rows:
         if percent == 100:
             assert count == paper[depth] - 7680 * cifar, (depth, cifar, count)
+    out["parameter_counts"] = torch.tensor(rows)
+    return out
+
+
+# ---- relatives: grouped and wide bottlenecks
+
+RELATIVES = {  # depth, groups, width per group, as torchvision builds them
+    "resnext50_32x4d": (50, 32, 4),
+    "resnext101_32x8d": (101, 32, 8),
+    "wide_resnet50_2": (50, 1, 128),
+    "wide_resnet101_2": (101, 1, 128),
+}
+
+
+def relative(name, stem="imagenet", width=1.0):
+    """WideResNet's rule for the planes, torchvision's for the inner channels of a block."""
+    depth, groups, per_group = RELATIVES[name]
+    model = WideResNet(depth, stem, width)
+    model.groups, model.base_width = groups, per_group
+    model.inplanes = round(64 * width)
+    for stage in range(4):
+        layer = model._make_layer(Bottleneck, round(64 * width * 2**stage), BLOCKS[depth][1][stage],
+                                  stride=1 if stage == 0 else 2)
+        setattr(model, f"layer{stage + 1}", layer)
+    return model
+
+
+def relatives(seed):
+    out = {}
+    for name in RELATIVES:
+        theirs = getattr(torchvision.models, name)()
+        for key, p in theirs.named_parameters():  # torchvision's initial weights: by fan-out, groups or not
+            if key == "layer1.0.conv2.weight":
+                std = math.sqrt(2.0 / (p.shape[0] * p.shape[2] * p.shape[3]))
+                assert abs(p.std().item() / std - 1) < 6 / math.sqrt(2 * p.numel())
+                out[f"{name}.conv_std"] = torch.tensor(std)
+        theirs.fc = nn.Identity()
+        ours = relative(name)
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.ones(1, 3, 64, 64)
+        assert torch.equal(ours.eval()(x), theirs.eval()(x)), name
+        numbers = with_sensitivity(name, lambda perturb=0.0: network_case(relative(name), 64, seed, perturb, 8))
+        out.update({f"{name}.{k}": v for k, v in numbers.items()})
+    odd = functools.partial(relative, "resnext50_32x4d", "cifar", 0.375)  # 1.5 channels a group: 1
+    numbers = with_sensitivity("odd width", lambda perturb=0.0: network_case(odd(), 32, seed, perturb, 8))
+    out.update({f"resnext50_32x4d_w0.375.{k}": v for k, v in numbers.items()})
+    rows = []
+    for at, name in enumerate(RELATIVES):
+        for stem in ["imagenet", "cifar"]:
+            for percent in [25, 50, 100, 200]:
+                with torch.device("meta"):
+                    model = relative(name, stem, percent / 100)
+                rows.append([at, int(stem == "cifar"), percent, sum(p.numel() for p in model.parameters())])
     out["parameter_counts"] = torch.tensor(rows)
     return out
 
@@ -421,13 +477,13 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, default=Path("tests/golden"))
     parser.add_argument("--fp32", action="store_true", help="compute in fp32: only for tests on this very machine")
-    parser.add_argument("--only", choices=["resnet", "encoder", "heads_loss", "optim", "schedules", "trajectory", "init"])
+    parser.add_argument("--only", choices=["resnet", "resnext", "encoder", "heads_loss", "optim", "schedules", "trajectory", "init"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.set_default_dtype(torch.float64)
     lars_golden()
-    makers = {"resnet": resnets, "encoder": encoders, "heads_loss": heads_loss, "optim": optimizers,
+    makers = {"resnet": resnets, "resnext": relatives, "encoder": encoders, "heads_loss": heads_loss, "optim": optimizers,
               "schedules": lambda _: schedule_tables(), "trajectory": trajectories, "init": init}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::data;
 use crate::data::loader::{BadImages, EvalLoader};
 use crate::eval::{Branch, Encoder, EncoderOptions};
-use crate::export::{self, Format, GraphOptions, ImageSize};
+use crate::export::{self, ExportOptions};
 use crate::files;
 use crate::logging::progress::Bar;
 use crate::run::machine::Machine;
@@ -25,7 +25,14 @@ const BATCH: usize = 256;
 /// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExportArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
-    check_options(args)?;
+    let format = args.format;
+    let graph = ExportOptions {
+        normalize: (args.normalize || args.no_normalize).then_some(args.normalize),
+        fold_batchnorm: args.fold_batchnorm,
+        image_size: args.image_size,
+    };
+    check_network(args)?;
+    format.check_options(&graph)?;
     checkpoint::check_output(&args.output, args.force)?;
     // The export is made and verified on the CPU in fp32, whatever the run was trained on.
     native::set_threads(native::default_threads(tch::Device::Cpu).0);
@@ -34,7 +41,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     if is_part_of(&args.output, &encoder.source) {
         bail!("--output {}: is what is exported; choose another name", args.output.display());
     }
-    export::check_size(encoder.params.count(), args.format)?;
+    format.check_size(encoder.params.count())?;
     let config = match &encoder.run {
         Some(run) => Config::of_run(&run.config)?,
         None => Config { augment: encoder.augment.clone(), ..Config::default() },
@@ -51,20 +58,12 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
         recompute(&mut encoder, &config, args.batchnorm_images as usize)?;
     }
 
-    let format = args.format;
-    let size = ImageSize::Fixed(encoder.augment.size as i64);
-    let default_size = if format == Format::Torchscript { ImageSize::Dynamic } else { size };
-    let graph = GraphOptions {
-        normalize: format != Format::Safetensors && !args.no_normalize,
-        fold_batchnorm: args.fold_batchnorm,
-        image_size: args.image_size.unwrap_or(default_size),
-    };
     export::write(&encoder, format, &graph, &args.output)?;
     let output = args.output.display();
     let difference = export::verify(&encoder, format, &graph, &args.output);
     let measured = difference.and_then(|d| d.check()).with_context(|| output.to_string())?;
     let text = format!(
-        "{output}: {}, {:?} of width {}, {:.2} M parameters, from {}; read back: {measured}\n{}\n",
+        "{output}: {}, {} of width {}, {:.2} M parameters, from {}; read back: {measured}\n{}\n",
         format.describe(),
         encoder.config.arch,
         encoder.config.width,
@@ -77,8 +76,8 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Options that do not go together.
-fn check_options(args: &ExportArgs) -> Result<()> {
+/// What --network target needs.
+fn check_network(args: &ExportArgs) -> Result<()> {
     if args.network == Branch::Target {
         if args.checkpoint.is_file() && !args.checkpoint.ends_with("model.safetensors") {
             bail!("--network target: found a file, expected a run's or a checkpoint's folder; leave the option out");
@@ -90,22 +89,7 @@ fn check_options(args: &ExportArgs) -> Result<()> {
             );
         }
     }
-    match args.format {
-        Format::Safetensors if args.normalize => bail!(
-            "--normalize: safetensors holds weights, no graph to put it in (the metadata has mean and std); leave it \
-             out, or use --format onnx or torchscript"
-        ),
-        Format::Safetensors | Format::Torchscript if args.fold_batchnorm => bail!(
-            "--fold-batchnorm: is for --format onnx; torchscript always folds, safetensors keeps torchvision's names"
-        ),
-        Format::Torchscript if args.image_size.is_some() => {
-            bail!("--image-size: is for --format onnx and safetensors; a torchscript module takes any size")
-        }
-        Format::Safetensors if args.image_size == Some(ImageSize::Dynamic) => {
-            bail!("--image-size dynamic: is for --format onnx; safetensors names the size for its readers")
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Whether `output` is the file or in the checkpoint that `source` is.

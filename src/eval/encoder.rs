@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::foreign;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{self, Manifest};
-use crate::model::{BATCH_NORM_MOMENTUM, ModelConfig, Named, Params, Represent, ResNet, ResNetConfig};
+use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
 use native::Autocast;
 
 /// Which of a run's two encoders.
@@ -56,15 +56,15 @@ impl Default for EncoderOptions {
     }
 }
 
-/// A ResNet that is not trained any more, with what is needed to feed it.
+/// An encoder that is not trained any more, with what is needed to feed it.
 #[derive(Debug)]
 pub struct Encoder {
     /// The network.
-    pub net: ResNet,
+    pub net: model::Encoder,
     /// Its tensors, under torchvision's names.
     pub params: Params,
     /// What it is made of.
-    pub config: ResNetConfig,
+    pub config: EncoderConfig,
     /// How images are brought to it: `size`, `mean`, `std` and `eval_resize` count.
     pub augment: AugmentConfig,
     /// The run's checkpoint manifest, with its whole config; `None` for a file from elsewhere.
@@ -88,7 +88,7 @@ impl Encoder {
     /// a warning), a checkpoint's folder, the `model.safetensors` in one, or a safetensors file with torchvision's
     /// names, with or without `fc.*`, `num_batches_tracked` and a common prefix.
     /// # Errors
-    /// Nothing there; damaged; not a ResNet of this program, with all differences.
+    /// Nothing there; damaged; no encoder of this program, with all differences.
     pub fn open(path: &Path, options: &EncoderOptions) -> Result<Self> {
         if path.is_dir() {
             for root in [path.join("checkpoints"), path.to_path_buf()] {
@@ -135,7 +135,7 @@ impl Encoder {
 
     fn of_file(path: &Path, options: &EncoderOptions) -> Result<Self> {
         let bytes = foreign::read(path)?;
-        let file = foreign::ResNetFile::parse(&bytes, options.which).with_context(|| path.display().to_string())?;
+        let file = foreign::EncoderFile::parse(&bytes, options.which).with_context(|| path.display().to_string())?;
         let augment = match (&options.augment, &file.augment) {
             (None, None) => {
                 log::info!(
@@ -153,7 +153,7 @@ impl Encoder {
     }
 
     fn empty(
-        config: ResNetConfig,
+        config: EncoderConfig,
         augment: AugmentConfig,
         run: Option<Manifest>,
         batches_tracked: i64,
@@ -161,7 +161,7 @@ impl Encoder {
         options: &EncoderOptions,
     ) -> Self {
         let mut params = Params::new(options.device, None);
-        let net = ResNet::new(params.root(), &config);
+        let net = model::Encoder::new(params.root(), &config);
         let (which, device, bf16) = (options.which, options.device, options.bf16);
         let (augment, source) = (options.augment.clone().unwrap_or(augment), source.to_path_buf());
         let channels_last = options.channels_last;
@@ -200,8 +200,6 @@ impl Encoder {
     }
 
     /// SHA-256 of all its tensors.
-    /// # Errors
-    /// What libtorch says.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         for Named { name, tensor } in self.params.parameters.iter().chain(&self.params.buffers) {
@@ -217,7 +215,7 @@ impl Encoder {
     /// The same architecture as it is before training: fresh weights, a function of `seed`.
     pub fn random(&self, seed: u64) -> Self {
         let mut params = Params::new(self.device, Some(seed));
-        let net = ResNet::new(params.root(), &self.config);
+        let net = model::Encoder::new(params.root(), &self.config);
         if self.channels_last {
             params.to_channels_last();
         }
@@ -228,7 +226,7 @@ impl Encoder {
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with
     /// the same weight: `torch.optim.swa_utils.update_bn`. Returns the number of batches.
     /// # Errors
-    /// A batch's own; no batch with two images or more; what libtorch says.
+    /// A batch's own; no batch with two images or more.
     pub fn recompute_batchnorm(&mut self, batches: impl Iterator<Item = Result<Tensor>>) -> Result<i64> {
         let _no_grad = tch::no_grad_guard();
         let buffers = &self.params.buffers;

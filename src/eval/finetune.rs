@@ -8,13 +8,13 @@ use tch::{Device, Kind, Tensor};
 use super::features::{Images, View, stream};
 use super::linear::{Outcome, Task, Trial, best};
 use super::{Accuracy, Encoder, Represent, Tally};
-use crate::model::{Linear, Params, ResNet};
+use crate::model::{self, Linear, Params};
 use crate::optim::{Algorithm, Optimizer, OptimizerConfig};
 use native::Autocast;
 
 /// An encoder with a linear classifier, both trained.
 struct Tuned {
-    net: ResNet,
+    net: model::Encoder,
     head: Linear,
     params: Params,
     device: Device,
@@ -25,7 +25,7 @@ impl Tuned {
     /// A copy of `encoder` under a new classifier.
     fn new(encoder: &Encoder, classes: i64, seed: u64) -> Self {
         let mut params = Params::new(encoder.device, Some(seed));
-        let net = ResNet::new(params.root(), &encoder.config);
+        let net = model::Encoder::new(params.root(), &encoder.config);
         let head = Linear::new(params.root().sub("fc"), net.feature_dim, classes, true);
         let _no_grad = tch::no_grad_guard();
         let own = params.parameters.iter().chain(&params.buffers).filter(|n| !n.name.starts_with("fc."));

@@ -1,5 +1,5 @@
-//! A safetensors file with torchvision's names: which ResNet is it? Depth, width and stem are told by names and
-//! shapes, the inputs by the metadata of this program's own exports.
+//! A safetensors file with torchvision's names, whoever trained it. Names and shapes tell which encoder it is, the
+//! metadata of this program's own exports what its inputs are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::encoder::Branch;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
 use crate::files;
-use crate::model::{Arch, Params, ResNetConfig, Stem};
+use crate::model::{Arch, EncoderConfig, Params};
 use crate::section::Section;
 
 /// The file's bytes.
@@ -38,18 +38,18 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// An encoder's tensors in a file, and what they say of it.
-pub(super) struct ResNetFile<'a> {
+pub(super) struct EncoderFile<'a> {
     found: BTreeMap<String, TensorView<'a>>,
-    pub config: ResNetConfig,
+    pub config: EncoderConfig,
     /// `None` where the file is not an export of this program.
     pub augment: Option<AugmentConfig>,
     pub batches_tracked: i64,
 }
 
-impl<'a> ResNetFile<'a> {
+impl<'a> EncoderFile<'a> {
     /// Finds the encoder in a file's bytes: the common prefix of its names is stripped, the classifier left out.
     /// # Errors
-    /// Not a safetensors file; no ResNet, or several; a relative of ResNet that this program does not have.
+    /// Not a safetensors file; no encoder, or several; one that this program does not have.
     pub fn parse(bytes: &'a [u8], which: Branch) -> Result<Self> {
         let all = views(bytes)?;
         let prefix = prefix(&all, which)?;
@@ -77,84 +77,47 @@ impl<'a> ResNetFile<'a> {
         if kinds.iter().any(|kind| kind != "F32") {
             log::info!("{} tensors are taken as F32", Vec::from_iter(kinds).join(" and "));
         }
-        let config = layout(&found)?;
+        let shape = |view: &TensorView| view.shape().iter().map(|&n| n as i64).collect();
+        let shapes = found.iter().map(|(name, view)| (name.as_str(), shape(view))).collect();
+        let config = EncoderConfig::recognize(&shapes)?;
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| anyhow!("reading its header: {e}"))?;
         let augment = metadata.metadata().as_ref().map(inputs).transpose()?.flatten();
         Ok(Self { found, config, augment, batches_tracked })
     }
 
-    /// Copies the tensors into a ResNet of this config.
+    /// Copies the tensors into an encoder of this config.
     /// # Errors
     /// Other names or shapes, all listed.
     pub fn load_into(self, params: &Params) -> Result<()> {
         let mut tensors = params.state_dict(0);
         tensors.retain(|named| !named.name.ends_with(".num_batches_tracked"));
-        let ResNetConfig { arch, width, .. } = self.config;
-        load_views(self.found, &tensors, true).with_context(|| format!("as a {arch:?} of width {width}"))
+        load_views(self.found, &tensors, true).with_context(|| format!("as {}", self.config))
     }
 }
 
 /// What precedes the encoder's names: `encoder.`, `backbone.`, `module.`, nothing, or in a checkpoint's model
 /// `online.encoder.`.
 fn prefix(all: &BTreeMap<String, TensorView>, which: Branch) -> Result<String> {
-    let mut prefixes: Vec<&str> = all.keys().filter_map(|name| name.strip_suffix("layer1.0.conv1.weight")).collect();
-    if let [online, target] = prefixes[..]
-        && (online, target) == ("online.encoder.", "target.encoder.")
-    {
-        prefixes = vec![if which == Branch::Online { online } else { target }];
+    let markers = EncoderConfig::MARKERS;
+    let prefix = |name: &'_ String| markers.iter().find_map(|marker| name.strip_suffix(marker).map(str::to_string));
+    let mut prefixes: Vec<String> = all.keys().filter_map(prefix).collect();
+    if prefixes == ["online.encoder.", "target.encoder."] {
+        prefixes = vec![format!("{}.encoder.", which.name())];
     }
-    match prefixes[..] {
-        [one] => Ok(one.to_string()),
+    match &prefixes[..] {
+        [one] => Ok(one.clone()),
         [] => {
             let some: Vec<&str> = all.keys().take(3).map(String::as_str).collect();
             bail!(
-                "found no layer1.0.conv1.weight among its {} tensors ({}, ...), expected a ResNet with torchvision's names",
+                "found no {} among its {} tensors ({}, ...), expected one of {} with torchvision's names",
+                markers.join(" or "),
                 all.len(),
-                some.join(", ")
+                some.join(", "),
+                Arch::ALL.map(|arch| arch.to_string()).join(", ")
             )
         }
         _ => bail!("found several encoders (under {prefixes:?}), expected one"),
     }
-}
-
-/// Depth, width and stem.
-fn layout(found: &BTreeMap<String, TensorView>) -> Result<ResNetConfig> {
-    let shape = |name: &str| match found.get(name).map(|view| view.shape()) {
-        Some(&[output, input, height, width]) if height == width => Ok([output, input, height]),
-        Some(shape) => bail!("{name}: found shape {shape:?}, expected that of a square convolution"),
-        None => bail!("found no {name}, expected a ResNet with torchvision's names"),
-    };
-    let [channels, _, kernel] = shape("conv1.weight")?;
-    let stem = match kernel {
-        7 => Stem::Imagenet,
-        3 => Stem::Cifar,
-        _ => bail!("conv1.weight: found a kernel of {kernel}, expected 7 (stem imagenet) or 3 (stem cifar)"),
-    };
-    if !(16..=256).contains(&channels) {
-        bail!("conv1.weight: found {channels} output channels, expected 16 to 256 (width 0.25 to 4)");
-    }
-    let blocks = [1, 2, 3, 4].map(|stage| {
-        let stage = format!("layer{stage}.");
-        let numbers = found.keys().filter_map(|name| name.strip_prefix(&stage)?.split('.').next());
-        numbers.collect::<BTreeSet<&str>>().len()
-    });
-    let bottleneck = found.contains_key("layer1.0.conv3.weight");
-    let Some(arch) = Arch::ALL.into_iter().find(|a| a.blocks() == blocks && a.bottleneck() == bottleneck) else {
-        let kind = if bottleneck { "bottlenecks" } else { "basic blocks" };
-        bail!("found {blocks:?} {kind}, expected those of a ResNet-18, 34, 50, 101, 152 or 200");
-    };
-    let [inner, ..] = shape("layer1.0.conv1.weight")?;
-    let [_, input, _] = shape("layer1.0.conv2.weight")?;
-    if input < inner {
-        bail!("layer1.0.conv2.weight: found {} groups, expected 1; ResNeXt is not supported", inner / input.max(1));
-    }
-    if inner != channels {
-        bail!(
-            "layer1.0.conv1.weight: found {inner} channels behind a stem of {channels}, expected as many; Wide ResNets \
-             that widen only the blocks are not supported"
-        );
-    }
-    Ok(ResNetConfig { arch, width: channels as f64 / 64.0, stem, zero_init_residual: false })
 }
 
 /// Size, mean, std and resize of an export of this program.

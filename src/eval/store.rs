@@ -31,8 +31,8 @@ pub struct FeatureWriter {
 
 impl FeatureWriter {
     /// Begins at `output`: a file if its name ends in `.safetensors`, else a folder. `metadata` (texts by name) goes
-    /// into the former's header. `dim` is the length of a feature, a multiple of 8 as everywhere in a ResNet, so that
-    /// the int64 rows behind the features are aligned.
+    /// into the former's header. `dim` is the length of a feature, a multiple of 8 for every encoder here, so
+    /// that the int64 rows behind the features are aligned.
     /// # Errors
     /// Something of the name is there and `force` is not given; what the system says.
     pub fn create(output: &Path, dim: i64, metadata: serde_json::Value, force: bool) -> Result<Self> {

@@ -1,25 +1,27 @@
 //! A trained encoder for other software: torchvision-named weights, a TorchScript module or an ONNX model, each
 //! read back from the written file and compared with the encoder before anyone is told that it is there.
+//! Another format is a file with an [`Exporter`], and a line of [`Format::ALL`].
 
 mod onnx;
 mod onnx_proto;
 mod onnx_run;
-mod python;
 mod safetensors;
 mod torchscript;
 
-use std::fs;
+use std::fmt;
+use std::ops::Deref;
+use std::panic::RefUnwindSafe;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use tch::{CModule, Kind, Tensor};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use tch::Tensor;
 
 use crate::checkpoint::write_file;
-use crate::eval::{Encoder, EncoderOptions, Represent};
+use crate::eval::{Encoder, Represent};
 use crate::rng::{Purpose, Stream};
 use native::{ImageLayout, Normalizer};
-
-pub use python::load_in_python;
 
 /// Largest difference between an export's features and the encoder's, as a part of the largest feature.
 pub const TOLERANCE: f64 = 1e-4;
@@ -27,29 +29,90 @@ pub const TOLERANCE: f64 = 1e-4;
 /// Images of the batch that an export is verified on.
 const BATCH: i64 = 3;
 
-/// What kind of file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Weights under torchvision's names, for `load_state_dict`.
-    Safetensors,
-    /// A traced and frozen module, for `torch.jit.load`.
-    Torchscript,
-    /// A graph for onnxruntime and others.
-    Onnx,
+/// A file format.
+pub trait Exporter: Sync + RefUnwindSafe {
+    /// Its name, as `--format` takes it.
+    fn name(&self) -> &'static str;
+
+    /// One line for `--help`.
+    fn help(&self) -> &'static str;
+
+    /// Its name, and what of it a reader has to know.
+    fn describe(&self) -> String;
+
+    /// Refuses options that it has no use for.
+    /// # Errors
+    /// Which, and what to do instead.
+    fn check_options(&self, options: &ExportOptions) -> Result<()>;
+
+    /// Refuses a number of parameters that it cannot hold.
+    /// # Errors
+    /// The limit, the size found and what to do.
+    fn check_size(&self, _parameters: i64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the file takes RGB in 0 to 1 and normalizes it itself.
+    fn normalizes(&self, options: &ExportOptions) -> bool {
+        options.normalize.unwrap_or(true)
+    }
+
+    /// The size of images that it takes.
+    fn image_size(&self, encoder: &Encoder, options: &ExportOptions) -> ImageSize {
+        options.image_size.unwrap_or(ImageSize::Fixed(encoder.augment.size as i64))
+    }
+
+    /// The file's bytes.
+    /// # Errors
+    /// The encoder does not fit into the format.
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>>;
+
+    /// Reads a file back.
+    /// # Errors
+    /// It is damaged.
+    fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader>;
+
+    /// The lines of Python that load `file`, a name as it stands between quotes.
+    fn load_in_python(&self, encoder: &Encoder, options: &ExportOptions, file: &str) -> String;
 }
 
+/// What an opened export computes: images to features.
+pub type Reader = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+
+/// A value of `--format`.
+#[derive(Clone, Copy)]
+pub struct Format(&'static dyn Exporter);
+
 impl Format {
-    /// Its name, and what of it a reader has to know.
-    pub fn describe(self) -> String {
-        match self {
-            Self::Safetensors => "safetensors".into(),
-            Self::Torchscript => "torchscript, batch and image size free".into(),
-            Self::Onnx => format!("onnx opset {}, batch size free", onnx::OPSET),
-        }
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self(&safetensors::Safetensors), Self(&torchscript::TorchScript), Self(&onnx::Onnx)];
+}
+
+impl Deref for Format {
+    type Target = dyn Exporter;
+
+    fn deref(&self) -> &Self::Target {
+        self.0
     }
 }
 
-/// Height and width of a graph's input.
+impl fmt::Debug for Format {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(self.help()))
+    }
+}
+
+/// Height and width of an export's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageSize {
     /// Squares of this many pixels.
@@ -58,15 +121,15 @@ pub enum ImageSize {
     Dynamic,
 }
 
-/// How a graph is to be made; weights alone know none of this.
-#[derive(Clone, Copy, Debug)]
-pub struct GraphOptions {
-    /// The graph takes RGB in 0 to 1 and subtracts the mean and divides by the standard deviation itself.
-    pub normalize: bool,
+/// What the file is to be; `None` is the format's default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExportOptions {
+    /// Whether the graph takes RGB in 0 to 1, subtracts the mean and divides by the standard deviation itself.
+    pub normalize: Option<bool>,
     /// ONNX: BatchNorm as part of the convolutions. (TorchScript's freezing does so always.)
     pub fold_batchnorm: bool,
-    /// ONNX: what the input's shape says. A TorchScript module says nothing and takes any.
-    pub image_size: ImageSize,
+    /// The shape of the input.
+    pub image_size: Option<ImageSize>,
 }
 
 /// How far the written file's features are from the encoder's.
@@ -84,7 +147,7 @@ impl Difference {
             bail!("found features of shape {:?}, expected {:?}", found.size(), expected.size());
         }
         let largest = |tensor: Tensor| tensor.abs().max().double_value(&[]);
-        let [expected, found] = [expected, found].map(|t| t.to_kind(Kind::Double));
+        let [expected, found] = [expected, found].map(|t| t.to_kind(tch::Kind::Double));
         Ok(Self { largest: largest(&found - &expected), scale: largest(expected) })
     }
 
@@ -106,67 +169,25 @@ impl Difference {
         if self.relative() <= TOLERANCE {
             return Ok(measured);
         }
-        bail!(
-            "it was written, but does not compute what the encoder does: {measured}, expected at most {TOLERANCE:e} of it"
-        )
+        bail!("the file does not compute what the encoder does: {measured}, expected at most {TOLERANCE:e} of it")
     }
 }
 
 /// Writes the encoder to `output`, whole or not at all. It has to be on the CPU, in fp32 and planar.
 /// # Errors
-/// It does not fit into the format; the disk is full; what libtorch says.
-pub fn write(encoder: &Encoder, format: Format, options: &GraphOptions, output: &Path) -> Result<()> {
-    let bytes = match format {
-        Format::Safetensors => safetensors::serialize(encoder, metadata(encoder, options, false))?,
-        Format::Onnx => onnx::serialize(encoder, options, metadata(encoder, options, options.normalize))?,
-        Format::Torchscript => torchscript::serialize(encoder, options)?,
-    };
-    write_file(output, &bytes)
-}
-
-/// Refuses a number of parameters that a format cannot hold, before any work.
-/// # Errors
-/// The limit, the size found and what to do.
-pub fn check_size(parameters: i64, format: Format) -> Result<()> {
-    if format == Format::Onnx { onnx::check_size(parameters) } else { Ok(()) }
-}
-
-/// An export, read back.
-enum Written {
-    Weights(Box<Encoder>),
-    Module(CModule),
-    Graph(Vec<u8>),
-}
-
-impl Written {
-    fn open(encoder: &Encoder, format: Format, path: &Path) -> Result<Self> {
-        Ok(match format {
-            Format::Safetensors => {
-                let options = EncoderOptions { augment: Some(encoder.augment.clone()), ..EncoderOptions::default() };
-                Self::Weights(Box::new(Encoder::open(path, &options)?))
-            }
-            Format::Torchscript => Self::Module(CModule::load(path)?),
-            Format::Onnx => Self::Graph(fs::read(path).with_context(|| format!("reading {}", path.display()))?),
-        })
-    }
-
-    fn run(&self, images: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Weights(encoder) => encoder.represent(images),
-            Self::Module(module) => Ok(module.forward_ts(&[images])?),
-            Self::Graph(bytes) => onnx_run::run(bytes, images),
-        }
-    }
+/// It does not fit into the format; the disk is full.
+pub fn write(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> Result<()> {
+    write_file(output, &format.serialize(encoder, options)?)
 }
 
 /// Reads the written file back, runs it on a batch of random images, and compares its features with the encoder's.
 /// The batch is not of the size that was traced; where the image size is free, a second one is larger.
 /// # Errors
 /// The file cannot be read or run.
-pub fn verify(encoder: &Encoder, format: Format, options: &GraphOptions, output: &Path) -> Result<Difference> {
+pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> Result<Difference> {
     let _no_grad = tch::no_grad_guard();
-    let written = Written::open(encoder, format, output)?;
-    let sizes = match options.image_size {
+    let written = format.open(encoder, output)?;
+    let sizes = match format.image_size(encoder, options) {
         ImageSize::Fixed(size) => vec![size],
         ImageSize::Dynamic => vec![encoder.augment.size as i64, encoder.augment.size as i64 + 33],
     };
@@ -180,16 +201,32 @@ pub fn verify(encoder: &Encoder, format: Format, options: &GraphOptions, output:
             |mean, std| Normalizer::new(mean, std, encoder.device, ImageLayout::default())?.bytes(&bytes, shape);
         let images = normalized(mean, std)?;
         expected.push(encoder.represent(&images)?);
-        let plain = format != Format::Safetensors && options.normalize;
-        found.push(written.run(&if plain { normalized([0.0; 3], [1.0; 3])? } else { images })?);
+        let plain = format.normalizes(options);
+        found.push(written(&if plain { normalized([0.0; 3], [1.0; 3])? } else { images })?);
     }
     Difference::between(&Tensor::f_cat(&expected, 0)?, &Tensor::f_cat(&found, 0)?)
 }
 
+/// What to type in Python to load the file at `output`.
+pub fn load_in_python(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> String {
+    let file = output.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    format.load_in_python(encoder, options, &file)
+}
+
+/// The comment on what a graph takes and gives.
+fn shapes_in_python(encoder: &Encoder, size: ImageSize, normalizes: bool) -> String {
+    let side = match size {
+        ImageSize::Fixed(side) => format!("{side}, {side}"),
+        ImageSize::Dynamic => "H, W".into(),
+    };
+    let input = if normalizes { "RGB in 0..1" } else { "normalized RGB" };
+    format!("# images: float32 [N, 3, {side}], {input}; features: [N, {}]", encoder.net.feature_dim)
+}
+
 /// What a file says of itself, for readers and for [`Encoder::open`]; values are JSON.
-fn metadata(encoder: &Encoder, options: &GraphOptions, normalized_inside: bool) -> Vec<(String, String)> {
+fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String, String)> {
     let (config, augment) = (&encoder.config, &encoder.augment);
-    let size = match options.image_size {
+    let size = match size {
         ImageSize::Fixed(size) => size,
         ImageSize::Dynamic => augment.size as i64,
     };
@@ -197,15 +234,15 @@ fn metadata(encoder: &Encoder, options: &GraphOptions, normalized_inside: bool) 
     let resize = augment.eval_resize.filter(|_| size == augment.size as i64);
     let mut entries = vec![
         ("byol", env!("CARGO_PKG_VERSION").to_string()),
-        ("arch", python::name(config.arch)),
+        ("arch", config.arch.to_string()),
         ("width", config.width.to_string()),
-        ("stem", python::name(config.stem)),
+        ("stem", config.stem.to_string()),
         ("feature_dim", encoder.net.feature_dim.to_string()),
         ("mean", format!("{:?}", augment.mean)),
         ("std", format!("{:?}", augment.std)),
         ("image_size", size.to_string()),
         ("eval_resize", resize.map_or("null".into(), |pixels| pixels.to_string())),
-        ("input", if normalized_inside { "RGB in 0..1" } else { "RGB in 0..1, (x - mean) / std" }.into()),
+        ("input", if normalizes { "RGB in 0..1" } else { "RGB in 0..1, (x - mean) / std" }.into()),
         ("source", encoder.source.display().to_string()),
     ];
     if let Some(run) = &encoder.run {

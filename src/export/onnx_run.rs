@@ -13,7 +13,7 @@ use super::onnx_proto::{FLOAT, Model, Node};
 
 /// The model's only output for its only input.
 /// # Errors
-/// Not such a file; what libtorch says.
+/// Not a file of [`super::onnx`].
 pub(super) fn run(bytes: &[u8], images: &Tensor) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
     let model = Model::decode(bytes).context("not an ONNX file")?;
@@ -52,7 +52,8 @@ fn evaluate(node: &Node, inputs: &[&Tensor]) -> Result<Tensor> {
     };
     Ok(match (node.op_type.as_str(), inputs) {
         ("Conv", [x, weight, bias @ ..]) => {
-            x.f_conv2d(weight, bias.first().copied(), ints("strides", 2)?, pads()?, [1, 1], 1)?
+            let groups = attribute("group").map_or(1, |group| group.i);
+            x.f_conv2d(weight, bias.first().copied(), ints("strides", 2)?, pads()?, [1, 1], groups)?
         }
         ("BatchNormalization", &[x, weight, bias, mean, var]) => {
             let epsilon = attribute("epsilon")?.f.into();

@@ -2,45 +2,89 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Resource, getrlimit};
 use tch::{CModule, Kind, Tensor};
 
-use super::GraphOptions;
+use super::{ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
 use crate::eval::Encoder;
 
-/// More than the graph of the deepest ResNet takes, besides its weights.
+/// More than the graph of the deepest encoder takes, besides its weights.
 const GRAPH_BYTES: u64 = 4 << 20;
 
-/// The module's file. Batch and image size are free: the trace holds no shape.
-/// # Errors
-/// What libtorch says.
-pub(super) fn serialize(encoder: &Encoder, options: &GraphOptions) -> Result<Vec<u8>> {
-    // libtorch writes to paths only, and ends the process where one is full: it gets a file in memory, which is
-    // subject to nothing but the limit on file sizes.
-    let tensors = encoder.params.parameters.iter().chain(&encoder.params.buffers);
-    let needed = tensors.map(|named| named.tensor.numel() as u64 * 4).sum::<u64>() + GRAPH_BYTES;
-    let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX);
-    ensure!(
-        needed <= limit,
-        "the module needs up to {:.1} MB, files may have {:.1} MB here; raise the limit (ulimit -f) or use another format",
-        needed as f64 / 1e6,
-        limit as f64 / 1e6
-    );
-    let memory = memfd_create("byol-torchscript", MemfdFlags::CLOEXEC).context("cannot make a file in memory")?;
-    let path = &PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
-    let _no_grad = tch::no_grad_guard();
-    let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
-    let [mean, std] = [mean, std].map(|v| Tensor::from_slice(v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
-    let example = Tensor::f_zeros([2, 3, 64, 64], (Kind::Float, encoder.device))?;
-    let mut forward = |inputs: &[Tensor]| {
-        let x = if options.normalize { (&inputs[0] - &mean) / &std } else { inputs[0].shallow_clone() };
-        vec![encoder.net.forward(&x, false)]
-    };
-    CModule::create_by_tracing("Encoder", "forward", &[example], &mut forward)?.save(path)?;
-    native::freeze_torchscript(path)?;
-    fs::read(path).context("reading the module back")
+pub(super) struct TorchScript;
+
+impl Exporter for TorchScript {
+    fn name(&self) -> &'static str {
+        "torchscript"
+    }
+
+    fn help(&self) -> &'static str {
+        "A traced and frozen module, for torch.jit.load"
+    }
+
+    fn describe(&self) -> String {
+        "torchscript, batch and image size free".into()
+    }
+
+    fn check_options(&self, options: &ExportOptions) -> Result<()> {
+        if options.fold_batchnorm {
+            bail!("--fold-batchnorm: is for --format onnx; torchscript always folds");
+        }
+        if options.image_size.is_some() {
+            bail!("--image-size: is for --format onnx and safetensors; a torchscript module takes any size");
+        }
+        Ok(())
+    }
+
+    /// The trace holds no shape.
+    fn image_size(&self, _: &Encoder, _: &ExportOptions) -> ImageSize {
+        ImageSize::Dynamic
+    }
+
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>> {
+        // libtorch writes to paths only, and ends the process where one is full: it gets a file in memory, which is
+        // subject to nothing but the limit on file sizes.
+        let tensors = encoder.params.parameters.iter().chain(&encoder.params.buffers);
+        let needed = tensors.map(|named| named.tensor.numel() as u64 * 4).sum::<u64>() + GRAPH_BYTES;
+        let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX);
+        ensure!(
+            needed <= limit,
+            "the module needs up to {:.1} MB, files may have {:.1} MB here; raise the limit (ulimit -f) or use another \
+             format",
+            needed as f64 / 1e6,
+            limit as f64 / 1e6
+        );
+        let memory = memfd_create("byol-torchscript", MemfdFlags::CLOEXEC).context("cannot make a file in memory")?;
+        let path = &PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
+        let _no_grad = tch::no_grad_guard();
+        let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
+        let [mean, std] = [mean, std].map(|v| Tensor::from_slice(v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
+        let example = Tensor::f_zeros([2, 3, 64, 64], (Kind::Float, encoder.device))?;
+        let normalizes = self.normalizes(options);
+        let mut forward = |inputs: &[Tensor]| {
+            let x = if normalizes { (&inputs[0] - &mean) / &std } else { inputs[0].shallow_clone() };
+            vec![encoder.net.forward(&x, false)]
+        };
+        CModule::create_by_tracing("Encoder", "forward", &[example], &mut forward)?.save(path)?;
+        native::freeze_torchscript(path)?;
+        fs::read(path).context("reading the module back")
+    }
+
+    fn open(&self, _: &Encoder, path: &Path) -> Result<Reader> {
+        let module = CModule::load(path)?;
+        Ok(Box::new(move |images| Ok(module.forward_ts(&[images])?)))
+    }
+
+    fn load_in_python(&self, encoder: &Encoder, options: &ExportOptions, file: &str) -> String {
+        format!(
+            "import torch\n\
+             encoder = torch.jit.load(\"{file}\", map_location=\"cpu\")  # or \"cuda\": .to() does not move its constants\n\
+             features = encoder(images)  {}",
+            shapes_in_python(encoder, ImageSize::Dynamic, self.normalizes(options))
+        )
+    }
 }

@@ -1,15 +1,15 @@
-//! Arithmetic of a training step: multiplications and additions of convolutions and linear layers, as
+//! FLOPs of a training step: multiplications and additions of convolutions and linear layers, as
 //! `torch.utils.flop_counter` counts them. BatchNorm, ReLU and the loss are left out there, too.
 
-use super::layers::Conv2d;
-use super::{Network, ResNet};
+use super::Network;
+use super::graph::{Layer, Op, shapes};
 
 impl Network {
-    /// Floating-point operations of one step of BYOL for one image of `size` pixels, two views: a forward pass of the
-    /// target's encoder and projector, and forward and backward passes of the online network (`self`).
+    /// FLOPs of one step of BYOL for one image of `size` pixels, two views: a forward pass of the target's encoder and
+    /// projector, and forward and backward passes of the online network (`self`).
     /// A backward pass takes two products where a forward pass takes one, but for the first layer.
     pub fn step_flops(&self, size: i64) -> f64 {
-        let (encoder, first) = self.encoder.forward_flops(size);
+        let (encoder, first) = forward_flops(&self.encoder.layers, size);
         let head = |prefix: &str| -> f64 {
             let inside = self.params.parameters.iter().filter(|p| p.name.starts_with(prefix) && p.tensor.dim() == 2);
             inside.map(|p| 2.0 * p.tensor.numel() as f64).sum()
@@ -19,32 +19,16 @@ impl Network {
     }
 }
 
-impl ResNet {
-    /// Floating-point operations of a forward pass on one image of `size` pixels, and those of its first layer.
-    fn forward_flops(&self, size: i64) -> (f64, f64) {
-        let (mut side, first) = convolution(&self.conv1, size);
-        if self.pool {
-            side = (side - 1) / 2 + 1;
-        }
-        let mut total = first;
-        for block in &self.blocks {
-            let input = side;
-            for (conv, _) in &block.layers {
-                let flops;
-                (side, flops) = convolution(conv, side);
-                total += flops;
-            }
-            total += block.downsample.as_ref().map_or(0.0, |(conv, _)| convolution(conv, input).1);
-        }
-        (total, first)
-    }
-}
-
-/// Side of the output, and floating-point operations.
-fn convolution(conv: &Conv2d, side: i64) -> (i64, f64) {
-    let shape = conv.weight.size();
-    let out = (side + 2 * conv.padding - shape[2]) / conv.stride + 1;
-    (out, 2.0 * (conv.weight.numel() as i64 * out * out) as f64)
+/// FLOPs of a forward pass on one image of `size` pixels, and those of its first layer.
+fn forward_flops(layers: &[Layer], size: i64) -> (f64, f64) {
+    let outputs = shapes(layers, size).into_iter().skip(1);
+    let flops = layers.iter().zip(outputs).map(|(layer, output)| match layer.op {
+        // Every weight is used once for each position of the output.
+        Op::Conv { .. } => 2.0 * layer.parameters() as f64 * (output.side * output.side) as f64,
+        Op::BatchNorm { .. } | Op::Relu | Op::MaxPool { .. } | Op::Add | Op::GlobalAvgPool => 0.0,
+    });
+    let flops: Vec<f64> = flops.collect();
+    (flops.iter().sum(), flops[0])
 }
 
 #[cfg(test)]
@@ -65,20 +49,32 @@ mod tests {
             (Arch::Resnet50, Stem::Cifar, 32, 2_595_618_816.0, 7_783_317_504.0),
             (Arch::Resnet50, Stem::Imagenet, 97, 1_988_942_208.0, 5_921_649_408.0),
         ] {
-            let config = ModelConfig {
-                arch,
-                stem,
-                projector_hidden: 3,
-                projection_dim: 2,
-                predictor_hidden: 5,
-                ..ModelConfig::default()
-            };
-            let online = Network::online(&config, Device::Cpu, 0);
-            let (found, first) = online.encoder.forward_flops(size);
-            assert_eq!((found, 3.0 * found - first), (forward, both), "{arch:?} {stem:?} {size}");
+            let (projector_hidden, projection_dim, predictor_hidden) = (3, 2, 5);
+            let heads = ModelConfig { projector_hidden, projection_dim, predictor_hidden, ..ModelConfig::default() };
+            let online = Network::online(&ModelConfig { arch, stem, ..heads }, Device::Cpu, 0);
+            let (found, first) = forward_flops(&online.encoder.layers, size);
+            assert_eq!((found, 3.0 * found - first), (forward, both), "{arch} {stem} {size}");
             let projector = 2.0 * 3.0 * (online.encoder.feature_dim as f64 + 2.0);
             let predictor = 2.0 * 5.0 * (2.0 + 2.0);
             assert_eq!(online.step_flops(size), 2.0 * (both + forward + 4.0 * projector + 3.0 * predictor));
+        }
+    }
+
+    /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The counter
+    /// takes the backward pass of a grouped convolution for that of one group, so there it is not compared.)
+    #[test]
+    fn grouped_and_wide_convolutions_count_as_in_pytorch() {
+        for (arch, at_224, at_97, cifar) in [
+            (Arch::Resnext50_32x4d, 8_456_863_744.0, 2_041_480_576.0, 2_687_893_504.0),
+            (Arch::Resnext101_32x8d, 32_823_934_976.0, 8_067_418_496.0, 10_644_488_192.0),
+            (Arch::WideResnet50_2, 22_791_946_240.0, 5_571_254_656.0, 7_368_736_768.0),
+            (Arch::WideResnet101_2, 45_502_005_248.0, 11_248_769_408.0, 14_784_266_240.0),
+        ] {
+            let cases = [(Stem::Imagenet, 224, at_224), (Stem::Imagenet, 97, at_97), (Stem::Cifar, 32, cifar)];
+            for (stem, size, expected) in cases {
+                let layers = ModelConfig { arch, stem, ..ModelConfig::default() }.encoder().layers();
+                assert_eq!(forward_flops(&layers, size).0, expected, "{arch} {stem} {size}");
+            }
         }
     }
 }

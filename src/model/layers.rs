@@ -8,22 +8,24 @@ use super::params::{Init, Scope, SharedGroup};
 /// `torch.nn.Conv2d` without bias, square kernel.
 #[derive(Debug)]
 pub struct Conv2d {
-    pub(crate) weight: Tensor, // [out, in, k, k]
-    pub(crate) stride: i64,
-    pub(crate) padding: i64,
+    weight: Tensor, // [out, in / groups, k, k]
+    stride: i64,
+    padding: i64,
+    groups: i64,
 }
 
 impl Conv2d {
     /// Kaiming-normal weights over fan-out for ReLU, as `torchvision.models.resnet` initializes them:
     /// standard deviation `sqrt(2 / (out * k * k))`.
-    pub fn new(mut scope: Scope, input: i64, output: i64, kernel: i64, stride: i64, padding: i64) -> Self {
+    pub fn new(mut scope: Scope, input: i64, output: i64, kernel: i64, stride: i64, padding: i64, groups: i64) -> Self {
         let std = (2.0 / (output * kernel * kernel) as f64).sqrt();
-        Self { weight: scope.parameter("weight", &[output, input, kernel, kernel], Init::Normal(std)), stride, padding }
+        let shape = [output, input / groups, kernel, kernel];
+        Self { weight: scope.parameter("weight", &shape, Init::Normal(std)), stride, padding, groups }
     }
 
     /// `[N, in, H, W]` to `[N, out, H', W']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, None::<Tensor>, self.stride, self.padding, 1, 1)
+        x.conv2d(&self.weight, None::<Tensor>, self.stride, self.padding, 1, self.groups)
     }
 }
 
@@ -36,10 +38,10 @@ pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
 /// `torch.nn.BatchNorm1d` / `BatchNorm2d`: momentum 0.1, eps 1e-5, affine.
 #[derive(Debug)]
 pub struct BatchNorm {
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Tensor,
-    pub(crate) running_mean: Tensor,
-    pub(crate) running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
     group: SharedGroup,
 }
 

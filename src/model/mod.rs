@@ -1,7 +1,9 @@
 //! The networks of BYOL (paper, section 3.1): online = encoder f, projector g, predictor q; target = the
 //! same f and g with weights of their own.
 
+mod encoder;
 mod flops;
+mod graph;
 mod heads;
 mod layers;
 mod params;
@@ -15,18 +17,21 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::section::{Problems, Section};
+pub use encoder::{Encoder, EncoderConfig};
+pub use graph::{Layer, Op};
 pub use heads::Mlp;
 pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
 pub use params::{Init, Named, Params, Scope};
 pub use represent::Represent;
-pub use resnet::{Arch, ResNet, ResNetConfig, Stem};
+pub use resnet::{Arch, Stem};
 pub use size::Size;
 
 /// Section `model` of a config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152 or resnet200. Default resnet50.
+    /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152, resnet200, resnext50_32x4d, resnext101_32x8d,
+    /// wide_resnet50_2 or wide_resnet101_2. Default resnet50.
     pub arch: Arch,
     /// Factor on every channel count, 0.25 to 4 in steps of 1/64. Default 1.
     pub width: f64,
@@ -76,13 +81,9 @@ impl Default for ModelConfig {
 
 impl ModelConfig {
     /// The encoder's part.
-    pub fn encoder(&self) -> ResNetConfig {
-        ResNetConfig {
-            arch: self.arch,
-            width: self.width,
-            stem: self.stem,
-            zero_init_residual: self.zero_init_residual,
-        }
+    pub fn encoder(&self) -> EncoderConfig {
+        let &Self { arch, width, stem, zero_init_residual, .. } = self;
+        EncoderConfig { arch, width, stem, zero_init_residual }
     }
 }
 
@@ -100,7 +101,7 @@ impl Section for ModelConfig {
 #[derive(Debug)]
 pub struct Network {
     /// f: images to representations.
-    pub encoder: ResNet,
+    pub encoder: Encoder,
     projector: Mlp,
     predictor: Option<Mlp>,
     /// D: length of a projection.
@@ -130,7 +131,7 @@ impl Network {
 
     fn new(config: &ModelConfig, mut params: Params, predicts: bool) -> Self {
         let mut root = params.root();
-        let encoder = ResNet::new(root.sub("encoder"), &config.encoder());
+        let encoder = Encoder::new(root.sub("encoder"), &config.encoder());
         let (hidden, dim, bias) = (config.projector_hidden, config.projection_dim, config.output_bias);
         let projector = Mlp::new(root.sub("projector"), encoder.feature_dim, hidden, dim, bias);
         let predictor = predicts.then(|| Mlp::new(root.sub("predictor"), dim, config.predictor_hidden, dim, bias));

@@ -1,16 +1,19 @@
 //! ResNet encoders, "v1.5": the stride of a bottleneck is on its 3x3 convolution, as in torchvision, whose
 //! parameter names these are. The paper's family: 50/101/152/200 layers, widths 1x to 4x (section 3.3);
-//! the width multiplies every channel count, the stem's too.
+//! the width multiplies every channel count, the stem's too. Beside it ResNeXt (arXiv 1611.05431), whose 3x3
+//! convolutions are grouped, and Wide ResNet (arXiv 1605.07146), whose are twice as wide.
 
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
-use super::layers::{BatchNorm, Conv2d};
-use super::params::Scope;
+use super::encoder::EncoderConfig;
+use super::graph::{Graph, Layer, Op};
 
 /// `model.arch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Arch {
     /// Basic blocks 2, 2, 2, 2.
     Resnet18,
@@ -24,19 +27,37 @@ pub enum Arch {
     Resnet152,
     /// Bottlenecks 3, 24, 36, 3.
     Resnet200,
+    /// Those of ResNet-50 with 32 groups of 4 channels.
+    Resnext50_32x4d,
+    /// Those of ResNet-101 with 32 groups of 8 channels.
+    Resnext101_32x8d,
+    /// Those of ResNet-50 with twice the inner channels.
+    WideResnet50_2,
+    /// Those of ResNet-101 with twice the inner channels.
+    WideResnet101_2,
 }
 
 impl Arch {
     /// Every one.
-    pub const ALL: [Self; 6] =
-        [Self::Resnet18, Self::Resnet34, Self::Resnet50, Self::Resnet101, Self::Resnet152, Self::Resnet200];
+    pub const ALL: [Self; 10] = [
+        Self::Resnet18,
+        Self::Resnet34,
+        Self::Resnet50,
+        Self::Resnet101,
+        Self::Resnet152,
+        Self::Resnet200,
+        Self::Resnext50_32x4d,
+        Self::Resnext101_32x8d,
+        Self::WideResnet50_2,
+        Self::WideResnet101_2,
+    ];
 
     /// Residual blocks of each stage.
     pub fn blocks(self) -> [usize; 4] {
         match self {
             Self::Resnet18 => [2, 2, 2, 2],
-            Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
-            Self::Resnet101 => [3, 4, 23, 3],
+            Self::Resnet34 | Self::Resnet50 | Self::Resnext50_32x4d | Self::WideResnet50_2 => [3, 4, 6, 3],
+            Self::Resnet101 | Self::Resnext101_32x8d | Self::WideResnet101_2 => [3, 4, 23, 3],
             Self::Resnet152 => [3, 8, 36, 3],
             Self::Resnet200 => [3, 24, 36, 3],
         }
@@ -47,9 +68,15 @@ impl Arch {
         !matches!(self, Self::Resnet18 | Self::Resnet34)
     }
 
-    /// Output channels of a block over its inner ones: 1 for basic blocks, 4 for bottlenecks.
-    fn expansion(self) -> i64 {
-        if self.bottleneck() { 4 } else { 1 }
+    /// Groups of a bottleneck's 3x3 convolution, and the channels of each in the first stage at width 1: torchvision's
+    /// `groups` and `width_per_group`.
+    pub fn groups(self) -> (i64, i64) {
+        match self {
+            Self::Resnext50_32x4d => (32, 4),
+            Self::Resnext101_32x8d => (32, 8),
+            Self::WideResnet50_2 | Self::WideResnet101_2 => (1, 128),
+            _ => (1, 64),
+        }
     }
 }
 
@@ -63,108 +90,109 @@ pub enum Stem {
     Cifar,
 }
 
-/// What a [`ResNet`] is made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ResNetConfig {
-    /// Depth.
-    pub arch: Arch,
-    /// Factor on every channel count; `64 * width` must be a whole number.
-    pub width: f64,
-    /// First layers.
-    pub stem: Stem,
-    /// Start the last BatchNorm of every block at 0, so that blocks start as identities.
-    pub zero_init_residual: bool,
-}
+/// The first convolution, and that of the first block, by which a file's ResNet is found.
+const STEM: &str = "conv1.weight";
+pub(super) const MARKER: &str = "layer1.0.conv1.weight";
 
-/// A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1.
-#[derive(Debug)]
-pub(crate) struct Block {
-    pub(crate) layers: Vec<(Conv2d, BatchNorm)>,
-    pub(crate) downsample: Option<(Conv2d, BatchNorm)>,
-}
-
-impl Block {
-    fn new(mut scope: Scope, config: &ResNetConfig, input: i64, inner: i64, stride: i64) -> Self {
-        let output = inner * config.arch.expansion();
-        // (input, output, kernel, stride) of each convolution.
-        let shapes = match config.arch.expansion() {
-            1 => vec![(input, inner, 3, stride), (inner, inner, 3, 1)],
-            _ => vec![(input, inner, 1, 1), (inner, inner, 3, stride), (inner, output, 1, 1)],
-        };
-        let last = shapes.len();
-        let layers = (1..).zip(shapes).map(|(i, (from, to, kernel, stride))| {
-            let gamma = if i == last && config.zero_init_residual { 0.0 } else { 1.0 };
-            let conv = Conv2d::new(scope.sub(format!("conv{i}")), from, to, kernel, stride, kernel / 2);
-            (conv, BatchNorm::new(scope.sub(format!("bn{i}")), to, gamma))
-        });
-        let layers = layers.collect();
-        let downsample = (stride != 1 || input != output).then(|| {
-            let conv = Conv2d::new(scope.sub("downsample.0"), input, output, 1, stride, 0);
-            (conv, BatchNorm::new(scope.sub("downsample.1"), output, 1.0))
-        });
-        Self { layers, downsample }
+/// The layers under torchvision's names: `conv1`, `bn1`, `layerI.J.convK`, `layerI.J.downsample.0`.
+pub(super) fn layers(config: &EncoderConfig) -> Vec<Layer> {
+    let mut graph = Graph::default();
+    let base = (64.0 * config.width).round() as i64;
+    let (kernel, stride) = match config.stem {
+        Stem::Imagenet => (7, 2),
+        Stem::Cifar => (3, 1),
+    };
+    let mut x = conv_bn(&mut graph, ["conv1", "bn1"], 0, Conv::new(3, base, kernel, stride), 1.0);
+    x = graph.push("relu", Op::Relu, &[x]);
+    if config.stem == Stem::Imagenet {
+        x = graph.push("maxpool", Op::MaxPool { kernel: 3, stride: 2, padding: 1 }, &[x]);
     }
-
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = x.shallow_clone();
-        for (i, (conv, bn)) in self.layers.iter().enumerate() {
-            y = bn.forward(&conv.forward(&y), train);
-            if i + 1 < self.layers.len() {
-                y = y.relu_();
-            }
+    let mut channels = base;
+    for (stage, count) in config.arch.blocks().into_iter().enumerate() {
+        for block in 0..count {
+            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+            let convs = convolutions(config.arch, channels, base << stage, stride);
+            let name = format!("layer{}.{block}", stage + 1);
+            (x, channels) = residual(&mut graph, &name, x, &convs, config.zero_init_residual);
         }
-        let shortcut = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(x), train),
-            None => x.shallow_clone(),
-        };
-        y.g_add_(&shortcut).relu_()
+    }
+    graph.push("avgpool", Op::GlobalAvgPool, &[x]);
+    graph.layers
+}
+
+/// A convolution of a block.
+#[derive(Clone, Copy)]
+struct Conv {
+    input: i64,
+    output: i64,
+    kernel: i64,
+    stride: i64,
+    groups: i64,
+}
+
+impl Conv {
+    fn new(input: i64, output: i64, kernel: i64, stride: i64) -> Self {
+        Self { input, output, kernel, stride, groups: 1 }
     }
 }
 
-/// A ResNet without its classifier: the encoder f of BYOL.
-#[derive(Debug)]
-pub struct ResNet {
-    pub(crate) conv1: Conv2d,
-    pub(crate) bn1: BatchNorm,
-    pub(crate) pool: bool,
-    pub(crate) blocks: Vec<Block>,
-    /// Length of a representation: 512 (basic blocks) or 2048 (bottlenecks) times the width.
-    pub feature_dim: i64,
+/// Those of a block of `planes` channels, which the inner layers of a bottleneck share among the groups.
+fn convolutions(arch: Arch, input: i64, planes: i64, stride: i64) -> Vec<Conv> {
+    if !arch.bottleneck() {
+        return vec![Conv::new(input, planes, 3, stride), Conv::new(planes, planes, 3, 1)];
+    }
+    let (groups, per_group) = arch.groups();
+    let inner = planes * per_group / 64 * groups;
+    let middle = Conv { groups, ..Conv::new(inner, inner, 3, stride) };
+    vec![Conv::new(input, inner, 1, 1), middle, Conv::new(inner, 4 * planes, 1, 1)]
 }
 
-impl ResNet {
-    /// Builds it under torchvision's names: `conv1`, `bn1`, `layerI.J.convK`, `layerI.J.downsample.0`.
-    pub fn new(mut scope: Scope, config: &ResNetConfig) -> Self {
-        let base = (64.0 * config.width).round() as i64;
-        let (kernel, stride) = match config.stem {
-            Stem::Imagenet => (7, 2),
-            Stem::Cifar => (3, 1),
-        };
-        let conv1 = Conv2d::new(scope.sub("conv1"), 3, base, kernel, stride, kernel / 2);
-        let bn1 = BatchNorm::new(scope.sub("bn1"), base, 1.0);
-        let mut blocks = Vec::new();
-        let mut channels = base;
-        for (stage, count) in config.arch.blocks().into_iter().enumerate() {
-            let inner = base << stage;
-            for block in 0..count {
-                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                let place = scope.sub(format!("layer{}.{block}", stage + 1));
-                blocks.push(Block::new(place, config, channels, inner, stride));
-                channels = inner * config.arch.expansion();
-            }
-        }
-        Self { conv1, bn1, pool: config.stem == Stem::Imagenet, blocks, feature_dim: channels }
-    }
+/// A convolution and its BatchNorm; the value is its output.
+fn conv_bn(graph: &mut Graph, names: [&str; 2], x: usize, conv: Conv, weight: f64) -> usize {
+    let Conv { input, output, kernel, stride, groups } = conv;
+    let op = Op::Conv { input, output, kernel, stride, padding: kernel / 2, groups };
+    let x = graph.push(names[0], op, &[x]);
+    graph.push(names[1], Op::BatchNorm { channels: output, weight }, &[x])
+}
 
-    /// Images `[N, 3, H, W]` to representations `[N, feature_dim]`: the average over the last feature map.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.bn1.forward(&self.conv1.forward(x), train).relu_();
-        if self.pool {
-            y = y.max_pool2d(3, 2, 1, 1, false);
+/// A residual block; the value is its output and that one's channels.
+fn residual(graph: &mut Graph, name: &str, x: usize, convs: &[Conv], zero_init: bool) -> (usize, i64) {
+    let (input, stride) = (convs[0].input, convs.iter().map(|conv| conv.stride).product());
+    let (mut y, mut output) = (x, input);
+    for (i, conv) in (1..).zip(convs) {
+        let weight = if i == convs.len() && zero_init { 0.0 } else { 1.0 };
+        y = conv_bn(graph, [&format!("{name}.conv{i}"), &format!("{name}.bn{i}")], y, *conv, weight);
+        if i < convs.len() {
+            y = graph.push(format!("{name}.relu{i}"), Op::Relu, &[y]);
         }
-        for block in &self.blocks {
-            y = block.forward(&y, train);
-        }
-        y.adaptive_avg_pool2d([1, 1]).flatten(1, -1)
+        output = conv.output;
     }
+    let mut shortcut = x;
+    if stride != 1 || input != output {
+        let names = [&*format!("{name}.downsample.0"), &format!("{name}.downsample.1")];
+        shortcut = conv_bn(graph, names, x, Conv::new(input, output, 1, stride), 1.0);
+    }
+    let sum = graph.push(format!("{name}.add"), Op::Add, &[y, shortcut]);
+    (graph.push(format!("{name}.relu"), Op::Relu, &[sum]), output)
+}
+
+/// The ResNets with the first convolution of these tensors.
+/// # Errors
+/// Not there, or of another kind.
+pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<EncoderConfig>> {
+    let (channels, kernel) = match found.get(STEM).map(Vec::as_slice) {
+        Some(&[output, 3, height, width]) if height == width => (output, height),
+        Some(shape) => bail!("{STEM}: found shape {shape:?}, expected that of a square convolution of RGB"),
+        None => bail!("found no {STEM}, expected a ResNet with torchvision's names"),
+    };
+    let stem = match kernel {
+        7 => Stem::Imagenet,
+        3 => Stem::Cifar,
+        _ => bail!("{STEM}: found a kernel of {kernel}, expected 7 (stem imagenet) or 3 (stem cifar)"),
+    };
+    if !(16..=256).contains(&channels) {
+        bail!("{STEM}: found {channels} output channels, expected 16 to 256 (width 0.25 to 4)");
+    }
+    let width = channels as f64 / 64.0;
+    Ok(Arch::ALL.map(|arch| EncoderConfig { arch, width, stem, zero_init_residual: false }).to_vec())
 }

@@ -1,7 +1,8 @@
-//! How large networks and their activations will be, without making them: the layers of [`super::resnet`] and
-//! [`super::heads`] once more, as numbers.
+//! How large networks and their activations will be, without making them: from the description of the encoder's
+//! layers, and those of [`super::heads`] as numbers.
 
-use super::{ModelConfig, Stem};
+use super::ModelConfig;
+use super::graph::{Op, shapes};
 
 /// Counts of values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,35 +21,24 @@ impl ModelConfig {
     /// The sizes for images of `side` pixels.
     pub fn size(&self, side: usize) -> Size {
         let mut size = Size::default();
-        let base = (64.0 * self.width).round() as u64;
-        let (kernel, stride) = if self.stem == Stem::Imagenet { (7, 2) } else { (3, 1) };
-        let mut side = size.convolution(3, base, kernel, stride, side as u64);
-        if self.stem == Stem::Imagenet {
-            side = side.div_ceil(2);
-            size.activations += base * side * side * 5; // max-pooling: the output, and an int64 index for each value
-        }
-        let (mut channels, bottleneck) = (base, self.arch.bottleneck());
-        for (stage, count) in self.arch.blocks().into_iter().enumerate() {
-            let inner = base << stage;
-            let output = if bottleneck { 4 * inner } else { inner };
-            for block in 0..count {
-                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                if stride != 1 || channels != output {
-                    size.convolution(channels, output, 1, stride, side);
-                }
-                if bottleneck {
-                    size.convolution(channels, inner, 1, 1, side);
-                    side = size.convolution(inner, inner, 3, stride, side);
-                    size.convolution(inner, output, 1, 1, side);
-                } else {
-                    side = size.convolution(channels, inner, 3, stride, side);
-                    size.convolution(inner, inner, 3, 1, side);
-                }
-                channels = output;
-            }
+        let layers = self.encoder().layers();
+        let outputs = shapes(&layers, side as i64).into_iter().skip(1);
+        let mut features = 0;
+        for (layer, output) in layers.iter().zip(outputs) {
+            size.online += layer.parameters();
+            size.activations += output.values()
+                * match layer.op {
+                    // A convolution's output is kept by its BatchNorm, whose own output, changed in place by a sum or
+                    // a ReLU, is the next layer's input.
+                    Op::Conv { .. } | Op::BatchNorm { .. } => 1,
+                    Op::MaxPool { .. } => 5, // the output, and an int64 index for each value
+                    Op::Relu | Op::Add | Op::GlobalAvgPool => 0,
+                };
+            size.largest = size.largest.max(output.values());
+            features = output.channels as u64;
         }
         let (hidden, dim) = (self.projector_hidden as u64, self.projection_dim as u64);
-        size.head(channels, hidden, dim, self.output_bias);
+        size.head(features, hidden, dim, self.output_bias);
         size.target = size.online;
         size.head(dim, self.predictor_hidden as u64, dim, self.output_bias);
         size
@@ -56,16 +46,6 @@ impl ModelConfig {
 }
 
 impl Size {
-    /// Convolution, BatchNorm, ReLU: BatchNorm keeps its input; the output, changed in place, is the next layer's
-    /// input. The value is the side of the output.
-    fn convolution(&mut self, input: u64, output: u64, kernel: u64, stride: u64, side: u64) -> u64 {
-        let side = (side + 2 * (kernel / 2) - kernel) / stride + 1;
-        self.online += input * output * kernel * kernel + 2 * output;
-        self.activations += 2 * output * side * side;
-        self.largest = self.largest.max(output * side * side);
-        side
-    }
-
     fn head(&mut self, input: u64, hidden: u64, output: u64, bias: bool) {
         self.online += input * hidden + 3 * hidden + hidden * output + if bias { output } else { 0 };
         self.activations += 2 * hidden + output;
@@ -76,7 +56,7 @@ impl Size {
 mod tests {
     use tch::Device;
 
-    use super::super::{Arch, Network};
+    use super::super::{Arch, Network, Stem};
     use super::*;
 
     #[test]
@@ -85,6 +65,8 @@ mod tests {
             (Arch::Resnet18, 0.25, Stem::Cifar, false),
             (Arch::Resnet34, 0.5, Stem::Imagenet, true),
             (Arch::Resnet50, 0.25, Stem::Imagenet, false),
+            (Arch::Resnext50_32x4d, 0.25, Stem::Cifar, false),
+            (Arch::WideResnet50_2, 0.25, Stem::Imagenet, false),
         ] {
             let (projector_hidden, projection_dim, predictor_hidden) = (40, 24, 56);
             let config = ModelConfig {
@@ -101,7 +83,21 @@ mod tests {
             let target = Network::target_of(&online, &config, Device::Cpu);
             let size = config.size(64);
             let counts = [online.params.count() as u64, target.params.count() as u64];
-            assert_eq!([size.online, size.target], counts, "{arch:?}");
+            assert_eq!([size.online, size.target], counts, "{arch}");
+        }
+    }
+
+    /// Two layers of each head, and in the encoder twice every convolution's output; with the first pooling's.
+    #[test]
+    fn activations_are_what_the_backward_pass_needs() {
+        for (arch, width, stem, side, activations, largest) in [
+            (Arch::Resnet18, 1.0, Stem::Cifar, 32, 1_245_696, 65_536),
+            (Arch::Resnet18, 0.25, Stem::Cifar, 97, 2_906_976, 150_544),
+            (Arch::Resnet50, 1.0, Stem::Imagenet, 224, 23_248_384, 802_816),
+            (Arch::Resnet50, 0.5, Stem::Imagenet, 97, 2_544_224, 80_000),
+        ] {
+            let size = ModelConfig { arch, width, stem, ..ModelConfig::default() }.size(side);
+            assert_eq!((size.activations, size.largest), (activations, largest), "{arch} {width} {stem} {side}");
         }
     }
 }

@@ -12,11 +12,11 @@ use native::{Memory, describe_device, human_bytes};
 ///
 /// | | estimated | measured |
 /// |---|---|---|
-/// | ResNet-18, CIFAR stem, width 1/4, batch 4, 16 px, fp32 | 0.4 GB | 0.18 GB |
+/// | 18 layers, CIFAR stem, width 1/4, batch 4, 16 px, fp32 | 0.4 GB | 0.18 GB |
 /// | the same, batch 512, 32 px | 1.8 GB | 1.74 GB |
-/// | ResNet-18, CIFAR stem, 4096 hidden units, batch 256, 32 px, fp32 | 3.5 GB | 3.17 GB |
+/// | 18 layers, CIFAR stem, 4096 hidden units, batch 256, 32 px, fp32 | 3.5 GB | 3.17 GB |
 /// | the same in bf16 | 2.1 GB | 2.04 GB |
-/// | ResNet-50, 4096 hidden units, batch 8, 224 px, fp32 | 2.7 GB | 2.94 GB |
+/// | 50 layers, 4096 hidden units, batch 8, 224 px, fp32 | 2.7 GB | 2.94 GB |
 /// | the same, batch 16, bf16 | 2.8 GB | 2.81 GB |
 /// | heads of 16384 hidden units and 4096 outputs, batch 4 | 5.8 GB | 5.65 GB |
 ///

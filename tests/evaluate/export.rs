@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use crate::support::{CPU, TinyRun};
 use byol::eval::{Encoder, EncoderOptions, Represent};
-use byol::export::{self, Format, GraphOptions, ImageSize};
+use byol::export::{self, ExportOptions, Format};
 use safetensors::{Dtype, SafeTensors};
 use tch::{CModule, Kind, Tensor};
 
@@ -157,6 +157,9 @@ fn onnx_says_opset_shapes_and_operators_as_asked() {
         let path = folder.path().join(name);
         let stdout = exported("onnx", &path, extra);
         assert!(stdout.contains("onnx opset 17") && stdout.contains("onnxruntime.InferenceSession("), "{stdout}");
+        // The shapes are the file's own.
+        let (input, side) = if extra.is_empty() { ("RGB in 0..1", "16, 16") } else { ("normalized RGB", "H, W") };
+        assert!(stdout.contains(&format!("float32 [N, 3, {side}], {input}; features: [N, 128]")), "{stdout}");
         fs::read(path).expect("bytes")
     };
     let plain = write("plain.onnx", &[]);
@@ -199,14 +202,14 @@ fn the_target_gets_statistics_of_its_own() {
 #[test]
 fn a_file_that_differs_from_its_encoder_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
-    let graph = GraphOptions { normalize: true, fold_batchnorm: false, image_size: ImageSize::Fixed(16) };
+    let graph = ExportOptions::default();
     let change = |encoder: &Encoder, name: &str, by: f64| {
         let _no_grad = tch::no_grad_guard();
         let named = encoder.params.parameters.iter().find(|p| p.name == name).expect("a parameter");
         let mut flat = named.tensor.view(-1).get(0);
         let _ = flat.g_add_(&Tensor::full([], by, (Kind::Float, CPU)));
     };
-    for format in [Format::Safetensors, Format::Torchscript, Format::Onnx] {
+    for format in Format::ALL {
         let path = folder.path().join(format!("{format:?}"));
         let encoder = open(&RUN.dir());
         export::write(&encoder, format, &graph, &path).expect("written");
@@ -221,7 +224,7 @@ fn a_file_that_differs_from_its_encoder_is_told() {
         }
     }
     // A file cut in two does not pass either. (The end of an ONNX file is metadata, which a graph runs without.)
-    for format in [Format::Safetensors, Format::Torchscript, Format::Onnx] {
+    for format in Format::ALL {
         let path = folder.path().join(format!("{format:?}"));
         let whole = fs::read(&path).expect("bytes");
         fs::write(&path, &whole[..whole.len() / 2]).expect("written");
@@ -308,8 +311,9 @@ fn an_export_that_does_not_fit_leaves_nothing() {
 fn a_network_too_large_for_protobuf_is_refused() {
     // ResNet-152 of width 4: 16 times torchvision's.
     let parameters = 928_000_000;
-    let error = export::check_size(parameters, Format::Onnx).expect_err("refused").to_string();
+    let [_, torchscript, onnx] = Format::ALL;
+    let error = onnx.check_size(parameters).expect_err("refused").to_string();
     assert!(error.contains("at most 2.1 GB, the weights take 3.7 GB; use --format torchscript or safe"), "{error}");
-    export::check_size(parameters, Format::Torchscript).expect("no limit");
-    export::check_size(parameters / 2, Format::Onnx).expect("1.9 GB fit");
+    torchscript.check_size(parameters).expect("no limit");
+    onnx.check_size(parameters / 2).expect("1.9 GB fit");
 }

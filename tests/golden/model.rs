@@ -2,18 +2,21 @@
 
 use crate::support::{CPU, Fixture};
 use byol::byol::loss::{regression_loss, z_std};
-use byol::model::{Arch, Mlp, Params, ResNet, ResNetConfig, Stem};
+use byol::model::{Arch, Encoder, EncoderConfig, Mlp, Params, Stem};
 use tch::Kind;
 
-fn config(arch: Arch, width: f64, stem: Stem) -> ResNetConfig {
-    ResNetConfig { arch, width, stem, zero_init_residual: false }
+fn config(arch: Arch, width: f64, stem: Stem) -> EncoderConfig {
+    EncoderConfig { arch, width, stem, zero_init_residual: false }
 }
 
 // model.train(); features = model(x); (features * G).sum().backward(); model.eval(); model(x)
-fn check_resnet(case: &str, config: ResNetConfig, size: i64) {
-    let fixture = Fixture::open("resnet.safetensors");
+fn check_resnet(case: &str, config: EncoderConfig, size: i64) {
+    check_encoder(&Fixture::open("resnet.safetensors"), case, config, size);
+}
+
+fn check_encoder(fixture: &Fixture, case: &str, config: EncoderConfig, size: i64) {
     let mut params = Params::new(CPU, Some(0));
-    let encoder = ResNet::new(params.root(), &config);
+    let encoder = Encoder::new(params.root(), &config);
     fixture.fill_params("", &mut params);
     let x = fixture.fill("input.view1", &[4, 3, size, size]);
     let features = encoder.forward(&x, true);
@@ -56,6 +59,48 @@ fn resnet50_of_double_width() {
     check_resnet("resnet50_w2", config(Arch::Resnet50, 2.0, Stem::Imagenet), 64);
 }
 
+const RELATIVES: [(&str, Arch); 4] = [
+    ("resnext50_32x4d", Arch::Resnext50_32x4d),
+    ("resnext101_32x8d", Arch::Resnext101_32x8d),
+    ("wide_resnet50_2", Arch::WideResnet50_2),
+    ("wide_resnet101_2", Arch::WideResnet101_2),
+];
+
+// One after the other: in f64 the largest takes 2 GB.
+#[test]
+fn resnext_and_wide_resnet_are_torchvisions() {
+    let fixture = Fixture::open("resnext.safetensors");
+    for (case, arch) in RELATIVES {
+        check_encoder(&fixture, case, config(arch, 1.0, Stem::Imagenet), 64);
+    }
+    check_encoder(&fixture, "resnext50_32x4d_w0.375", config(Arch::Resnext50_32x4d, 0.375, Stem::Cifar), 32);
+}
+
+#[test]
+fn parameter_counts_of_resnext_and_wide_resnet_are_torchvisions() {
+    let rows = Fixture::open("resnext.safetensors").numbers("parameter_counts");
+    assert_eq!(rows.len(), 32 * 4);
+    for row in rows.chunks(4) {
+        let arch = RELATIVES[row[0] as usize].1;
+        let stem = if row[1] == 1.0 { Stem::Cifar } else { Stem::Imagenet };
+        let layers = config(arch, row[2] / 100.0, stem).layers();
+        assert_eq!(layers.iter().map(|layer| layer.parameters()).sum::<u64>(), row[3] as u64, "{row:?}");
+    }
+}
+
+// torchvision: nn.init.kaiming_normal_(mode="fan_out"), whose fan-out does not know groups
+#[test]
+fn grouped_convolutions_start_as_torchvisions() {
+    let fixture = Fixture::open("resnext.safetensors");
+    let mut params = Params::new(CPU, Some(3));
+    Encoder::new(params.root(), &config(Arch::Resnext50_32x4d, 1.0, Stem::Imagenet));
+    let weight = params.parameters.iter().find(|p| p.name == "layer1.0.conv2.weight").expect("the first grouped one");
+    assert_eq!(weight.tensor.size(), [128, 4, 3, 3]);
+    let expected = fixture.numbers("resnext50_32x4d.conv_std")[0];
+    let (std, n) = (weight.tensor.std(true).double_value(&[]), weight.tensor.numel() as f64);
+    assert!((std - expected).abs() < 5.0 * expected / (2.0 * n).sqrt(), "{std}, expected {expected}");
+}
+
 #[test]
 fn parameter_counts_are_torchvisions() {
     let rows = Fixture::open("resnet.safetensors").numbers("parameter_counts");
@@ -72,7 +117,7 @@ fn parameter_counts_are_torchvisions() {
         };
         let stem = if row[1] == 1.0 { Stem::Cifar } else { Stem::Imagenet };
         let mut params = Params::new(CPU, None);
-        ResNet::new(params.root(), &config(arch, row[2] / 100.0, stem));
+        Encoder::new(params.root(), &config(arch, row[2] / 100.0, stem));
         assert_eq!(params.count(), row[3] as i64, "{row:?}");
     }
 }
@@ -127,7 +172,7 @@ fn loss_and_its_gradients_are_pytorchs() {
 fn initial_weights_are_drawn_as_pytorch_draws_them() {
     let fixture = Fixture::open("init.safetensors");
     let mut params = Params::new(CPU, Some(3));
-    ResNet::new(params.root(), &config(Arch::Resnet18, 1.0, Stem::Imagenet));
+    Encoder::new(params.root(), &config(Arch::Resnet18, 1.0, Stem::Imagenet));
     let mut convolutions = 0;
     for parameter in &params.parameters {
         let values = &parameter.tensor;
