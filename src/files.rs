@@ -1,5 +1,4 @@
-//! Opening what a user names: a regular file, told apart before a read could wait for ever. And writing files that
-//! appear under their names whole or not at all.
+//! Opening files by the paths users give, without blocking on pipes and devices, and writing files atomically.
 
 use std::fs::{File, FileType, OpenOptions, Permissions};
 use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -15,20 +14,20 @@ use tempfile::{NamedTempFile, TempPath};
 /// How the names of unfinished files begin.
 pub const UNFINISHED: &str = ".partial-";
 
-/// The unfinished files of this process, for the end by a signal.
+/// The unfinished files of this process, to be removed when a signal ends it.
 static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn pending() -> MutexGuard<'static, Vec<PathBuf>> {
     PENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A named pipe may wait for its writer for so long, and an open one for its bytes.
-const NO_WRITER: Duration = Duration::from_secs(1);
-const SLOW_WRITER: Duration = Duration::from_secs(30);
+/// How long to wait for a named pipe to be opened by a writer, and for more bytes from it.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Opens a regular file for reading, or says what else is there. Never waits.
+/// Opens a regular file for reading. Never blocks: anything else at the path is an error that says what it is.
 /// # Errors
-/// No such file; no regular file; the system refuses.
+/// No such file; a folder, pipe, socket or device; no permission.
 pub fn open_regular(path: &Path) -> Result<File> {
     let file = open(path)?;
     let kind = file.metadata().context("cannot read the file")?.file_type();
@@ -36,41 +35,41 @@ pub fn open_regular(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The content of a regular file of at most `most` bytes.
+/// The content of a regular file of at most `max_bytes`.
 /// # Errors
 /// As [`open_regular`]; more bytes.
-pub fn read_regular(path: &Path, most: u64) -> Result<Vec<u8>> {
+pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, mut bytes) = (open_regular(path)?, Vec::new());
     let size = file.metadata().context("cannot read the file")?.len();
-    ensure!(size <= most, "found {size} bytes, expected at most {most}");
+    ensure!(size <= max_bytes, "found {size} bytes, expected at most {max_bytes}");
     bytes.try_reserve_exact(size as usize + 1).with_context(|| format!("no memory for its {size} bytes"))?;
     // It may grow meanwhile.
-    file.take(most).read_to_end(&mut bytes).context("cannot read the file")?;
+    file.take(max_bytes).read_to_end(&mut bytes).context("cannot read the file")?;
     Ok(bytes)
 }
 
-/// The content of a regular file or of a pipe, as `<(command)` and `/dev/stdin` are, of at most `most` bytes. A pipe
-/// has to have a writer within a second, and every read to bring something within half a minute.
+/// The content of a regular file or a pipe (`<(command)`, `/dev/stdin`) of at most `max_bytes`. A pipe must be opened
+/// by a writer within a second and deliver bytes at least every half minute.
 /// # Errors
-/// As [`open_regular`]; more bytes; a pipe that brings none.
-pub fn read_text_or_pipe(path: &Path, most: usize) -> Result<Vec<u8>> {
+/// As [`open_regular`]; more bytes; a pipe that times out.
+pub fn read_text_or_pipe(path: &Path, max_bytes: usize) -> Result<Vec<u8>> {
     let file = open(path)?;
     let kind = file.metadata().context("cannot read the file")?.file_type();
     ensure!(kind.is_file() || kind.is_fifo(), "found {}, expected a file", name(kind));
     let (mut bytes, mut waiting) = (Vec::new(), Instant::now());
     loop {
         let before = bytes.len();
-        let result = (&file).take((most + 1 - before) as u64).read_to_end(&mut bytes);
+        let result = (&file).take((max_bytes + 1 - before) as u64).read_to_end(&mut bytes);
         if bytes.len() > before {
             waiting = Instant::now();
         }
-        ensure!(bytes.len() <= most, "found more, expected at most {most} bytes; is this a config file?");
+        ensure!(bytes.len() <= max_bytes, "found more, expected at most {max_bytes} bytes; is this a config file?");
         match result {
             Ok(_) if kind.is_file() || !bytes.is_empty() => return Ok(bytes),
-            Ok(_) if waiting.elapsed() > NO_WRITER => bail!("found a pipe that nobody writes to, expected a file"),
+            Ok(_) if waiting.elapsed() > WRITER_TIMEOUT => bail!("found a pipe without a writer, expected a file"),
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error).context("cannot read the file"),
-            Err(_) if waiting.elapsed() > SLOW_WRITER => {
-                bail!("found a pipe that brings nothing for {} s, expected a file", SLOW_WRITER.as_secs())
+            Err(_) if waiting.elapsed() > READ_TIMEOUT => {
+                bail!("found a pipe that sent nothing for {} s, expected a file", READ_TIMEOUT.as_secs())
             }
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
@@ -96,8 +95,8 @@ fn name(kind: FileType) -> &'static str {
     }
 }
 
-/// A file that gets its name once it is whole; dropped before, it is gone. Until then it is beside its place, under a
-/// name of its own: two processes that write the same file do not meet, the last to finish wins.
+/// A file that is written under a temporary name in the same folder and renamed once it is complete; dropped before
+/// that, it is deleted. Two processes that write the same file do not clash: the last to finish wins.
 pub struct Unfinished {
     file: BufWriter<File>,
     partial: TempPath,
@@ -105,9 +104,7 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Begins the file that is to be `target`.
-    /// # Errors
-    /// What the system says, with the path.
+    /// Starts writing the file `target`.
     pub fn create(target: &Path) -> Result<Self> {
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         // The umask is taken off by the system.
@@ -121,28 +118,22 @@ impl Unfinished {
     }
 
     /// Adds bytes at the end.
-    /// # Errors
-    /// What the system says, with the path.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).with_context(|| writing(&self.target))
     }
 
-    /// Puts `bytes` over the first ones of the file, however much came after.
-    /// # Errors
-    /// What the system says, with the path.
+    /// Overwrites the first bytes of the file.
     pub fn write_start(&mut self, bytes: &[u8]) -> Result<()> {
         let mut put = || self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(bytes));
         put().with_context(|| writing(&self.target))
     }
 
-    /// Syncs the file, gives it its name and syncs the folder.
-    /// # Errors
-    /// What the system says, with the path; the file is gone then.
+    /// Syncs the file, renames it to its final name and syncs the folder. After an error the file is removed.
     pub fn finish(mut self) -> Result<()> {
         let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         synced.with_context(|| writing(&self.target))?;
         {
-            // Together: a signal finds the file unfinished or named.
+            // Under one lock, so that a signal never sees the file both renamed and pending.
             let mut pending = pending();
             std::fs::rename(&self.partial, &self.target).with_context(|| writing(&self.target))?;
             pending.retain(|path| *path != *self.partial);
@@ -154,14 +145,12 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // The temporary path removes itself.
+        // The temporary path deletes the file itself.
         pending().retain(|path| *path != *self.partial);
     }
 }
 
-/// Writes a file whole or not at all.
-/// # Errors
-/// What the system says, with the path.
+/// Writes a file atomically.
 pub fn write_atomic(target: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = Unfinished::create(target)?;
     file.write(bytes)?;
@@ -176,25 +165,18 @@ fn writing(path: &Path) -> String {
     format!("writing {}", path.display())
 }
 
-/// Removes what killed processes left unfinished in a folder that nobody else writes to.
-pub fn remove_unfinished(folder: &Path) {
-    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())) {
-            // Not worth more than a try.
-            let _ = std::fs::remove_file(path);
-        }
-    }
+/// Bytes as hexadecimal digits, as checksums are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// From now on SIGINT and SIGTERM end the process at once, with 130 or 143, and remove its unfinished files. For
-/// commands that have nothing else to save.
-/// # Errors
-/// The system refuses.
+/// From now on SIGINT and SIGTERM end the process at once, with exit code 130 or 143, and remove its unfinished files.
+/// For commands that have nothing else to save.
 pub fn end_clean_on_signals() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).context("signal handler")?;
     let wait = move || {
         let Some(signal) = signals.forever().next() else { return };
-        // Never unlocked: nothing is finished or begun any more.
+        // The lock is held until the exit: no file is finished or started any more.
         for path in pending().iter() {
             let _ = std::fs::remove_file(path);
         }
@@ -214,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_of_one_name_do_not_meet() {
+    fn two_writers_of_one_name_do_not_clash() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.bin");
         let (mut first, mut second) = (Unfinished::create(&target).unwrap(), Unfinished::create(&target).unwrap());
@@ -228,9 +210,6 @@ mod tests {
         second.finish().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"....second");
         drop(third);
-        assert_eq!(names(folder.path()), ["a.bin"]);
-        std::fs::write(folder.path().join(".partial-a.bin-1"), "killed").unwrap();
-        remove_unfinished(folder.path());
         assert_eq!(names(folder.path()), ["a.bin"]);
         assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o600, 0o600);
         let error = write_atomic(&folder.path().join("no/a.bin"), b"").unwrap_err();

@@ -17,7 +17,7 @@ const ABANDONED: &str = "abandoned-";
 
 /// SHA-256 of `bytes` in hex.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    crate::files::hex(&Sha256::digest(bytes))
 }
 
 /// `root/step-00001234`.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::augment::Crop;
+use crate::files;
 use crate::pixels::Pixels;
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 use decode::DecodeOptions;
@@ -21,7 +22,7 @@ pub mod formats;
 pub mod loader;
 pub mod subset;
 
-/// Told width and height of an image, says which part of it is needed.
+/// Called with an image's width and height, returns the part of it that is needed.
 pub type CropFor<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
 
 /// A set of images that any thread can read in any order.
@@ -34,9 +35,9 @@ pub trait Dataset: Send + Sync {
     fn class_names(&self) -> Vec<String>;
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
-    /// The same for a part at least, which may cost less: the part of the image that `out` then is. It holds the
-    /// wanted one, whose pixels are those of the whole image; others may differ. `want` is asked once or, for an
-    /// unreadable image, at most once; which images are unreadable does not depend on it.
+    /// Decodes at least the part of an image that `want` returns, which may be cheaper, and returns the part that `out`
+    /// holds. The pixels of the wanted part equal those of the whole image; others may differ. `want` is called once,
+    /// or at most once for an unreadable image; which images are unreadable does not depend on it.
     fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         self.load(index, out)?;
         want(out.width, out.height);
@@ -44,8 +45,8 @@ pub trait Dataset: Send + Sync {
     }
     /// Where an image comes from, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
-    /// SHA-256 (hex) over the names, sizes and number of what it reads, but not its contents:
-    /// tells whether a resumed run sees the same set.
+    /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: shows whether a resumed
+    /// run reads the same set.
     fn fingerprint(&self) -> String;
     /// Whether there are no images. What `open_*` returns is never empty.
     fn is_empty(&self) -> bool {
@@ -138,7 +139,7 @@ pub struct DataConfig {
     pub workers: Option<usize>,
     /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,
-    /// Most bytes of batches that wait, are in the making or are kept for reuse, in each loader; at least 1, and one
+    /// Most bytes of batches that wait, are being made or are kept for reuse, in each loader; at least 1, and one
     /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one being made).
     pub prefetch_bytes: usize,
     /// The drawn images of format `synthetic`.
@@ -267,7 +268,7 @@ pub(crate) fn digest(parts: impl IntoIterator<Item = String>) -> String {
         hasher.update(part);
         hasher.update([0]);
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    files::hex(&hasher.finalize())
 }
 
 #[cfg(test)]

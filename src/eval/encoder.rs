@@ -209,7 +209,7 @@ impl Encoder {
             hasher.update(name);
             hasher.update(bytes);
         }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(crate::files::hex(&hasher.finalize()))
     }
 
     /// The same architecture as it is before training: fresh weights, a function of `seed`.

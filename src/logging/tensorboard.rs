@@ -185,8 +185,7 @@ mod tests {
         writer.scalar("train/loss", 300, 2.5, 1.5);
         writer.flush().unwrap();
         let bytes = fs::read(writer.file.path()).unwrap();
-        let hex: String = bytes[header..].iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expected);
+        assert_eq!(crate::files::hex(&bytes[header..]), expected);
     }
 
     #[test]

@@ -146,6 +146,14 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         .unwrap_or_else(|panic| Err(anyhow::anyhow!(panic_line(&*panic))))
 }
 
+/// The same; the error after a panic begins with `what` panicked.
+/// # Errors
+/// `work`'s own; a panic's message.
+pub fn caught_in<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(anyhow::anyhow!("{what} panicked: {}", panic_line(&*panic))))
+}
+
 #[cfg(test)]
 mod tests {
     use tch::Kind;

@@ -110,7 +110,7 @@ fn parts_of_a_set_that_are_no_files_are_refused_at_once() {
 fn a_config_that_is_no_file_is_refused_at_once() {
     let folder = zoo();
     for (name, expected) in [
-        ("pipe", "config ./pipe: found a pipe that nobody writes to, expected a file"),
+        ("pipe", "config ./pipe: found a pipe without a writer, expected a file"),
         ("socket", "config ./socket: found a socket or a device without a driver, expected a file"),
         ("folder", "config ./folder: found a folder, expected a file"),
         ("none", "config ./none: no such file"),

@@ -3,17 +3,16 @@
 //! YCCK are converted, color profiles are ignored, the first frame of an animation is taken, and
 //! the image is turned as EXIF (or else XMP) says.
 //!
-//! Deliberate deviations: 16-bit gray keeps its high byte, where Pillow clips at 255 and leaves most
-//! images white; what the first frame of a GIF does not cover is black, not the palette's first
+//! Deliberate differences: 16-bit gray keeps its high byte, where Pillow clips at 255 and leaves most
+//! images white; pixels that the first frame of a GIF does not cover are black, not the palette's first
 //! color. Not read: TIFFs with a palette, with gray and alpha, or with a single float.
 
 use std::cell::Cell;
 use std::io::{Cursor, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::thread::LocalKey;
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::CropFor;
@@ -43,17 +42,17 @@ pub struct DecodeOptions {
 }
 
 thread_local! {
-    /// Encoded bytes, and pixels that are not RGB8 or not upright yet; kept, so that a thread allocates only for an
-    /// image larger than all before it.
+    /// Encoded bytes, and pixels that are not yet RGB8 or upright. Kept between images, so that a thread allocates only
+    /// for an image larger than all before it.
     static ENCODED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static RAW: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// More than this is given back rather than kept by every thread.
+/// Larger buffers are freed rather than kept by every thread.
 const MAX_KEPT: usize = 16 << 20;
 
-/// Decodes `bytes` into `out`, reusing its memory. Any byte string that is not an image ends in a
-/// one-line error, also when a decoder panics; `out` is then unspecified.
+/// Decodes `bytes` into `out`, reusing its memory. Anything that is not an image is a one-line error, even if a
+/// decoder panics; `out` is then unspecified.
 pub fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<()> {
     decode_part(bytes, options, &mut Crop::whole, out).map(drop)
 }
@@ -62,10 +61,10 @@ pub fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<
 pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
     ensure!(!bytes.is_empty(), "found no bytes, expected an image");
     ensure_size(bytes.len() as u64, options)?;
-    caught(|| with_buffer(&RAW, |raw| decode_unchecked(bytes, options, want, raw, out))).map_err(one_line)
+    caught(|| with_buffer(&RAW, |raw| decode_unchecked(bytes, options, want, raw, out))).map_err(concise)
 }
 
-/// Decodes what `read` puts into the empty buffer it gets.
+/// Decodes the bytes that `read` puts into an empty buffer.
 pub(super) fn decode_read(
     options: DecodeOptions,
     want: &mut CropFor,
@@ -99,23 +98,16 @@ pub(super) fn ensure_size(bytes: u64, options: DecodeOptions) -> Result<()> {
     Ok(())
 }
 
-/// Makes an error of a panic: libraries that read untrusted files have bugs, too.
+/// Turns a panic into an error: libraries that read untrusted files have bugs, too.
 pub(super) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| bail!("decoder panicked: {}", panic_message(panic.as_ref())))
+    native::caught_in("decoder", work)
 }
 
-/// The text of a caught panic.
-pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_string())
-}
+/// Longest error message, characters: one library lists the depth of each of 20 000 channels.
+const MAX_ERROR_CHARS: usize = 300;
 
-/// Most characters of an error: one library lists the depth of each of 20 000 channels.
-const LONGEST_ERROR: usize = 300;
-
-/// The error and its causes on one line, each once: many libraries repeat the cause in the message.
-pub(super) fn one_line(error: Error) -> Error {
+/// The error and its causes on one short line, each once: many libraries repeat the cause in the message.
+pub(super) fn concise(error: Error) -> Error {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -124,7 +116,7 @@ pub(super) fn one_line(error: Error) -> Error {
             text += &cause;
         }
     }
-    if let Some((end, _)) = text.char_indices().nth(LONGEST_ERROR) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_ERROR_CHARS) {
         text.truncate(end);
         text += "...";
     }
@@ -229,8 +221,8 @@ mod tests {
     #[test]
     fn errors_are_one_short_line_with_each_cause_once() {
         let error = Error::msg("bad\n  checksum").context("Format error: bad checksum").context("cannot decode");
-        assert_eq!(one_line(error).to_string(), "cannot decode: Format error: bad checksum");
-        let long = one_line(Error::msg("é".repeat(100_000))).to_string();
-        assert_eq!(long.chars().count(), LONGEST_ERROR + 3);
+        assert_eq!(concise(error).to_string(), "cannot decode: Format error: bad checksum");
+        let long = concise(Error::msg("é".repeat(100_000))).to_string();
+        assert_eq!(long.chars().count(), MAX_ERROR_CHARS + 3);
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::MultiGzDecoder;
 
-use crate::data::decode::{caught, one_line};
+use crate::data::decode::{caught, concise};
 use crate::data::{DataConfig, Dataset, Format, digest};
 use crate::files;
 use crate::pixels::Pixels;
@@ -222,7 +222,7 @@ fn read_archive(variant: &Variant, path: &Path, wanted: &[&str]) -> Result<Vec<O
     let mut pickled = false;
     let damaged = "is it cut off, or no archive? get it again";
     // Of a damaged header the library repeats the bytes, line ends and all.
-    let damage = |error: std::io::Error| one_line(error.into()).context(damaged);
+    let damage = |error: std::io::Error| concise(error.into()).context(damaged);
     for entry in archive.entries().map_err(damage)? {
         let mut entry = entry.map_err(damage)?;
         let name = entry.path().map_err(damage)?.file_name().unwrap_or_default().display().to_string();

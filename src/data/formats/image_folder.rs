@@ -10,12 +10,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::image_list;
+use super::names::{IMAGE_ENDINGS, is_image_name};
 use crate::augment::Crop;
 use crate::data::decode::{DecodeOptions, decode_file};
 use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::pixels::Pixels;
-
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// Subfolders with held-out images next to one called `train`, best first.
 const EVAL_FOLDERS: [&str; 3] = ["val", "validation", "test"];
@@ -73,7 +72,7 @@ impl ImageFolder {
             !files.is_empty(),
             "no images in {}, expected files ending in {}",
             root.display(),
-            EXTENSIONS.join(", ")
+            IMAGE_ENDINGS.join(", ")
         );
         files.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         let labels = if files.iter().all(|file| file.components().count() > 1) {
@@ -193,10 +192,4 @@ fn walk(root: &Path, below: &Path, parents: &mut Vec<PathBuf>, files: &mut Vec<P
     }
     parents.pop();
     Ok(())
-}
-
-/// Whether a file is an image, by its name.
-pub(super) fn is_image_name(path: &Path) -> bool {
-    let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
-    extension.is_some_and(|text| EXTENSIONS.contains(&text.as_str()))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::image_folder::is_image_name;
+use super::names::is_image_name;
 use crate::files;
 
 /// Of so many images at the head of a list one must exist; else the paths are relative to another folder.

@@ -45,10 +45,7 @@ fn places(shard: &Path) -> Vec<PathBuf> {
     beside.push(".byol-index");
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
-    let name = shard.canonicalize().map(|path| {
-        let sum = Sha256::digest(path.as_os_str().as_bytes());
-        sum[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    });
+    let name = shard.canonicalize().map(|path| files::hex(&Sha256::digest(path.as_os_str().as_bytes())[..16]));
     let elsewhere = cache.zip(name.ok()).map(|(cache, name)| cache.join("byol").join(name + ".byol-index"));
     [Some(beside.into()), elsewhere].into_iter().flatten().collect()
 }

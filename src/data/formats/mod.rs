@@ -4,6 +4,7 @@ pub mod cifar;
 pub mod image_folder;
 mod image_list;
 mod index_cache;
+mod names;
 pub mod parquet;
 mod shards;
 pub mod stl10;

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
-use super::image_folder::is_image_name;
-use crate::data::decode::one_line;
+use super::names::is_image_name;
+use crate::data::decode::concise;
 use crate::files;
 
 /// Tar files are made of blocks of this many bytes.
@@ -98,7 +98,7 @@ pub(super) fn scan(path: &Path) -> Result<Index> {
     let mut end = 0;
     for entry in archive.entries_with_seek()? {
         // Of a damaged header the library repeats the bytes, line ends and all.
-        let mut entry = entry.map_err(|error| one_line(error.into())).with_context(|| {
+        let mut entry = entry.map_err(|error| concise(error.into())).with_context(|| {
             let kind = if end == 0 { "no tar file" } else { "damaged or cut off; get it again" };
             format!("found no valid header after byte {end} of {length}: {kind}")
         })?;

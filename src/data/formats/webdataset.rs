@@ -152,10 +152,8 @@ impl Dataset for WebDataset {
     }
 
     fn fingerprint(&self) -> String {
-        let shard = |shard: &Shard| {
-            let sum: String = shard.index.digest.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{} {sum}", shards::name_and_size(&shard.path))
-        };
+        let shard =
+            |shard: &Shard| format!("{} {}", shards::name_and_size(&shard.path), files::hex(&shard.index.digest));
         digest(self.shards.iter().map(shard))
     }
 }

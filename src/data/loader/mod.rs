@@ -1,7 +1,7 @@
 //! Batches of augmented views for training and of plain views for evaluation.
 //!
-//! Threads go through the sampler's batches, a pool of workers decodes and augments the images of
-//! each, and a bounded channel holds the finished ones. A batch is a pure function of
+//! Threads take the sampler's batches in order, a pool of workers decodes and augments their images,
+//! and a bounded channel holds the finished ones. A batch is a pure function of
 //! the seed and its number: neither the number of workers nor a resume changes a byte.
 
 pub mod producer;
@@ -27,7 +27,7 @@ thread_local! {
     static WORKER: RefCell<(Pixels, Scratch)> = RefCell::default();
 }
 
-/// How a loader works; none of it changes what the batches hold, except which part of them a
+/// How a loader works. Nothing here changes what the batches hold, except which part of them a
 /// rank loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderOptions {
@@ -35,7 +35,7 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Most finished batches that wait, at least 1.
     pub prefetch: usize,
-    /// Most bytes of all batches that are finished, in the making or kept for reuse; one batch is always made.
+    /// Most bytes of all batches that are finished, being made or kept for reuse; one batch is always made.
     pub prefetch_bytes: usize,
     /// This process among `world` that share each batch, from 0.
     pub rank: usize,
@@ -58,7 +58,7 @@ impl LoaderOptions {
 }
 
 /// Bytes of a label and an index.
-const ABOUT: usize = size_of::<i64>() + size_of::<u32>();
+const LABEL_BYTES: usize = size_of::<i64>() + size_of::<u32>();
 
 /// Two augmented views of B images of S x S pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,13 +76,13 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// What it takes from the heap.
+    /// Heap memory it occupies.
     fn bytes(&self) -> usize {
-        self.views.iter().map(Vec::capacity).sum::<usize>() + self.labels.capacity() * ABOUT
+        self.views.iter().map(Vec::capacity).sum::<usize>() + self.labels.capacity() * LABEL_BYTES
     }
 }
 
-/// Used batches that serve again, and the bytes of these and of all that are made and not handed over yet.
+/// Used batches kept for reuse, and the bytes of these and of all batches that are made and not delivered yet.
 #[derive(Default)]
 struct Spare {
     batches: Vec<Batch>,
@@ -99,7 +99,7 @@ impl Spare {
 pub struct Loader {
     producer: Producer<Batch>,
     spare: Arc<Mutex<Spare>>,
-    most_bytes: usize,
+    max_bytes: usize,
 }
 
 impl Loader {
@@ -113,7 +113,7 @@ impl Loader {
         bad: Arc<BadImages>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let LoaderOptions { workers, prefetch_bytes: most_bytes, rank, world, .. } = options;
+        let LoaderOptions { workers, prefetch_bytes: max_bytes, rank, world, .. } = options;
         ensure!(
             sampler.images() == dataset.len(),
             "found a sampler for {} images, expected one for {}",
@@ -121,12 +121,11 @@ impl Loader {
             dataset.len()
         );
         let spare = Arc::new(Mutex::new(Spare::default()));
-        let reused = spare.clone();
-        let seed = sampler.seed();
-        let (mut number, mut order) = (first_batch, (0, sampler.epoch_order(0)));
-        let view_bytes = augment.size * augment.size * 3;
+        let maker = Maker { dataset, augment, bad, seed: sampler.seed(), spare: spare.clone() };
+        let mut order = (0, sampler.epoch_order(0));
         let images = Sampler::share(sampler.batch(&order.1, 0), rank, world)?.len();
-        let waiting = options.waiting(images * (2 * view_bytes + ABOUT))?;
+        let waiting = options.waiting(images * (2 * maker.view_bytes() + LABEL_BYTES))?;
+        let mut number = first_batch;
         let plan = move || {
             let (epoch, batch_in_epoch) = sampler.position(number);
             number += 1;
@@ -137,29 +136,9 @@ impl Loader {
             Some((epoch, batch_in_epoch, share.map(<[u32]>::to_vec)))
         };
         let make = move |(epoch, batch_in_epoch, share): (u64, usize, Result<Vec<u32>>), stop: &AtomicBool| {
-            let share = share?;
-            let old = Spare::lock(&reused).batches.pop().unwrap_or_default();
-            let mut batch = Batch { epoch, batch_in_epoch, ..old };
-            let before = batch.bytes();
-            batch.views.iter_mut().try_for_each(|view| resize(view, share.len() * view_bytes, 0))?;
-            batch.labels.resize(share.len(), -1);
-            batch.indices.resize(share.len(), 0);
-            Spare::lock(&reused).bytes += batch.bytes() - before;
-            let [first, second] = &mut batch.views;
-            let views = first.par_chunks_mut(view_bytes).zip(second.par_chunks_mut(view_bytes));
-            let about = batch.indices.par_iter_mut().zip(&mut batch.labels);
-            let images = views.zip(about).zip(&share);
-            images.try_for_each(|(((first, second), (index, label)), &wanted)| {
-                on_worker(&*dataset, wanted, stop, |pixels, scratch| {
-                    let (found, draws) = load_for_views(&*dataset, wanted, &bad, &augment, seed, epoch, pixels)?;
-                    (*index, *label) = (found as u32, dataset.label(found).unwrap_or(-1));
-                    augment.apply(pixels, &draws, scratch, [first, second]);
-                    Ok(())
-                })
-            })?;
-            Ok(batch)
+            maker.make(epoch, batch_in_epoch, &share?, stop)
         };
-        Ok(Self { producer: Producer::start(workers, waiting, plan, make)?, spare, most_bytes })
+        Ok(Self { producer: Producer::start(workers, waiting, plan, make)?, spare, max_bytes })
     }
 
     /// The next batch, waiting for it. Fails for a bad image where these are fatal, for too many
@@ -171,13 +150,52 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Gives a used batch back, so that its memory serves a later one, or is freed where there is enough of it.
+    /// Gives a used batch back, so that its memory is reused, or freed once enough is kept.
     pub fn recycle(&self, batch: Batch) {
         let mut spare = Spare::lock(&self.spare);
-        if spare.bytes + batch.bytes() <= self.most_bytes {
+        if spare.bytes + batch.bytes() <= self.max_bytes {
             spare.bytes += batch.bytes();
             spare.batches.push(batch);
         }
+    }
+}
+
+/// What a training batch is made from.
+struct Maker {
+    dataset: Arc<dyn Dataset>,
+    augment: AugmentConfig,
+    bad: Arc<BadImages>,
+    seed: u64,
+    spare: Arc<Mutex<Spare>>,
+}
+
+impl Maker {
+    fn view_bytes(&self) -> usize {
+        self.augment.size * self.augment.size * 3
+    }
+
+    /// The batch of these images, in the memory of a used one where there is one.
+    fn make(&self, epoch: u64, batch_in_epoch: usize, images: &[u32], stop: &AtomicBool) -> Result<Batch> {
+        let old = Spare::lock(&self.spare).batches.pop().unwrap_or_default();
+        let mut batch = Batch { epoch, batch_in_epoch, ..old };
+        let (before, view_bytes) = (batch.bytes(), self.view_bytes());
+        batch.views.iter_mut().try_for_each(|view| resize(view, images.len() * view_bytes, 0))?;
+        batch.labels.resize(images.len(), -1);
+        batch.indices.resize(images.len(), 0);
+        Spare::lock(&self.spare).bytes += batch.bytes() - before;
+        let [first, second] = &mut batch.views;
+        let views = first.par_chunks_mut(view_bytes).zip(second.par_chunks_mut(view_bytes));
+        let about = batch.indices.par_iter_mut().zip(&mut batch.labels);
+        views.zip(about).zip(images).try_for_each(|(((first, second), (index, label)), &wanted)| {
+            let (set, augment) = (&*self.dataset, &self.augment);
+            on_worker(set, wanted, stop, |pixels, scratch| {
+                let (found, draws) = load_for_views(set, wanted, &self.bad, augment, self.seed, epoch, pixels)?;
+                (*index, *label) = (found as u32, set.label(found).unwrap_or(-1));
+                augment.apply(pixels, &draws, scratch, [first, second]);
+                Ok(())
+            })
+        })?;
+        Ok(batch)
     }
 }
 
@@ -194,12 +212,12 @@ pub fn load_for_views(
 ) -> Result<(usize, [Draws; 2])> {
     let mut draws = None;
     let mut want = |width, height| {
-        // Those of the wanted image: should its replacement be in the batch too, their views still differ.
+        // Keyed by the wanted image: if its replacement is in the same batch, their views still differ.
         let [first, second] = draws.insert(augment.draw(width, height, seed, epoch, wanted.into()));
         first.crop.around(second.crop)
     };
     let (found, part) = bad.load_next(dataset, wanted as usize, &mut want, out)?;
-    let mut draws = draws.context("a data set did not ask which part of an image is needed")?;
+    let mut draws = draws.context("the data set did not ask which part of the image is needed")?;
     for Draws { crop, .. } in &mut draws {
         (crop.left, crop.top) = (crop.left - part.left, crop.top - part.top);
     }
@@ -252,7 +270,7 @@ impl EvalLoader {
     ) -> Result<Self> {
         ensure!(batch_size > 0, "found batch size 0, expected at least 1");
         let view_bytes = size * size * 3;
-        let waiting = options.waiting(batch_size.min(indices.len()) * (view_bytes + ABOUT))?;
+        let waiting = options.waiting(batch_size.min(indices.len()) * (view_bytes + LABEL_BYTES))?;
         let mut done = 0;
         let plan = move || {
             let part = indices[done..indices.len().min(done + batch_size)].to_vec();

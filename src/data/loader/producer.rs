@@ -1,5 +1,4 @@
-//! Threads that make batches ahead of their use with a pool of workers, hand them over in order,
-//! and are gone when their owner is.
+//! Threads that prefetch batches with a pool of workers, deliver them in order, and end when their owner is dropped.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,17 +11,17 @@ use anyhow::{Context, Result, bail};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::augment::Crop;
-use crate::data::decode::panic_message;
 use crate::data::{CropFor, Dataset, OnBadImage};
 use crate::pixels::Pixels;
+use native::{caught_in, panic_line};
 
 /// Most images in a row that may be bad before that is an error.
 const MAX_REPLACEMENTS: usize = 100;
 
-/// So many bad images are named in the log; more of them are only counted, unless details are asked for.
+/// Most bad images that the log names; more are only counted, unless the log is verbose.
 const MAX_NAMED: usize = 20;
 
-/// What became of the unreadable images of a run. Shared by all its loaders.
+/// The unreadable images of a run and how they are handled. Shared by all its loaders.
 #[derive(Default)]
 pub struct BadImages {
     policy: OnBadImage,
@@ -99,29 +98,31 @@ impl BadImages {
 /// Runs `work` on an image; a panic becomes an error that names the image.
 pub(super) fn guarded<T>(set: &dyn Dataset, index: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let message = panic_message(panic.as_ref());
+        let message = panic_line(panic.as_ref());
         let name = catch_unwind(AssertUnwindSafe(|| set.describe(index)));
         bail!("a loader thread panicked at {}: {message}", name.unwrap_or_else(|_| format!("image {index}")))
     })
 }
 
-/// Batches in the making at the same time: while the last images of one are being finished, the other workers
-/// are busy with the next.
+/// How the error begins that a panic becomes.
+const THREAD: &str = "a loader thread";
+
+/// Batches being made at the same time: while the last images of one are finished, the other workers start on the next.
 const IN_WORK: usize = 2;
 
 /// See the module. Dropping it stops the work at the next image and waits for the threads.
 pub(super) struct Producer<T> {
-    /// Batches in order, each to be had once it is finished. `None` after an error and while dropping.
+    /// Batches in order, each received once it is finished. `None` after an error and while dropping.
     batches: Option<Receiver<Receiver<Result<T>>>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
 impl<T: Send + 'static> Producer<T> {
-    /// `plan` says what the next batch is to hold, until it returns `None`; `make` makes it, on a pool of
-    /// `workers` threads (0: one per core), and should give up soon once the flag it gets is set. At most
-    /// `prefetch` batches are finished or in the making besides the one that is being waited for. A panic in
-    /// either is an error in place of the batch.
+    /// `plan` says what the next batch holds, until it returns `None`; `make` makes it, on a pool of
+    /// `workers` threads (0: one per core), and should stop soon once its flag is set. At most
+    /// `prefetch` batches are finished or being made besides the one that is being waited for. A panic in
+    /// either becomes an error in place of the batch.
     pub(super) fn start<P: Send>(
         workers: usize,
         prefetch: usize,
@@ -144,9 +145,9 @@ impl<T: Send + 'static> Producer<T> {
                 loop {
                     let (done, batch) = sync_channel(1);
                     let planned = {
-                        // Plan and place in the queue together, or batches would come out of order.
+                        // Planned and queued under one lock, or batches would come out of order.
                         let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
-                        let planned = caught(|| Ok((next.0)()));
+                        let planned = caught_in(THREAD, || Ok((next.0)()));
                         if matches!(planned, Ok(None)) || next.1.send(batch).is_err() {
                             break;
                         }
@@ -154,7 +155,7 @@ impl<T: Send + 'static> Producer<T> {
                     };
                     let made = planned.and_then(|planned| {
                         let planned = planned.expect("the end is seen above");
-                        caught(|| pool.install(|| make(planned, stop)))
+                        caught_in(THREAD, || pool.install(|| make(planned, stop)))
                     });
                     let failed = made.is_err();
                     if done.send(made).is_err() || failed {
@@ -179,19 +180,13 @@ impl<T: Send + 'static> Producer<T> {
     }
 }
 
-/// Runs `work`; a panic becomes an error.
-fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| bail!("a loader thread panicked: {}", panic_message(panic.as_ref())))
-}
-
 impl<T> Drop for Producer<T> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes the threads if they wait in a full channel.
+        // Wakes the threads if they wait for room in a full channel.
         self.batches = None;
         for thread in self.threads.drain(..) {
-            // A panic there has no one left to tell.
+            // Nobody is left to report a panic to.
             thread.join().ok();
         }
     }

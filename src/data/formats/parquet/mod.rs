@@ -23,7 +23,7 @@ use parquet::schema::types::ColumnDescriptor;
 
 use super::shards;
 use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, caught, decode_part, decode_read, ensure_size, one_line};
+use crate::data::decode::{DecodeOptions, caught, concise, decode_part, decode_read, ensure_size};
 use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::files;
 use crate::pixels::Pixels;
@@ -102,7 +102,7 @@ impl Parquet {
         };
         for path in files {
             caught(|| set.add_file(&path, config))
-                .map_err(one_line)
+                .map_err(concise)
                 .with_context(|| format!("cannot use {}", path.display()))?;
         }
         let names = || set.files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -219,7 +219,7 @@ impl Parquet {
             let descriptor = group.image.column_descr_ptr();
             work(&mut ColumnReaderImpl::new(descriptor.clone(), Box::new(pages)), &descriptor)
         };
-        caught(run).map_err(one_line).with_context(|| format!("cannot read {}", shard.path.display()))
+        caught(run).map_err(concise).with_context(|| format!("cannot read {}", shard.path.display()))
     }
 
     fn row_group(&self, index: usize) -> &RowGroup {
@@ -331,8 +331,7 @@ mod tests {
             spill.read(unpacked.place(row).unwrap(), &mut spilled).unwrap();
             for bytes in [kept, paged.data(), &spilled] {
                 use sha2::Digest;
-                let sum: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-                assert_eq!(sum, digest.as_str().unwrap(), "row {row}");
+                assert_eq!(files::hex(&sha2::Sha256::digest(bytes)), digest.as_str().unwrap(), "row {row}");
             }
         }
     }
