@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use native::Contention;
 use native::stream::PendingScalars;
 use tch::Device;
 
@@ -23,6 +24,7 @@ pub(super) struct Steps<'a> {
     end: u64,
     guard: Guard,
     collapse: CollapseWatch,
+    contention: Contention,
     interval: Interval,
     training_seconds: f64,
     /// The last step's numbers, not read yet.
@@ -54,6 +56,7 @@ impl<'a> Steps<'a> {
         let (first, total) = (trainer.manifest.step, trainer.plan.total_steps);
         let guard = Guard::new(trainer.train.on_non_finite, trainer.train.max_skipped_steps);
         let collapse = CollapseWatch::new(&trainer.monitor, &trainer.byol);
+        let contention = Contention::new(trainer.byol.device, trainer.manifest.threads);
         let end = trainer.train.max_steps.map_or(total, |max| max.min(total));
         Self {
             trainer,
@@ -62,6 +65,7 @@ impl<'a> Steps<'a> {
             end,
             guard,
             collapse,
+            contention,
             interval: Interval::start(),
             training_seconds: 0.0,
             pending: None,
@@ -100,6 +104,7 @@ impl<'a> Steps<'a> {
                 }
             }
             self.trainer.logger.iter().for_each(|logger| logger.advance(done));
+            self.share_cores();
             if due.save || due.request != StopRequest::default() {
                 self.save(done, due.request.checkpoint)?;
             }
@@ -111,6 +116,13 @@ impl<'a> Steps<'a> {
             }
         }
         self.finish(if self.end == self.trainer.plan.total_steps { Ending::Finished } else { Ending::MaxSteps })
+    }
+
+    fn share_cores(&mut self) {
+        if self.contention.observe() && self.trainer.logger.is_some() {
+            let threads = self.trainer.manifest.threads;
+            log::info!("other processes keep {threads} threads waiting for a core; fewer train.threads may be faster");
+        }
     }
 
     /// The accuracy of the random encoder; or that of a run which ended between its last checkpoint and its last
