@@ -1,4 +1,4 @@
-//! Reading YAML so that every complaint can say where: the only module that knows serde_yaml.
+//! Reading YAML so that every error has a file and line: the only module that uses serde_yaml.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +32,7 @@ impl Source {
         let text = String::from_utf8(bytes).map_err(|e| {
             anyhow!("config {name}: byte {} is not UTF-8; is this a text file?", e.utf8_error().valid_up_to())
         })?;
+        let text = without_marks(text);
         let brackets = text.bytes().filter(|byte| b"[{".contains(byte)).count();
         if brackets > MAX_BRACKETS {
             bail!("config {name}: found {brackets} brackets, expected at most {MAX_BRACKETS}; is this a config file?");
@@ -43,19 +44,25 @@ impl Source {
         if self.text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
             return Ok(Config::default());
         }
-        let config: Config = serde_yaml::from_str(&self.text).map_err(|error| self.complaint(&error))?;
-        // Tags would be passed over, whatever the user meant by them.
+        let config: Result<Config, _> = serde_yaml::from_str(&self.text);
+        if let Err(error) = config.as_ref().map_err(serde_yaml::Error::to_string)
+            && !error.contains("found tag")
+        {
+            return config.map_err(|error| self.complaint(&error));
+        }
         let whole: Value = serde_yaml::from_str(&self.text).unwrap_or_default();
+        // Most tags would be ignored, whatever the user meant by them.
         if let Some((key, tag)) = tagged("", &whole) {
             bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
         }
+        let config = config.map_err(|error| self.complaint(&error))?;
         for (key, advice) in outdated(&config, &serde_json::to_value(whole)?)? {
             note(&format!("{}: {key}: {advice}", self.place(&key)));
         }
         Ok(config)
     }
 
-    /// What serde or the YAML parser says, with its place first.
+    /// The error of serde or the YAML parser in plain words, its place first.
     fn complaint(&self, error: &serde_yaml::Error) -> anyhow::Error {
         let message = error.to_string();
         // serde_yaml ends its messages with the place, at times in bytes.
@@ -113,7 +120,6 @@ impl Source {
         let mut path: Vec<(usize, &str)> = Vec::new(); // (indent, key) from the root to the current line
         let mut found = Vec::new();
         for (number, line) in self.text.lines().enumerate() {
-            let line = if number == 0 { line.trim_start_matches('\u{feff}') } else { line };
             let trimmed = line.trim_start();
             let Some((name, _)) = trimmed.split_once(':').filter(|_| !trimmed.starts_with(['#', '-'])) else {
                 continue;
@@ -129,7 +135,19 @@ impl Source {
     }
 }
 
-/// The keys of `written` that are still read but have another name or value by now, and what to write.
+/// A text without byte order marks before its lines: files that were put together may have more than the first.
+fn without_marks(text: String) -> String {
+    if !text.contains('\u{feff}') {
+        return text;
+    }
+    let line = |line: &str| {
+        let start = line.find(|c: char| c != '\u{feff}' && c != ' ').unwrap_or(line.len());
+        line[..start].replace('\u{feff}', "") + &line[start..]
+    };
+    text.split_inclusive('\n').map(line).collect()
+}
+
+/// The keys of `written` that are still read but are written otherwise now, and how.
 fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
     let read: BTreeMap<String, String> = leaves(&serde_json::to_value(config)?).into_iter().collect();
     let written = leaves(written);
@@ -140,7 +158,7 @@ fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String,
     Ok(renamed.chain(zeros).collect())
 }
 
-/// One line, said once and not by every process of a run.
+/// Logs a line once, not in every process of a run.
 fn note(line: &str) {
     let first = RankInfo::from_env().is_ok_and(|info| info.is_none_or(|info| info.rank == 0));
     if first && !distributed::launched() {
@@ -196,6 +214,7 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
     if let Some((_, tag)) = tagged(key, &parsed) {
         bail!("--set {text}: {key}: found the tag {tag}, expected a plain value");
     }
+    let length = place.as_sequence().map(Vec::len);
     *place = parsed.clone();
     let mut message = match serde_yaml::from_value(root.clone()) {
         Ok(config) => {
@@ -216,10 +235,13 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
             Err(_) => {}
         }
     }
-    if value.parse::<i128>().is_ok() {
+    if let Some(length) = length {
+        message = message.replace("fewer elements in sequence", &format!("sequence of {length} elements"));
+    }
+    let number = message.split_once("floating point `").and_then(|(_, rest)| rest.split_once('`'));
+    if let Some((float, _)) = number.filter(|_| value.parse::<i128>().is_ok()) {
         // As it was written, not as the nearest float.
-        message = message.replacen("floating point `", "integer `", 1);
-        message = message.replacen(message.split('`').nth(1).unwrap_or_default(), value, 1);
+        message = message.replacen(&format!("floating point `{float}`"), &format!("integer `{value}`"), 1);
     }
     let message = message.strip_prefix(&format!("{key}: ")).unwrap_or(&message);
     Err(anyhow!("--set {text}: {key}: {}", plain(message)))

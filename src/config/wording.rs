@@ -1,6 +1,7 @@
-//! serde's complaints in this project's words: what was found, what is expected, and the nearest thing known.
+//! serde's errors in plain words: what was found, what is expected, and the nearest known key.
 
 use super::{Config, leaves};
+use crate::section::Shown;
 
 /// The key path in front of a message, mostly there, and the rest.
 pub(super) fn split_path(message: &str) -> (&str, &str) {
@@ -63,11 +64,17 @@ fn as_found(found: &str) -> String {
     }
     let number = ["integer `", "floating point `", "boolean `"].iter().find_map(|kind| found.strip_prefix(kind));
     if let Some((number, _)) = number.and_then(|number| number.split_once('`')) {
-        return number.to_string();
+        // All digits of 1e300 are too many to read.
+        let long = number.parse::<f64>().ok().filter(|_| number.len() > 40);
+        return long.map_or(number.to_string(), |value| value.shown());
     }
     let text = found.strip_prefix("string ").unwrap_or(found);
-    // Not a number to YAML where no float holds it.
     let number = text.trim_matches('"');
+    let digits = number.strip_prefix(['-', '+']).unwrap_or(number);
+    if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return format!("{text} (leave out the leading zero)");
+    }
+    // Not a number to YAML where no float holds it.
     let finite = number.parse::<f64>().map_or(true, f64::is_finite);
     if finite || !number.contains(|c: char| c.is_ascii_digit()) { text.into() } else { format!("{number} (too large)") }
 }

@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 
 use super::DistConfig;
 use super::failure::named;
+use crate::files;
 
 /// Process id of the launcher.
 const LAUNCHER: &str = "BYOL_LAUNCHER";
@@ -67,6 +68,7 @@ pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
     let (mut reports, report) = pipe().context("--nproc")?;
     fcntl_setfd(&report, FdFlags::empty()).context("--nproc")?; // for the children
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP]).context("signal handler")?;
+    let piped = files::piped_for_children().context("--nproc: the config")?;
     let program = std::env::current_exe().context("--nproc: where is this program?")?;
     let mut processes = Vec::with_capacity(count);
     for rank in 0..count {
@@ -87,6 +89,7 @@ pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
         ] {
             command.env(name, value);
         }
+        command.envs(piped.iter().map(|(_, [name, value])| (name, value)));
         command.stdin(socket.take().map_or_else(Stdio::null, Stdio::from));
         if rank > 0 {
             command.stderr(Stdio::piped());
