@@ -302,4 +302,15 @@ mod tests {
     fn the_command_line_is_valid() {
         super::Cli::command().debug_assert();
     }
+
+    /// Doc comments are help texts: links of rustdoc have no meaning there.
+    #[test]
+    fn help_texts_have_no_rustdoc_links() {
+        fn check(command: &mut clap::Command) -> usize {
+            let help = command.render_long_help().to_string();
+            assert!(!help.contains("[`") && !help.contains("::"), "{help}");
+            1 + command.get_subcommands_mut().map(check).sum::<usize>()
+        }
+        assert!(check(&mut super::Cli::command()) >= 10);
+    }
 }

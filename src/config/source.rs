@@ -45,8 +45,9 @@ impl Source {
             return Ok(Config::default());
         }
         let config: Result<Config, _> = serde_yaml::from_str(&self.text);
+        // A tag reads as the name of a variant.
         if let Err(error) = config.as_ref().map_err(serde_yaml::Error::to_string)
-            && !error.contains("found tag")
+            && !error.contains("unknown variant")
         {
             return config.map_err(|error| self.complaint(&error));
         }
@@ -110,7 +111,8 @@ impl Source {
     /// `file:line` of a key such as `train.batch_size`: its own line, or its section's where the key is absent
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {
-        let prefixes = key.match_indices('.').map(|(dot, _)| &key[..dot]).chain([key]);
+        let old = Config::default().renamed().find(|(_, new)| new == key).map(|(old, _)| old);
+        let prefixes = key.match_indices('.').map(|(dot, _)| &key[..dot]).chain([key]).chain(old.as_deref());
         let line = prefixes.filter_map(|part| self.lines(part).first().copied()).next_back();
         line.map_or(self.name.clone(), |line| format!("{}:{line}", self.name))
     }
@@ -185,8 +187,7 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
     if key.split('.').any(str::is_empty) {
         bail!("--set {text}: found {key:?}, expected key.path=value, such as train.seed=1");
     }
-    let new_name = config.renamed().find(|(old, _)| old == key).map(|(_, new)| new);
-    let (written, key) = (key, new_name.as_deref().unwrap_or(key));
+    let (written, key) = (key, &*current_name(key));
     let mut root = serde_yaml::to_value(config).context("config to YAML")?;
     let mut place = &mut root;
     let mut walked = String::new();
@@ -243,8 +244,8 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
         // As it was written, not as the nearest float.
         message = message.replacen(&format!("floating point `{float}`"), &format!("integer `{value}`"), 1);
     }
-    let message = message.strip_prefix(&format!("{key}: ")).unwrap_or(&message);
-    Err(anyhow!("--set {text}: {key}: {}", plain(message)))
+    let message = if message.starts_with(key) { message } else { format!("{key}: {message}") };
+    Err(anyhow!("--set {text}: {}", plain(&message)))
 }
 
 /// An override's value as YAML reads it.
@@ -275,7 +276,12 @@ fn put(root: &mut Value, key: &str, value: Value) {
 /// The last override of `key` or of a section around it.
 pub(super) fn overridden<'a>(overrides: &'a [String], key: &str) -> Option<&'a String> {
     overrides.iter().rev().find(|text| {
-        text.split_once('=')
-            .is_some_and(|(set, _)| key == set || key.strip_prefix(set).is_some_and(|r| r.starts_with('.')))
+        let set = current_name(text.split_once('=').map_or("", |(set, _)| set));
+        key.strip_prefix(&set).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
+}
+
+/// A key's name today.
+fn current_name(key: &str) -> String {
+    Config::default().renamed().find(|(old, _)| old == key).map_or(key.to_string(), |(_, new)| new)
 }

@@ -17,6 +17,7 @@ pub(super) fn is_about_values(rest: &str) -> bool {
 /// A message in plain words, with its path.
 pub(super) fn plain(message: &str) -> String {
     let (path, rest) = split_path(message);
+    let null = if may_be_null(path) { "null or " } else { "" };
     let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
     let named = |kind: &str| {
         let (name, known) = rest.strip_prefix(kind)?.strip_prefix(" `")?.split_once("`, ")?;
@@ -43,7 +44,15 @@ pub(super) fn plain(message: &str) -> String {
     };
     let length = if kind == kinds[2] { "a list of " } else { "" };
     let found = short(&as_found(found));
-    format!("{path}found {length}{found}, expected {}", as_expected(expected, &found))
+    format!("{path}found {length}{found}, expected {null}{}", as_expected(expected, &found))
+}
+
+/// Whether a key accepts null.
+fn may_be_null(path: &str) -> bool {
+    let Ok(mut config) = serde_json::to_value(Config::default()) else { return false };
+    let Some(value) = config.pointer_mut(&format!("/{}", path.replace('.', "/"))) else { return false };
+    *value = serde_json::Value::Null;
+    serde_json::from_value::<Config>(config).is_ok()
 }
 
 /// The beginning of what is too long to be read.
