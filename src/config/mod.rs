@@ -62,17 +62,19 @@ impl Config {
     /// As [`Self::load`].
     pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let source = path.map(source::Source::read).transpose()?;
+        let mut outdated = Vec::new();
         let mut config = match &source {
-            Some(source) => source.parse_over(base)?,
+            Some(source) => source.parse_over(base, &mut outdated)?,
             None => base,
         };
         for text in overrides {
-            config = source::set(&config, text)?;
+            config = source::set(&config, text, &mut outdated)?;
         }
         let paths = config.data.paths().into_iter().chain(config.output.paths());
         paths.for_each(|path| *path = files::expand(path));
         let problems = config.problems();
         if problems.is_empty() {
+            source::note(&outdated);
             return Ok(config);
         }
         let place = |key: &str| source.as_ref().map_or("the checkpoint's config".to_string(), |s| s.place(key));

@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_yaml::Value;
 
 use super::wording::{is_about_values, plain, split_path, suggestion};
-use super::{Config, leaves};
+use super::{Config, join, leaves};
 use crate::distributed::{self, RankInfo};
 use crate::files;
 
@@ -40,7 +40,7 @@ impl Source {
         Ok(Self { name, text })
     }
 
-    pub fn parse(&self) -> Result<Config> {
+    fn parse(&self, outdated: &mut Vec<String>) -> Result<Config> {
         if self.text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
             return Ok(Config::default());
         }
@@ -57,8 +57,8 @@ impl Source {
             bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
         }
         let config = config.map_err(|error| self.complaint(&error))?;
-        for (key, advice) in outdated(&config, &serde_json::to_value(whole)?)? {
-            note(&format!("{}: {key}: {advice}", self.place(&key)));
+        for (key, advice) in written_otherwise(&config, &serde_json::to_value(whole)?)? {
+            outdated.push(format!("{}: {key}: {advice}", self.place(&key)));
         }
         Ok(config)
     }
@@ -97,9 +97,10 @@ impl Source {
         anyhow!("{}: {}", line(at), plain(message))
     }
 
-    /// `base` with every section that the file has in place of its own.
-    pub fn parse_over(&self, base: Config) -> Result<Config> {
-        let (parsed, place) = (self.parse()?, || format!("config {}", self.name));
+    /// `base` with every section that the file has in place of its own. A line for each key that is written otherwise
+    /// now is added to `outdated`.
+    pub fn parse_over(&self, base: Config, outdated: &mut Vec<String>) -> Result<Config> {
+        let (parsed, place) = (self.parse(outdated)?, || format!("config {}", self.name));
         let written: Option<BTreeMap<String, IgnoredAny>> = serde_yaml::from_str(&self.text).with_context(place)?;
         let (mut whole, parsed) = (serde_yaml::to_value(base)?, serde_yaml::to_value(parsed)?);
         for key in written.unwrap_or_default().keys() {
@@ -150,7 +151,7 @@ fn without_marks(text: String) -> String {
 }
 
 /// The keys of `written` that are still read but are written otherwise now, and how.
-fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
+fn written_otherwise(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
     let read: BTreeMap<String, String> = leaves(&serde_json::to_value(config)?).into_iter().collect();
     let written = leaves(written);
     let renamed = config.renamed().filter(|(old, _)| written.iter().any(|(key, _)| key == old));
@@ -160,11 +161,11 @@ fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String,
     Ok(renamed.chain(zeros).collect())
 }
 
-/// Logs a line once, not in every process of a run.
-fn note(line: &str) {
+/// Logs lines once, not in every process of a run.
+pub(super) fn note(lines: &[String]) {
     let first = RankInfo::from_env().is_ok_and(|info| info.is_none_or(|info| info.rank == 0));
     if first && !distributed::launched() {
-        log::info!("{line}");
+        lines.iter().for_each(|line| log::info!("{line}"));
     }
 }
 
@@ -180,39 +181,19 @@ fn tagged(path: &str, value: &Value) -> Option<(String, String)> {
 }
 
 /// Applies one `key.path=value`; the value is read as YAML, so `true`, `1e-3` and `[0.08, 1]` mean what they say.
-pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
+/// A line for a key that is written otherwise now is added to `outdated`.
+pub(super) fn set(config: &Config, text: &str, outdated: &mut Vec<String>) -> Result<Config> {
     let Some((key, value)) = text.split_once('=') else {
         bail!("--set {text}: found no '=', expected key.path=value");
     };
     if key.split('.').any(str::is_empty) {
         bail!("--set {text}: found {key:?}, expected key.path=value, such as train.seed=1");
     }
-    let (written, key) = (key, &*current_name(key));
+    let (written, key) = (key, current_name(key));
     let mut root = serde_yaml::to_value(config).context("config to YAML")?;
-    let mut place = &mut root;
-    let mut walked = String::new();
-    let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
-        map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()
-    };
-    for part in key.split('.') {
-        let Some(map) = place.as_mapping_mut() else {
-            bail!("--set {text}: {walked} is a value, it has no keys below it");
-        };
-        if !map.contains_key(part) {
-            let within = if walked.is_empty() { "the config" } else { &walked };
-            bail!("--set {text}: unknown key {part} in {within}{}", suggestion(part, &keys(map)));
-        }
-        if !walked.is_empty() {
-            walked.push('.');
-        }
-        walked.push_str(part);
-        place = map.get_mut(part).expect("looked up above");
-    }
-    if let Some(map) = place.as_mapping() {
-        bail!("--set {text}: {key} is a section, expected one of its keys ({})", keys(map).join(", "));
-    }
+    let place = find(&mut root, &key).map_err(|problem| anyhow!("--set {text}: {problem}"))?;
     let parsed = value_of(value).map_err(|error| anyhow!("--set {text}: {value:?} is not a YAML value: {error}"))?;
-    if let Some((_, tag)) = tagged(key, &parsed) {
+    if let Some((_, tag)) = tagged(&key, &parsed) {
         bail!("--set {text}: {key}: found the tag {tag}, expected a plain value");
     }
     let length = place.as_sequence().map(Vec::len);
@@ -220,16 +201,15 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
     let mut message = match serde_yaml::from_value(root.clone()) {
         Ok(config) => {
             let tree = written.rsplit('.').fold(serde_json::to_value(parsed)?, |tree, part| json!({part: tree}));
-            for (_, advice) in outdated(&config, &tree)? {
-                note(&format!("--set {text}: {advice}"));
-            }
+            let advice = written_otherwise(&config, &tree)?.into_iter();
+            outdated.extend(advice.map(|(_, advice)| format!("--set {text}: {advice}")));
             return Ok(config);
         }
         Err(error) => error.to_string(),
     };
     // A path such as 2024 or true reads as a number or a truth value; take it as text where text is wanted.
     if !parsed.is_string() && !parsed.is_mapping() && !parsed.is_sequence() {
-        put(&mut root, key, Value::String(value.to_string()));
+        *find(&mut root, &key)? = Value::String(value.to_string());
         match serde_yaml::from_value(root) {
             Ok(config) => return Ok(config),
             Err(error) if error.to_string().contains("unknown variant") => message = error.to_string(),
@@ -244,8 +224,29 @@ pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
         // As it was written, not as the nearest float.
         message = message.replacen(&format!("floating point `{float}`"), &format!("integer `{value}`"), 1);
     }
-    let message = if message.starts_with(key) { message } else { format!("{key}: {message}") };
+    let message = if message.starts_with(&key) { message } else { format!("{key}: {message}") };
     Err(anyhow!("--set {text}: {}", plain(&message)))
+}
+
+/// The value of a key; what is wrong where there is none.
+fn find<'a>(root: &'a mut Value, key: &str) -> Result<&'a mut Value> {
+    let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
+        map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()
+    };
+    let (mut place, mut walked) = (root, String::new());
+    for part in key.split('.') {
+        let Some(map) = place.as_mapping_mut() else { bail!("{walked} is a value, it has no keys below it") };
+        if !map.contains_key(part) {
+            let within = if walked.is_empty() { "the config" } else { &walked };
+            bail!("unknown key {part} in {within}{}", suggestion(part, &keys(map)));
+        }
+        walked = join(&walked, part);
+        place = map.get_mut(part).expect("looked up above");
+    }
+    if let Some(map) = place.as_mapping() {
+        bail!("{key} is a section, expected one of its keys ({})", keys(map).join(", "));
+    }
+    Ok(place)
 }
 
 /// An override's value as YAML reads it.
@@ -265,14 +266,6 @@ fn value_of(text: &str) -> Result<Value, String> {
     })
 }
 
-/// Replaces the value of an existing key.
-fn put(root: &mut Value, key: &str, value: Value) {
-    let place = key.split('.').try_fold(root, |at, part| at.get_mut(part));
-    if let Some(place) = place {
-        *place = value;
-    }
-}
-
 /// The last override of `key` or of a section around it.
 pub(super) fn overridden<'a>(overrides: &'a [String], key: &str) -> Option<&'a String> {
     overrides.iter().rev().find(|text| {
@@ -282,6 +275,6 @@ pub(super) fn overridden<'a>(overrides: &'a [String], key: &str) -> Option<&'a S
 }
 
 /// A key's name today.
-fn current_name(key: &str) -> String {
+pub(super) fn current_name(key: &str) -> String {
     Config::default().renamed().find(|(old, _)| old == key).map_or(key.to_string(), |(_, new)| new)
 }

@@ -1,6 +1,7 @@
 //! serde's errors in plain words: what was found, what is expected, and the nearest known key.
 
-use super::{Config, leaves};
+use super::source::current_name;
+use super::{Config, join, leaves};
 use crate::section::Shown;
 
 /// The key path in front of a message, mostly there, and the rest.
@@ -16,12 +17,15 @@ pub(super) fn is_about_values(rest: &str) -> bool {
 
 /// A message in plain words, with its path.
 pub(super) fn plain(message: &str) -> String {
-    let (path, rest) = split_path(message);
-    let null = if may_be_null(path) { "null or " } else { "" };
-    let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
+    let (key, rest) = split_path(message);
+    let null = if may_be_null(key) { "null or " } else { "" };
+    let path = if key.is_empty() { String::new() } else { format!("{key}: ") };
     let named = |kind: &str| {
         let (name, known) = rest.strip_prefix(kind)?.strip_prefix(" `")?.split_once("`, ")?;
-        let known: Vec<String> = known.split('`').skip(1).step_by(2).map(str::to_string).collect();
+        let known = known.split('`').skip(1).step_by(2);
+        // serde lists former names, too.
+        let current = |name: &&str| current_name(&join(key, name)) == join(key, name);
+        let known: Vec<String> = known.filter(current).map(str::to_string).collect();
         Some((short(name), known))
     };
     if let Some((name, known)) = named("unknown field") {

@@ -23,8 +23,8 @@ use crate::files;
 const LAUNCHER: &str = "BYOL_LAUNCHER";
 /// File descriptor on which the launcher reads the line that ends a process.
 const REPORT: &str = "BYOL_REPORT_FD";
-/// What other launchers may have left in the environment.
-const FOREIGN: [&str; 1] = ["TORCHELASTIC_USE_AGENT_STORE"];
+/// What another launcher may have left in the environment.
+const FOREIGN: &str = "TORCHELASTIC_USE_AGENT_STORE";
 
 /// In a process that `--nproc` started: it is killed when the launcher is gone, however that ends.
 /// # Errors
@@ -74,9 +74,7 @@ pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
     for rank in 0..count {
         let mut command = Command::new(&program);
         command.args(std::env::args_os().skip(1)).process_group(0); // signals of the terminal come through here, once
-        for name in FOREIGN {
-            command.env_remove(name);
-        }
+        command.env_remove(FOREIGN);
         for (name, value) in [
             ("RANK", rank.to_string()),
             ("LOCAL_RANK", rank.to_string()),
