@@ -14,10 +14,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more on stderr.
+    /// More detail on stderr.
     #[arg(long, short, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
-    /// Say only warnings and errors on stderr.
+    /// Only warnings and errors on stderr.
     #[arg(long, short, global = true)]
     pub quiet: bool,
 }
@@ -27,23 +27,23 @@ pub struct Cli {
 pub enum Command {
     /// Pre-train an encoder; the run folder gets checkpoints, metrics and a summary.
     Train(TrainArgs),
-    /// Measure how fast a part of the program is here; one line of JSON on stdout.
+    /// Measure the speed of a part of the program on this machine; one line of JSON on stdout.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on few labels.
+    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on a fraction of the labels.
     LinearEval(LinearEvalArgs),
     /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),
-    /// Write an encoder's features and labels of a data set, for numpy, PyTorch or scikit-learn.
+    /// Write an encoder's features of a data set, with the labels, for numpy, PyTorch or scikit-learn.
     ExtractFeatures(ExtractFeaturesArgs),
-    /// Write a trained encoder to a file that other software loads; the file is read back and compared.
+    /// Export a trained encoder for other software; the file is read back and its outputs are compared.
     ExportEncoder(ExportArgs),
-    /// Draw what the augmentations make of your images, as a picture to look at before training.
+    /// Draw augmented views of your images into a picture, to check the augmentations before training.
     Preview(PreviewArgs),
 }
 
 impl Command {
-    /// Whether several processes can do it together.
+    /// Whether several processes can share the work.
     pub fn shares_work(&self) -> bool {
         match self {
             Self::Train(_) | Self::Bench(BenchCommand::Step(_)) => true,
@@ -53,13 +53,13 @@ impl Command {
     }
 }
 
-/// A config file and what overrides it.
+/// A config file and its overrides.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     /// Config file, such as configs/quickstart.yaml.
     #[arg(long)]
     pub config: PathBuf,
-    /// Override a key of the config; may be given again. The value is YAML.
+    /// Override a key of the config; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
 }
@@ -67,7 +67,7 @@ pub struct ConfigArgs {
 /// Processes that share the work.
 #[derive(Debug, Args)]
 pub struct RanksArgs {
-    /// Start N processes on this machine that share the work (several machines: torchrun, srun or mpirun).
+    /// Start N processes on this machine that share the work (for several machines use torchrun, srun or mpirun).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub nproc: Option<u32>,
 }
@@ -75,9 +75,9 @@ pub struct RanksArgs {
 /// What `byol bench` can measure.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// The loader alone: decoded, augmented pairs of views a second, and where the time goes.
+    /// The data loader alone: images per second (decoded, two augmented views of each), and where the time goes.
     Loader(BenchLoaderArgs),
-    /// Whole training steps: images a second, and where the time goes.
+    /// Whole training steps: images per second, and where the time goes.
     Step(BenchStepArgs),
 }
 
@@ -87,7 +87,7 @@ pub struct BenchLoaderArgs {
     /// Which config.
     #[command(flatten)]
     pub source: ConfigArgs,
-    /// About how long to measure.
+    /// Seconds to measure, roughly.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     pub seconds: f64,
     /// Threads that decode and augment, 1 to 1024 [default: data.workers, or one per core].
@@ -101,10 +101,10 @@ pub struct BenchStepArgs {
     /// Which config.
     #[command(flatten)]
     pub source: ConfigArgs,
-    /// Steps to measure, after those that warm up.
+    /// Steps to measure, after a warm-up.
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
-    /// Train on one batch of noise, again and again: no loader, no data needed.
+    /// Train on the same batch of noise in every step: without loader, no data needed.
     #[arg(long)]
     pub synthetic: bool,
     /// How many processes share each batch.
@@ -120,26 +120,26 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Arguments of `byol export-encoder`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors file with
+    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors file with
     /// torchvision's names.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
-    /// What kind of file.
+    /// File format.
     #[arg(long)]
     pub format: Format,
-    /// The file to write.
+    /// File to write.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Replace the file if it is there.
+    /// Overwrite the file if it exists.
     #[arg(long)]
     pub force: bool,
-    /// Which of the run's encoders; the target's BatchNorm statistics are recomputed on the images of --config.
+    /// Which of the run's encoders; BatchNorm statistics of the target are recomputed on the images of --config.
     #[arg(long, default_value = "online")]
     pub network: Branch,
-    /// The graph normalizes its input itself and takes RGB in 0 to 1 (default for onnx and torchscript).
+    /// Include normalization in the graph, which then takes RGB in 0 to 1 (default for onnx and torchscript).
     #[arg(long)]
     pub normalize: bool,
-    /// The graph takes normalized input.
+    /// Leave normalization out of the graph, which then takes normalized images.
     #[arg(long, conflicts_with = "normalize")]
     pub no_normalize: bool,
     /// onnx: fold BatchNorm into the convolutions.
@@ -148,13 +148,13 @@ pub struct ExportArgs {
     /// Height and width of the input, or `dynamic` [default: augment.size]. The batch size is always free.
     #[arg(long, value_name = "PIXELS|dynamic", value_parser = image_size)]
     pub image_size: Option<ImageSize>,
-    /// Images whose BatchNorm statistics the target encoder gets.
+    /// With --network target: how many images to recompute BatchNorm statistics on.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub batchnorm_images: u32,
-    /// Config file: the images for --network target; size, mean and std for a file that does not say them.
+    /// Config file: images for --network target; size, mean and std for a safetensors file that lacks them.
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Override a key of the config; may be given again. The value is YAML.
+    /// Override a key of the config; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
 }
@@ -173,14 +173,14 @@ pub struct TrainArgs {
     /// Which config.
     #[command(flatten)]
     pub source: ConfigArgs,
-    /// `auto` resumes from the newest valid checkpoint of the run folder (and starts where there is none); or the folder
-    /// of a run, or of a checkpoint, to resume from.
+    /// Resume from a checkpoint: `auto` for the latest valid one in the run's folder (a new run if there is none), or
+    /// the folder of a run or of a checkpoint.
     #[arg(long, value_name = "auto|FOLDER")]
     pub resume: Option<String>,
     /// How many processes share each batch.
     #[command(flatten)]
     pub ranks: RanksArgs,
-    /// Resume although keys that change the result differ from the checkpoint's.
+    /// Resume even if keys that change the result differ from the checkpoint's config.
     #[arg(long, requires = "resume")]
     pub allow_config_change: bool,
 }
@@ -197,11 +197,11 @@ pub struct PreviewArgs {
     /// Rows of the picture: images spread over the training set, the same ones every time.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub images: u32,
-    /// Draws of each view. They are the run's own: draw n shows what `byol train` makes of the image in its epoch n,
-    /// with the same config (change train.seed for others).
+    /// Draws of each view: draw n is exactly what `byol train` uses in epoch n with the same config (for others change
+    /// train.seed).
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub draws: u32,
-    /// Replace the output file if it exists.
+    /// Overwrite the output file if it exists.
     #[arg(long)]
     pub force: bool,
 }
@@ -209,13 +209,14 @@ pub struct PreviewArgs {
 /// Which encoder, on which images.
 #[derive(Debug, Args)]
 pub struct EncoderArgs {
-    /// A run's folder (its newest checkpoint), a checkpoint's folder, or a safetensors file with torchvision's names.
+    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors file with torchvision's
+    /// names.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
-    /// Config file whose sections replace those of the run; needed where the encoder is no run's.
+    /// Config file whose sections replace those of the run; required for a safetensors file.
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Override a key of the config; may be given again. The value is YAML.
+    /// Override a key of the config; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
     /// How many processes share the images.
@@ -229,22 +230,22 @@ pub struct LinearEvalArgs {
     /// Which encoder, on which images.
     #[command(flatten)]
     pub encoder: EncoderArgs,
-    /// Train on this share of the labels only, of every class, such as 0.01 or 0.1.
+    /// Train on this fraction of the labels only, the same in every class, such as 0.01 or 0.1.
     #[arg(long, value_name = "0..1")]
     pub fraction: Option<f64>,
     /// Train the encoder too (with --fraction: the paper's semi-supervised protocol).
     #[arg(long)]
     pub finetune: bool,
-    /// Do the same to the encoder as it was before training.
+    /// Evaluate the encoder as it was before training (random weights), too.
     #[arg(long)]
     pub random_baseline: bool,
-    /// One JSON report on stdout in place of the table.
+    /// Print a JSON report on stdout instead of the table.
     #[arg(long)]
     pub json: bool,
     /// Write the JSON report here [default: linear_eval.json in the run's folder].
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Replace the file of --output.
+    /// Overwrite the file of --output if it exists.
     #[arg(long, requires = "output")]
     pub force: bool,
 }
@@ -255,13 +256,13 @@ pub struct KnnEvalArgs {
     /// Which encoder, on which images.
     #[command(flatten)]
     pub encoder: EncoderArgs,
-    /// Neighbors that vote; several numbers, such as 10,20,200, cost one pass.
+    /// Number of neighbors; several values, such as 10,20,200, take one pass.
     #[arg(long, value_name = "K,...", value_delimiter = ',', default_values_t = [200])]
     pub k: Vec<usize>,
-    /// Votes weigh exp(cosine / temperature).
+    /// A neighbor's weight is exp(cosine similarity / temperature).
     #[arg(long, default_value_t = 0.1)]
     pub temperature: f64,
-    /// One JSON report on stdout in place of the table.
+    /// Print a JSON report on stdout instead of the table.
     #[arg(long)]
     pub json: bool,
 }
@@ -278,7 +279,7 @@ pub struct ExtractFeaturesArgs {
     /// FILE.safetensors, or a folder for features.npy, labels.npy and indices.npy.
     #[arg(long, value_name = "FILE_OR_FOLDER")]
     pub output: PathBuf,
-    /// Replace files that are there.
+    /// Overwrite files that exist.
     #[arg(long)]
     pub force: bool,
 }
@@ -286,7 +287,7 @@ pub struct ExtractFeaturesArgs {
 /// A part of the data.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum SplitName {
-    /// What `data.path` names.
+    /// The images of `data.path`.
     #[default]
     Train,
     /// The held-out images.
@@ -298,7 +299,18 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         super::Cli::command().debug_assert();
+    }
+
+    /// Doc comments are help texts: links of rustdoc have no meaning there.
+    #[test]
+    fn help_texts_have_no_rustdoc_links() {
+        fn check(command: &mut clap::Command) -> usize {
+            let help = command.render_long_help().to_string();
+            assert!(!help.contains("[`") && !help.contains("::"), "{help}");
+            1 + command.get_subcommands_mut().map(check).sum::<usize>()
+        }
+        assert!(check(&mut super::Cli::command()) >= 10);
     }
 }

@@ -2,12 +2,14 @@
 
 use std::fs::{File, FileType, OpenOptions, Permissions};
 use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{MemfdFlags, memfd_create};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::{NamedTempFile, TempPath};
 
@@ -20,6 +22,12 @@ static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 fn pending() -> MutexGuard<'static, Vec<PathBuf>> {
     PENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Paths of pipes and the like that were read, which bring nothing a second time, and what they brought.
+static PIPED: Mutex<Vec<(PathBuf, Vec<u8>)>> = Mutex::new(Vec::new());
+
+/// For processes started by `--nproc`: what the launcher has read from a pipe, as `<file descriptor>:<path>`.
+const PIPED_FD: &str = "BYOL_PIPED";
 
 /// How long to wait for a named pipe to be opened by a writer, and for more bytes from it.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,17 +57,57 @@ pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 }
 
 /// The content of a regular file or a pipe (`<(command)`, `/dev/stdin`) of at most `max_bytes`. A pipe must be opened
-/// by a writer within a second and deliver bytes at least every half minute.
+/// by a writer within a second and deliver bytes at least every half minute. What it brought can be read again, also by
+/// processes started with [`piped_for_children`].
 /// # Errors
 /// As [`open_regular`]; more bytes; a pipe that times out.
 pub fn read_text_or_pipe(path: &Path, max_bytes: usize) -> Result<Vec<u8>> {
+    if let Some(bytes) = piped(path)? {
+        return Ok(bytes);
+    }
     let file = open(path)?;
     let kind = file.metadata().context("cannot read the file")?.file_type();
     ensure!(kind.is_file() || kind.is_fifo(), "found {}, expected a file", name(kind));
+    let bytes = read_all(&file, kind, max_bytes)?;
+    // Standard input may be a regular file, but not that of another process.
+    if kind.is_fifo() || path.starts_with("/dev") || path.starts_with("/proc") {
+        PIPED.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_path_buf(), bytes.clone()));
+    }
+    Ok(bytes)
+}
+
+/// What was read from a pipe before, by this process or by its launcher.
+fn piped(path: &Path) -> Result<Option<Vec<u8>>> {
+    let read = PIPED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, bytes)) = read.iter().find(|(name, _)| name == path) {
+        return Ok(Some(bytes.clone()));
+    }
+    let from_launcher = std::env::var_os(PIPED_FD).and_then(|value| {
+        let (fd, name) = value.to_str()?.split_once(':')?;
+        (Path::new(name) == path).then(|| format!("/proc/self/fd/{fd}"))
+    });
+    from_launcher.map(|copy| std::fs::read(copy).context("cannot read the launcher's copy")).transpose()
+}
+
+/// For processes that are given the same arguments: a copy of the pipe that was read, which they inherit, and the
+/// variable that tells them of it. `None` where no pipe was read.
+/// # Errors
+/// No memory for the copy.
+pub fn piped_for_children() -> Result<Option<(OwnedFd, [String; 2])>> {
+    let read = PIPED.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some((path, bytes)) = read.first() else { return Ok(None) };
+    let copy = memfd_create(c"byol-config", MemfdFlags::empty()).context("memfd_create")?;
+    let value = format!("{}:{}", copy.as_raw_fd(), path.display());
+    let mut file = File::from(copy);
+    file.write_all(bytes).context("memfd_create")?;
+    Ok(Some((file.into(), [PIPED_FD.to_string(), value])))
+}
+
+fn read_all(file: &File, kind: FileType, max_bytes: usize) -> Result<Vec<u8>> {
     let (mut bytes, mut waiting) = (Vec::new(), Instant::now());
     loop {
         let before = bytes.len();
-        let result = (&file).take((max_bytes + 1 - before) as u64).read_to_end(&mut bytes);
+        let result = file.take((max_bytes + 1 - before) as u64).read_to_end(&mut bytes);
         if bytes.len() > before {
             waiting = Instant::now();
         }
@@ -157,6 +205,28 @@ pub fn write_atomic(target: &Path, bytes: &[u8]) -> Result<()> {
     file.finish()
 }
 
+/// A path with `~` at its start and `$NAME` or `${NAME}` replaced, as a shell does. Variables that are not set stay.
+pub fn expand(path: &Path) -> PathBuf {
+    let Some(text) = path.to_str() else { return path.to_path_buf() };
+    let tilde = text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let text = tilde.map_or(text.to_string(), |rest| format!("$HOME{rest}"));
+    let (mut expanded, mut rest) = (String::new(), &text[..]);
+    while let Some((before, after)) = rest.split_once('$') {
+        let name_at = |text: &str| text.find(|c: char| c != '_' && !c.is_ascii_alphanumeric()).unwrap_or(text.len());
+        let (name, end) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some((name, _)) => (name, name.len() + 2),
+            None => (&after[..name_at(after)], name_at(after)),
+        };
+        expanded += before;
+        match std::env::var(name) {
+            Ok(value) if !name.is_empty() => expanded += &value,
+            _ => expanded += &format!("${}", &after[..end]),
+        }
+        rest = &after[end..];
+    }
+    PathBuf::from(expanded + rest)
+}
+
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -193,6 +263,22 @@ mod tests {
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
         entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn paths_are_expanded_as_in_a_shell() {
+        let home = std::env::var("HOME").unwrap();
+        for (path, expected) in [
+            ("~", home.clone()),
+            ("~/runs/x", format!("{home}/runs/x")),
+            ("$HOME/x", format!("{home}/x")),
+            ("/a/${HOME}b$HOME", format!("/a/{home}b{home}")),
+            ("a~/~", "a~/~".into()),
+            ("~other/x", "~other/x".into()),
+            ("$BYOL_NOT_SET/$x/${y/$", "$BYOL_NOT_SET/$x/${y/$".into()),
+        ] {
+            assert_eq!(expand(Path::new(path)), Path::new(&expected), "{path}");
+        }
     }
 
     #[test]

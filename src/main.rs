@@ -20,9 +20,9 @@ fn main() -> ExitCode {
         (_, true) => log::LevelFilter::Warn,
         _ => log::LevelFilter::Info,
     });
-    // Beyond a limit on file sizes this signal would end the process; caught, the write fails and says so.
+    // At a limit on file sizes (ulimit -f) this signal would kill the process; caught, the write fails with an error.
     let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
-    // tch panics where an operator fails; the message below says it in one line instead.
+    // tch panics where an operator fails; the message is printed in one line below instead.
     std::panic::set_hook(Box::new(|_| {}));
     let run = || match &cli.command {
         Command::Train(args) => commands::train::run(args),
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     };
     let outcome = std::panic::catch_unwind(|| {
         if !cli.command.shares_work() {
-            refuse_ranks()?; // each would do all of it, and write the same file
+            refuse_ranks()?; // each process would do all of the work and write the same file
         }
         run()
     });

@@ -49,7 +49,7 @@ pub struct Layout {
 
 impl Layout {
     /// Room for `rows` images with `draws` draws of each of two views of `size` x `size` pixels. Views keep their
-    /// size, but small ones are enlarged by a whole factor, and those for which the picture would get too wide are
+    /// size, but small ones are enlarged by an integer factor, and those that would make the picture too wide are
     /// reduced.
     pub fn new(rows: usize, draws: usize, size: usize) -> Self {
         let [rows, draws, size] = [rows, draws, size].map(|n| n as u32);
@@ -78,7 +78,7 @@ impl Layout {
         (left, HEADER[4] + row * (self.cell + GAP))
     }
 
-    /// How the views are shown, in words.
+    /// How the views are scaled, in words.
     pub fn scale(&self) -> String {
         match (self.cell / self.size, self.cell) {
             (0, cell) => format!("reduced to {cell} px"),
@@ -88,14 +88,14 @@ impl Layout {
     }
 }
 
-/// A picture in the making.
+/// A picture being drawn.
 pub struct Picture {
     layout: Layout,
     canvas: Canvas,
 }
 
 impl Picture {
-    /// Draws the header: two lines about the whole, and what the columns are.
+    /// Draws the header: title, description, and names of the columns.
     pub fn new(layout: Layout, title: &str, about: &str) -> Self {
         let (width, height) = layout.dimensions();
         let mut picture = Self { layout, canvas: Canvas(RgbImage::from_pixel(width, height, PAPER)) };
@@ -155,7 +155,7 @@ impl Picture {
     }
 }
 
-/// Size at which an image fits a square cell: enlarged by a whole factor, or reduced with its aspect kept.
+/// Size at which an image fits a square cell: enlarged by an integer factor, or reduced, its aspect ratio kept.
 fn fit(width: u32, height: u32, cell: u32) -> (u32, u32) {
     let long = width.max(height);
     match cell / long {
@@ -176,7 +176,7 @@ fn scaled(bytes: &[u8], (width, height): (u32, u32), (wide, high): (u32, u32), e
     imageops::resize(&image, wide, high, if enlarged { FilterType::Nearest } else { FilterType::Triangle })
 }
 
-/// At most `most` characters of a text, without its middle if it is longer; on one line.
+/// A text on one line, shortened in the middle to at most `most` characters.
 fn shorten(text: &str, most: usize) -> String {
     let letters: Vec<char> = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if letters.len() <= most {
@@ -187,7 +187,7 @@ fn shorten(text: &str, most: usize) -> String {
     letters[..start].iter().chain(&['.'; 3]).chain(&letters[end..]).collect()
 }
 
-/// What the fonts draw on.
+/// The image as a drawing target for fonts.
 struct Canvas(RgbImage);
 
 impl OriginDimensions for Canvas {
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn views_are_enlarged_by_whole_factors_shown_as_they_are_or_reduced() {
+    fn views_are_enlarged_by_integer_factors_unscaled_or_reduced() {
         let shown = |draws, size| (Layout::new(1, draws, size).cell(), Layout::new(1, draws, size).scale());
         assert_eq!(shown(4, 32), (160, "enlarged 5 times".to_string()));
         assert_eq!(shown(4, 96), (96, "pixel by pixel".to_string()));

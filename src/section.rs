@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
 
@@ -21,6 +22,11 @@ pub trait Section {
     /// configs and checkpoints can be read.
     fn renamed(&self) -> &'static [(&'static str, &'static str)] {
         &[]
+    }
+
+    /// The paths among its values, in which `~` and variables are expanded.
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        Vec::new()
     }
 
     /// Every value out of range, as (key within the section, "found X, expected Y").
@@ -152,6 +158,23 @@ where
     T: Deserialize<'de> + Default + PartialEq,
 {
     Ok(Option::deserialize(deserializer)?.filter(|count| *count != T::default()))
+}
+
+/// For `serde(deserialize_with)`: a list in which later repetitions of a value are dropped.
+/// # Errors
+/// Not a list.
+pub fn distinct<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + PartialEq,
+{
+    let mut values: Vec<T> = Vec::new();
+    for value in Vec::deserialize(deserializer)? {
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    Ok(values)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Color operations on byte planes: torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation`,
 //! `adjust_hue`, `to_grayscale` and `solarize` on Pillow images (ImageEnhance, Blend.c, Convert.c).
 //!
-//! [`Steps`] are only noted, and run together over a few pixels at a time: contrast alone must see the whole image
-//! first, so the usual view takes two passes.
+//! [`Steps`] are collected and applied together, a few pixels at a time: only contrast needs the whole image first, so
+//! the usual view takes two passes.
 
 /// 2^23: adding it to a float in 0 to 255 leaves the rounded value in the low bits.
 const MAGIC: f32 = 8_388_608.0;
@@ -33,7 +33,7 @@ pub enum ColorOp {
     Hue(f64),
 }
 
-/// What to do to a pixel, whatever the others are.
+/// A change of a pixel that does not depend on other pixels.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Blend { from: f32, factor: f32 },
@@ -43,14 +43,14 @@ enum Step {
     Solarize(f32),
 }
 
-/// Changes that the planes still lack.
+/// Changes not yet applied to the planes.
 #[derive(Default)]
 pub(super) struct Steps {
     pending: Vec<Step>,
 }
 
 impl Steps {
-    /// Adds a color change. Contrast first does what is pending, to three planes of `size` x `size` pixels.
+    /// Adds a color change. Contrast first applies the pending ones to three planes of `size` x `size` pixels.
     #[inline(always)]
     pub fn color(&mut self, op: ColorOp, planes: &mut [u8], size: usize) {
         let step = match op {
@@ -73,7 +73,7 @@ impl Steps {
         self.pending.push(Step::Solarize(f32::from(threshold)));
     }
 
-    /// Does what is pending to three planes.
+    /// Applies the pending changes to three planes.
     #[inline(always)]
     pub fn flush(&mut self, planes: &mut [u8]) {
         if !self.pending.is_empty() {
@@ -81,7 +81,7 @@ impl Steps {
         }
     }
 
-    /// Does what is pending and returns the mean luma, rounded.
+    /// Applies the pending changes and returns the mean luma, rounded.
     #[inline(always)]
     fn mean_luma(&mut self, planes: &mut [u8], size: usize) -> f32 {
         let mut sums = [0.0; LANES];
@@ -105,7 +105,7 @@ impl Steps {
         (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / (size * size) as f64 + 0.5) as u8 as f32
     }
 
-    /// Does what is pending and shows every group of pixels.
+    /// Applies the pending changes and passes every group of pixels to `see`.
     #[inline(always)]
     fn each(&mut self, planes: &mut [u8], mut see: impl FnMut(&Colors)) {
         let length = planes.len() / LANES / 3;
@@ -124,7 +124,7 @@ impl Steps {
         self.pending.clear();
     }
 
-    /// Does what is pending and writes RGB pixels. `planes` are three, or one that stands for all.
+    /// Applies the pending changes and writes RGB pixels. `planes` are three, or one for a gray image.
     #[inline(always)]
     pub fn finish(&mut self, planes: &[u8], size: usize, out: &mut [u8]) {
         assert_eq!(out.len(), size * size * 3, "a view has size * size * 3 bytes");

@@ -23,9 +23,9 @@ pub enum Interpolation {
 pub struct AugmentConfig {
     /// Side of a view, pixels, 8 to 1024 (224).
     pub size: usize,
-    /// Mean of red, green and blue to subtract, on the 0 to 1 scale (ImageNet: 0.485, 0.456, 0.406).
+    /// Mean of red, green and blue to subtract, 0 to 1 as pixels on the 0..1 scale (ImageNet: 0.485, 0.456, 0.406).
     pub mean: [f64; 3],
-    /// Standard deviation to divide by, above 0 (ImageNet: 0.229, 0.224, 0.225).
+    /// Standard deviation to divide by, above 0, at most 1 (ImageNet: 0.229, 0.224, 0.225).
     pub std: [f64; 3],
     /// Evaluation: length of the short side before the center crop, pixels, at least `size`
     /// (by default `size` below 96, else `size * 256 / 224`).
@@ -63,9 +63,14 @@ impl Section for AugmentConfig {
     fn check(&self, problems: &mut Problems) {
         let size = self.size;
         problems.range("size", size, 8..=1024);
-        problems.require(self.mean.iter().all(|v| v.is_finite()), "mean", self.mean, "finite numbers");
-        let positive = self.std.iter().all(|v| v.is_finite() && *v > 0.0);
-        problems.require(positive, "std", self.std, "finite numbers above 0");
+        let scale = |values: [f64; 3]| match values.iter().any(|v| *v > 1.0 && v.is_finite()) {
+            true => ", on the 0..1 scale; divide by 255",
+            false => "",
+        };
+        let right = self.mean.iter().all(|v| (0.0..=1.0).contains(v));
+        problems.require(right, "mean", self.mean, format!("three numbers from 0 to 1{}", scale(self.mean)));
+        let right = self.std.iter().all(|v| *v > 0.0 && *v <= 1.0);
+        problems.require(right, "std", self.std, format!("three numbers above 0, at most 1{}", scale(self.std)));
         let side = self.eval_side();
         problems.require(side >= size, "eval_resize", side, format!("null or at least size ({size})"));
         self.view1.check("view1", size, problems);

@@ -1,4 +1,4 @@
-//! `byol bench loader`: how fast images become pairs of views, with nothing else running.
+//! `byol bench loader`: how fast the loader turns images into pairs of views, with nothing else running.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -20,26 +20,26 @@ use crate::pixels::Pixels;
 #[derive(Serialize)]
 struct Report {
     bench: &'static str,
-    /// Images a second, two views of each.
+    /// Images per second, two views of each.
     images_per_second: f64,
     workers: usize,
     /// Side of a view, pixels.
     size: usize,
     /// Images of the data set.
     images: usize,
-    /// Of these the unreadable ones that were met.
+    /// Unreadable images so far.
     images_skipped: usize,
-    /// Images a batch.
+    /// Images per batch.
     batch: usize,
     /// Measured time of the loader, seconds.
     seconds: f64,
-    /// On one thread, microseconds an image.
+    /// On one thread, microseconds per image.
     stages_us: StageTimes,
-    /// Taken from the heap by the loader in the steady state.
+    /// Heap allocations of the loader in the steady state.
     bytes_allocated_per_image: f64,
-    /// Resident memory before and after the measured time, megabytes.
+    /// Resident memory before and after the measurement, megabytes.
     resident_mb: [f64; 2],
-    /// Two views are made with these instructions.
+    /// Vector instructions that the augmentations use.
     simd: &'static str,
 }
 
@@ -68,7 +68,7 @@ pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     let sampler = Sampler::new(dataset.len(), batch, 1, config.train.seed)?;
     let bad = BadImages::new(config.data.on_bad_image);
 
-    log::info!("{} images, {batch} a batch, {workers} workers: {} s", dataset.len(), args.seconds);
+    log::info!("{} images, batch size {batch}, {workers} workers: {} s", dataset.len(), args.seconds);
     let total = Duration::from_secs_f64(args.seconds);
     let stages_us = stages(&config, &*dataset, &sampler, &bad, total / 4)?;
 
@@ -79,7 +79,7 @@ pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
         loader.recycle(batch);
         Ok(())
     };
-    // Until every buffer and thread has been used.
+    // Warm-up: until every buffer and thread has been used.
     let warm_up = Instant::now();
     for done in 0.. {
         if done > options.prefetch && warm_up.elapsed() > total / 8 {
@@ -115,7 +115,7 @@ pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Microseconds an image spends in each stage, on this thread, over about `time`.
+/// Microseconds per image in each stage, on this thread, measured for about `time`.
 fn stages(
     config: &Config,
     dataset: &dyn Dataset,
@@ -137,7 +137,7 @@ fn stages(
         config.augment.apply(&pixels, &draws, &mut scratch, [&mut first[..], &mut second[..]]);
         images += 1;
         if scratch.stages.is_none() {
-            // The first image has made the buffers: from here on it counts.
+            // The first image has allocated the buffers: measure from here on.
             (decode, images, scratch.stages) = (Duration::ZERO, 0, Some(Stages::default()));
             started = Instant::now();
         } else if started.elapsed() > time {

@@ -1,4 +1,4 @@
-//! `byol preview`: what the augmentations of a config make of its images, as a picture to look at before training.
+//! `byol preview`: augmented views of a config's images in a picture, to check the augmentations before training.
 
 use std::io::{Cursor, Write};
 
@@ -35,7 +35,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     let layout = Layout::new(indices.len(), draws, size);
     let source = config.data.path.as_ref().map_or("drawn textures".to_string(), |path| path.display().to_string());
     let title = format!("{source}: {} images", dataset.len());
-    let about = format!("views of {size} px, {}, as the epochs of seed {seed} draw them", layout.scale());
+    let about = format!("views of {size} px, {}, exactly as drawn in training with seed {seed}", layout.scale());
     let mut picture = Picture::new(layout, &title, &about);
 
     let names = dataset.class_names();
@@ -45,12 +45,12 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         let (found, _) = bad.load_next(&*dataset, wanted, &mut Crop::whole, &mut image)?;
         let mut lines = label(&*dataset, &names, found, &image);
         if found != wanted {
-            lines.push(format!("in place of unreadable #{wanted}"));
+            lines.push(format!("replaces unreadable #{wanted}"));
         }
         picture.original(row, &lines, &image);
         for draw in 0..draws {
             let [first, second] = &mut views;
-            // As in the loader, the draws are those of the wanted image also where another takes its place.
+            // As in the loader, a replacement gets the draws of the image that it replaces.
             two_views(&config.augment, &image, seed, draw as u64, wanted as u64, &mut scratch, [first, second]);
             picture.view(row, 1 + draw, first);
             picture.view(row, 1 + draws + draw, second);
@@ -63,9 +63,9 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     checkpoint::write_file(&args.output, &png.into_inner()).context("--output")?;
     let skipped = match bad.count() {
         0 => String::new(),
-        count => format!(", {count} unreadable images passed over"),
+        count => format!(", {count} unreadable images skipped"),
     };
-    // Whoever reads stdout may be gone; the picture is there all the same.
+    // The picture is written, even if nobody reads stdout.
     let _ = writeln!(
         std::io::stdout(),
         "{}: {} of {} images, {draws} {} of each view, {} x {} px{skipped}",
@@ -79,8 +79,8 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Positions of `wanted` images of `len`, in order: one at random from each of as many equal parts, so that sets
-/// sorted by class show many classes, and drawn ones, whose classes take turns, too. The same in every run.
+/// Indices of `wanted` of `len` images, in order: one at random from each of as many equal parts, so that sets
+/// sorted by class show many classes, and so do synthetic ones, whose classes alternate. The same in every run.
 fn spread(len: usize, wanted: usize) -> Vec<usize> {
     let parts = wanted.min(len);
     let mut rng = Stream::new(0, Purpose::Subset, 0, 0, 1);

@@ -13,6 +13,7 @@ use crate::augment::AugmentConfig;
 use crate::data::{self, DataConfig};
 use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
+use crate::files;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::section::{Problems, Section};
@@ -49,27 +50,31 @@ pub struct Config {
 impl Config {
     /// Reads a YAML file and applies `--set key.path=value` overrides in order.
     /// # Errors
-    /// What is wrong, where (file and line, or override), what was found and what is accepted; several
-    /// values out of range are reported together.
+    /// Where (file and line, or override), what was found and what is accepted; several values out of range are
+    /// reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         Self::load_over(Self::default(), Some(path), overrides)
     }
 
-    /// The same on top of `base`, such as a run's own config: a section that the file has replaces the base's as a
-    /// whole, one that it leaves out stays.
+    /// The same on top of `base`, such as a run's own config: a section in the file replaces that of the base entirely,
+    /// other sections stay.
     /// # Errors
     /// As [`Self::load`].
     pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let source = path.map(source::Source::read).transpose()?;
+        let mut outdated = Vec::new();
         let mut config = match &source {
-            Some(source) => source.parse_over(base)?,
+            Some(source) => source.parse_over(base, &mut outdated)?,
             None => base,
         };
         for text in overrides {
-            config = source::set(&config, text)?;
+            config = source::set(&config, text, &mut outdated)?;
         }
+        let paths = config.data.paths().into_iter().chain(config.output.paths());
+        paths.for_each(|path| *path = files::expand(path));
         let problems = config.problems();
         if problems.is_empty() {
+            source::note(&outdated);
             return Ok(config);
         }
         let place = |key: &str| source.as_ref().map_or("the checkpoint's config".to_string(), |s| s.place(key));
@@ -90,14 +95,13 @@ impl Config {
         serde_json::from_value(saved.clone()).context("the checkpoint's config")
     }
 
-    /// Where a key was set, for complaints that only the data can raise: the override, or file and line.
+    /// Where a key was set, for errors that only show with the data: the override, or file and line.
     pub fn place(path: &Path, overrides: &[String], key: &str) -> String {
         if let Some(text) = source::overridden(overrides, key) {
             return format!("--set {text}");
         }
-        // A pipe is read only once.
-        let source = if path.is_file() { source::Source::read(path).ok() } else { None };
-        source.map_or_else(|| path.display().to_string(), |source| source.place(key))
+        let source = source::Source::read(path);
+        source.map_or_else(|_| path.display().to_string(), |source| source.place(key))
     }
 
     /// The config as YAML, every key written out.
@@ -161,9 +165,10 @@ impl Config {
     }
 
     /// Keys whose values differ and that change the result of training, as `key: ours, was theirs`.
-    /// Left out are keys that only say where things are, how fast they go and what is reported. Keys
-    /// that `other` lacks, because the program did not have them yet, had their default; those that it
-    /// has and we do not are differences. Fails for what no version of the program wrote.
+    /// Keys without effect on the result are left out ([`Section::no_effect`]). Keys that `other` lacks, because the
+    /// program did not have them yet, had their default; keys that only `other` has are differences.
+    /// # Errors
+    /// `other` was not written by any version of this program.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
         // By way of text, as the other came: reading may move a number by its last digit.
         let own: serde_json::Value = serde_json::from_str(&serde_json::to_string(self)?)?;

@@ -1,4 +1,4 @@
-//! Reading YAML so that every complaint can say where: the only module that knows serde_yaml.
+//! Reading YAML so that every error has a file and line: the only module that uses serde_yaml.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_yaml::Value;
 
 use super::wording::{is_about_values, plain, split_path, suggestion};
-use super::{Config, leaves};
+use super::{Config, join, leaves};
 use crate::distributed::{self, RankInfo};
 use crate::files;
 
@@ -32,6 +32,7 @@ impl Source {
         let text = String::from_utf8(bytes).map_err(|e| {
             anyhow!("config {name}: byte {} is not UTF-8; is this a text file?", e.utf8_error().valid_up_to())
         })?;
+        let text = without_marks(text);
         let brackets = text.bytes().filter(|byte| b"[{".contains(byte)).count();
         if brackets > MAX_BRACKETS {
             bail!("config {name}: found {brackets} brackets, expected at most {MAX_BRACKETS}; is this a config file?");
@@ -39,23 +40,30 @@ impl Source {
         Ok(Self { name, text })
     }
 
-    pub fn parse(&self) -> Result<Config> {
+    fn parse(&self, outdated: &mut Vec<String>) -> Result<Config> {
         if self.text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
             return Ok(Config::default());
         }
-        let config: Config = serde_yaml::from_str(&self.text).map_err(|error| self.complaint(&error))?;
-        // Tags would be passed over, whatever the user meant by them.
+        let config: Result<Config, _> = serde_yaml::from_str(&self.text);
+        // A tag reads as the name of a variant.
+        if let Err(error) = config.as_ref().map_err(serde_yaml::Error::to_string)
+            && !error.contains("unknown variant")
+        {
+            return config.map_err(|error| self.complaint(&error));
+        }
         let whole: Value = serde_yaml::from_str(&self.text).unwrap_or_default();
+        // Most tags would be ignored, whatever the user meant by them.
         if let Some((key, tag)) = tagged("", &whole) {
             bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
         }
-        for (key, advice) in outdated(&config, &serde_json::to_value(whole)?)? {
-            note(&format!("{}: {key}: {advice}", self.place(&key)));
+        let config = config.map_err(|error| self.complaint(&error))?;
+        for (key, advice) in written_otherwise(&config, &serde_json::to_value(whole)?)? {
+            outdated.push(format!("{}: {key}: {advice}", self.place(&key)));
         }
         Ok(config)
     }
 
-    /// What serde or the YAML parser says, with its place first.
+    /// The error of serde or the YAML parser in plain words, its place first.
     fn complaint(&self, error: &serde_yaml::Error) -> anyhow::Error {
         let message = error.to_string();
         // serde_yaml ends its messages with the place, at times in bytes.
@@ -89,9 +97,10 @@ impl Source {
         anyhow!("{}: {}", line(at), plain(message))
     }
 
-    /// `base` with every section that the file has in place of its own.
-    pub fn parse_over(&self, base: Config) -> Result<Config> {
-        let (parsed, place) = (self.parse()?, || format!("config {}", self.name));
+    /// `base` with every section that the file has in place of its own. A line for each key that is written otherwise
+    /// now is added to `outdated`.
+    pub fn parse_over(&self, base: Config, outdated: &mut Vec<String>) -> Result<Config> {
+        let (parsed, place) = (self.parse(outdated)?, || format!("config {}", self.name));
         let written: Option<BTreeMap<String, IgnoredAny>> = serde_yaml::from_str(&self.text).with_context(place)?;
         let (mut whole, parsed) = (serde_yaml::to_value(base)?, serde_yaml::to_value(parsed)?);
         for key in written.unwrap_or_default().keys() {
@@ -103,7 +112,8 @@ impl Source {
     /// `file:line` of a key such as `train.batch_size`: its own line, or its section's where the key is absent
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {
-        let prefixes = key.match_indices('.').map(|(dot, _)| &key[..dot]).chain([key]);
+        let old = Config::default().renamed().find(|(_, new)| new == key).map(|(old, _)| old);
+        let prefixes = key.match_indices('.').map(|(dot, _)| &key[..dot]).chain([key]).chain(old.as_deref());
         let line = prefixes.filter_map(|part| self.lines(part).first().copied()).next_back();
         line.map_or(self.name.clone(), |line| format!("{}:{line}", self.name))
     }
@@ -113,7 +123,6 @@ impl Source {
         let mut path: Vec<(usize, &str)> = Vec::new(); // (indent, key) from the root to the current line
         let mut found = Vec::new();
         for (number, line) in self.text.lines().enumerate() {
-            let line = if number == 0 { line.trim_start_matches('\u{feff}') } else { line };
             let trimmed = line.trim_start();
             let Some((name, _)) = trimmed.split_once(':').filter(|_| !trimmed.starts_with(['#', '-'])) else {
                 continue;
@@ -129,8 +138,20 @@ impl Source {
     }
 }
 
-/// The keys of `written` that are still read but have another name or value by now, and what to write.
-fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
+/// A text without byte order marks before its lines: files that were put together may have more than the first.
+fn without_marks(text: String) -> String {
+    if !text.contains('\u{feff}') {
+        return text;
+    }
+    let line = |line: &str| {
+        let start = line.find(|c: char| c != '\u{feff}' && c != ' ').unwrap_or(line.len());
+        line[..start].replace('\u{feff}', "") + &line[start..]
+    };
+    text.split_inclusive('\n').map(line).collect()
+}
+
+/// The keys of `written` that are still read but are written otherwise now, and how.
+fn written_otherwise(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
     let read: BTreeMap<String, String> = leaves(&serde_json::to_value(config)?).into_iter().collect();
     let written = leaves(written);
     let renamed = config.renamed().filter(|(old, _)| written.iter().any(|(key, _)| key == old));
@@ -140,11 +161,11 @@ fn outdated(config: &Config, written: &serde_json::Value) -> Result<Vec<(String,
     Ok(renamed.chain(zeros).collect())
 }
 
-/// One line, said once and not by every process of a run.
-fn note(line: &str) {
+/// Logs lines once, not in every process of a run.
+pub(super) fn note(lines: &[String]) {
     let first = RankInfo::from_env().is_ok_and(|info| info.is_none_or(|info| info.rank == 0));
     if first && !distributed::launched() {
-        log::info!("{line}");
+        lines.iter().for_each(|line| log::info!("{line}"));
     }
 }
 
@@ -160,69 +181,72 @@ fn tagged(path: &str, value: &Value) -> Option<(String, String)> {
 }
 
 /// Applies one `key.path=value`; the value is read as YAML, so `true`, `1e-3` and `[0.08, 1]` mean what they say.
-pub(super) fn set(config: &Config, text: &str) -> Result<Config> {
+/// A line for a key that is written otherwise now is added to `outdated`.
+pub(super) fn set(config: &Config, text: &str, outdated: &mut Vec<String>) -> Result<Config> {
     let Some((key, value)) = text.split_once('=') else {
         bail!("--set {text}: found no '=', expected key.path=value");
     };
     if key.split('.').any(str::is_empty) {
         bail!("--set {text}: found {key:?}, expected key.path=value, such as train.seed=1");
     }
-    let new_name = config.renamed().find(|(old, _)| old == key).map(|(_, new)| new);
-    let (written, key) = (key, new_name.as_deref().unwrap_or(key));
+    let (written, key) = (key, current_name(key));
     let mut root = serde_yaml::to_value(config).context("config to YAML")?;
-    let mut place = &mut root;
-    let mut walked = String::new();
-    let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
-        map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()
-    };
-    for part in key.split('.') {
-        let Some(map) = place.as_mapping_mut() else {
-            bail!("--set {text}: {walked} is a value, it has no keys below it");
-        };
-        if !map.contains_key(part) {
-            let within = if walked.is_empty() { "the config" } else { &walked };
-            bail!("--set {text}: unknown key {part} in {within}{}", suggestion(part, &keys(map)));
-        }
-        if !walked.is_empty() {
-            walked.push('.');
-        }
-        walked.push_str(part);
-        place = map.get_mut(part).expect("looked up above");
-    }
-    if let Some(map) = place.as_mapping() {
-        bail!("--set {text}: {key} is a section, expected one of its keys ({})", keys(map).join(", "));
-    }
+    let place = find(&mut root, &key).map_err(|problem| anyhow!("--set {text}: {problem}"))?;
     let parsed = value_of(value).map_err(|error| anyhow!("--set {text}: {value:?} is not a YAML value: {error}"))?;
-    if let Some((_, tag)) = tagged(key, &parsed) {
+    if let Some((_, tag)) = tagged(&key, &parsed) {
         bail!("--set {text}: {key}: found the tag {tag}, expected a plain value");
     }
+    let length = place.as_sequence().map(Vec::len);
     *place = parsed.clone();
     let mut message = match serde_yaml::from_value(root.clone()) {
         Ok(config) => {
             let tree = written.rsplit('.').fold(serde_json::to_value(parsed)?, |tree, part| json!({part: tree}));
-            for (_, advice) in outdated(&config, &tree)? {
-                note(&format!("--set {text}: {advice}"));
-            }
+            let advice = written_otherwise(&config, &tree)?.into_iter();
+            outdated.extend(advice.map(|(_, advice)| format!("--set {text}: {advice}")));
             return Ok(config);
         }
         Err(error) => error.to_string(),
     };
     // A path such as 2024 or true reads as a number or a truth value; take it as text where text is wanted.
     if !parsed.is_string() && !parsed.is_mapping() && !parsed.is_sequence() {
-        put(&mut root, key, Value::String(value.to_string()));
+        *find(&mut root, &key)? = Value::String(value.to_string());
         match serde_yaml::from_value(root) {
             Ok(config) => return Ok(config),
             Err(error) if error.to_string().contains("unknown variant") => message = error.to_string(),
             Err(_) => {}
         }
     }
-    if value.parse::<i128>().is_ok() {
-        // As it was written, not as the nearest float.
-        message = message.replacen("floating point `", "integer `", 1);
-        message = message.replacen(message.split('`').nth(1).unwrap_or_default(), value, 1);
+    if let Some(length) = length {
+        message = message.replace("fewer elements in sequence", &format!("sequence of {length} elements"));
     }
-    let message = message.strip_prefix(&format!("{key}: ")).unwrap_or(&message);
-    Err(anyhow!("--set {text}: {key}: {}", plain(message)))
+    let number = message.split_once("floating point `").and_then(|(_, rest)| rest.split_once('`'));
+    if let Some((float, _)) = number.filter(|_| value.parse::<i128>().is_ok()) {
+        // As it was written, not as the nearest float.
+        message = message.replacen(&format!("floating point `{float}`"), &format!("integer `{value}`"), 1);
+    }
+    let message = if message.starts_with(&key) { message } else { format!("{key}: {message}") };
+    Err(anyhow!("--set {text}: {}", plain(&message)))
+}
+
+/// The value of a key; what is wrong where there is none.
+fn find<'a>(root: &'a mut Value, key: &str) -> Result<&'a mut Value> {
+    let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
+        map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()
+    };
+    let (mut place, mut walked) = (root, String::new());
+    for part in key.split('.') {
+        let Some(map) = place.as_mapping_mut() else { bail!("{walked} is a value, it has no keys below it") };
+        if !map.contains_key(part) {
+            let within = if walked.is_empty() { "the config" } else { &walked };
+            bail!("unknown key {part} in {within}{}", suggestion(part, &keys(map)));
+        }
+        walked = join(&walked, part);
+        place = map.get_mut(part).expect("looked up above");
+    }
+    if let Some(map) = place.as_mapping() {
+        bail!("{key} is a section, expected one of its keys ({})", keys(map).join(", "));
+    }
+    Ok(place)
 }
 
 /// An override's value as YAML reads it.
@@ -242,18 +266,15 @@ fn value_of(text: &str) -> Result<Value, String> {
     })
 }
 
-/// Replaces the value of an existing key.
-fn put(root: &mut Value, key: &str, value: Value) {
-    let place = key.split('.').try_fold(root, |at, part| at.get_mut(part));
-    if let Some(place) = place {
-        *place = value;
-    }
-}
-
 /// The last override of `key` or of a section around it.
 pub(super) fn overridden<'a>(overrides: &'a [String], key: &str) -> Option<&'a String> {
     overrides.iter().rev().find(|text| {
-        text.split_once('=')
-            .is_some_and(|(set, _)| key == set || key.strip_prefix(set).is_some_and(|r| r.starts_with('.')))
+        let set = current_name(text.split_once('=').map_or("", |(set, _)| set));
+        key.strip_prefix(&set).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
+}
+
+/// A key's name today.
+pub(super) fn current_name(key: &str) -> String {
+    Config::default().renamed().find(|(old, _)| old == key).map_or(key.to_string(), |(_, new)| new)
 }

@@ -1,6 +1,8 @@
-//! serde's complaints in this project's words: what was found, what is expected, and the nearest thing known.
+//! serde's errors in plain words: what was found, what is expected, and the nearest known key.
 
-use super::{Config, leaves};
+use super::source::current_name;
+use super::{Config, join, leaves};
+use crate::section::Shown;
 
 /// The key path in front of a message, mostly there, and the rest.
 pub(super) fn split_path(message: &str) -> (&str, &str) {
@@ -15,11 +17,15 @@ pub(super) fn is_about_values(rest: &str) -> bool {
 
 /// A message in plain words, with its path.
 pub(super) fn plain(message: &str) -> String {
-    let (path, rest) = split_path(message);
-    let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
+    let (key, rest) = split_path(message);
+    let null = if may_be_null(key) { "null or " } else { "" };
+    let path = if key.is_empty() { String::new() } else { format!("{key}: ") };
     let named = |kind: &str| {
         let (name, known) = rest.strip_prefix(kind)?.strip_prefix(" `")?.split_once("`, ")?;
-        let known: Vec<String> = known.split('`').skip(1).step_by(2).map(str::to_string).collect();
+        let known = known.split('`').skip(1).step_by(2);
+        // serde lists former names, too.
+        let current = |name: &&str| current_name(&join(key, name)) == join(key, name);
+        let known: Vec<String> = known.filter(current).map(str::to_string).collect();
         Some((short(name), known))
     };
     if let Some((name, known)) = named("unknown field") {
@@ -42,7 +48,15 @@ pub(super) fn plain(message: &str) -> String {
     };
     let length = if kind == kinds[2] { "a list of " } else { "" };
     let found = short(&as_found(found));
-    format!("{path}found {length}{found}, expected {}", as_expected(expected, &found))
+    format!("{path}found {length}{found}, expected {null}{}", as_expected(expected, &found))
+}
+
+/// Whether a key accepts null.
+fn may_be_null(path: &str) -> bool {
+    let Ok(mut config) = serde_json::to_value(Config::default()) else { return false };
+    let Some(value) = config.pointer_mut(&format!("/{}", path.replace('.', "/"))) else { return false };
+    *value = serde_json::Value::Null;
+    serde_json::from_value::<Config>(config).is_ok()
 }
 
 /// The beginning of what is too long to be read.
@@ -63,11 +77,17 @@ fn as_found(found: &str) -> String {
     }
     let number = ["integer `", "floating point `", "boolean `"].iter().find_map(|kind| found.strip_prefix(kind));
     if let Some((number, _)) = number.and_then(|number| number.split_once('`')) {
-        return number.to_string();
+        // All digits of 1e300 are too many to read.
+        let long = number.parse::<f64>().ok().filter(|_| number.len() > 40);
+        return long.map_or(number.to_string(), |value| value.shown());
     }
     let text = found.strip_prefix("string ").unwrap_or(found);
-    // Not a number to YAML where no float holds it.
     let number = text.trim_matches('"');
+    let digits = number.strip_prefix(['-', '+']).unwrap_or(number);
+    if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return format!("{text} (leave out the leading zero)");
+    }
+    // Not a number to YAML where no float holds it.
     let finite = number.parse::<f64>().map_or(true, f64::is_finite);
     if finite || !number.contains(|c: char| c.is_ascii_digit()) { text.into() } else { format!("{number} (too large)") }
 }

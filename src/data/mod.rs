@@ -221,6 +221,10 @@ impl Section for DataConfig {
         problems.within("synthetic", &self.synthetic);
     }
 
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        [&mut self.path, &mut self.eval_path, &mut self.spill_dir].into_iter().flatten().collect()
+    }
+
     fn no_effect(&self) -> Keys {
         Keys::Only(&[
             "path",

@@ -17,12 +17,13 @@ use signal_hook::iterator::Signals;
 
 use super::DistConfig;
 use super::failure::named;
+use crate::files;
 
 /// Process id of the launcher.
 const LAUNCHER: &str = "BYOL_LAUNCHER";
 /// File descriptor on which the launcher reads the line that ends a process.
 const REPORT: &str = "BYOL_REPORT_FD";
-/// Variable of another launcher, which must not reach the processes.
+/// What another launcher may have left in the environment, which must not reach the processes.
 const FOREIGN: &str = "TORCHELASTIC_USE_AGENT_STORE";
 
 /// In a process that `--nproc` started: has it killed when the launcher ends, for whatever reason.
@@ -91,6 +92,7 @@ fn start(count: usize, report: RawFd) -> Result<Vec<Process>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("--nproc: no port on 127.0.0.1")?;
     let port = listener.local_addr()?.port();
     let mut socket = Some(OwnedFd::from(listener));
+    let piped = files::piped_for_children().context("--nproc: the config")?;
     let program = std::env::current_exe().context("--nproc: the path of this program")?;
     let mut processes = Vec::with_capacity(count);
     for rank in 0..count {
@@ -107,6 +109,7 @@ fn start(count: usize, report: RawFd) -> Result<Vec<Process>> {
             (LAUNCHER, std::process::id().to_string()),
             (REPORT, report.to_string()),
         ]);
+        command.envs(piped.iter().map(|(_, [name, value])| (name, value)));
         command.stdin(socket.take().map_or_else(Stdio::null, Stdio::from));
         if rank > 0 {
             command.stderr(Stdio::piped());

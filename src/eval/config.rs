@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::section::{Keys, Problems, Section};
+use crate::section::{Keys, Problems, Section, distinct};
 
 /// `linear_eval.features`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,7 @@ pub struct LinearEvalConfig {
     /// Images per step, all of them where there are fewer. Default 1024.
     pub batch_size: usize,
     /// Tried side by side; the best on held-out training images is tested. Default [0.4, 0.3, 0.2, 0.1, 0.05].
+    #[serde(deserialize_with = "distinct")]
     pub learning_rates: Vec<f64>,
     /// Momentum of SGD, 0 to below 1. Default 0.9.
     pub momentum: f64,
@@ -45,8 +46,10 @@ pub struct LinearEvalConfig {
     /// Seed of the held-out part, the fraction, the order and the crops. Default 0.
     pub seed: u64,
     /// Lengths to try with `--finetune`. Default [30, 50].
+    #[serde(deserialize_with = "distinct")]
     pub finetune_epochs: Vec<u64>,
     /// Learning rates to try with `--finetune`. Default [0.01, 0.02, 0.05, 0.1, 0.005].
+    #[serde(deserialize_with = "distinct")]
     pub finetune_learning_rates: Vec<f64>,
 }
 

@@ -1,5 +1,5 @@
-//! Files that only grow, on disks that fill up and folders that vanish: a record is in the file whole or not at
-//! all, and what could not be written waits for the next try.
+//! Append-only files that survive full disks and deleted folders: a record is written whole or not at all, and records
+//! that could not be written are tried again with the next one.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Bytes that may wait; beyond them the oldest records are given up.
+/// Bytes that may wait; beyond this the oldest records are dropped.
 const MAX_WAITING: usize = 1 << 20;
 
 /// A file of records, written one after the other.
@@ -18,16 +18,16 @@ pub struct AppendFile {
     file: File,
     /// What a new file begins with.
     header: Vec<u8>,
-    /// Length of what was written whole.
+    /// Length of the complete records in the file.
     whole: u64,
     waiting: VecDeque<Vec<u8>>,
     lost: usize,
 }
 
 impl AppendFile {
-    /// Goes on at the end of `file`, opened for appending at `path`. `header` begins a file that has to be made anew.
+    /// Appends to `file`, opened for appending at `path`. `header` begins a file that has to be created again.
     /// # Errors
-    /// The system does not tell the file's length.
+    /// The file's length cannot be read.
     pub fn new(path: &Path, file: File, header: Vec<u8>) -> Result<Self> {
         let whole = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
         Ok(Self { path: path.into(), file, header, whole, waiting: VecDeque::new(), lost: 0 })
@@ -61,7 +61,7 @@ impl AppendFile {
         self.write().with_context(|| format!("writing {} ({count} records wait)", self.path.display()))?;
         self.waiting.clear();
         if self.lost > 0 {
-            log::warn!("{}: {} records are lost: there was no room for so long", self.path.display(), self.lost);
+            log::warn!("{}: {} records were dropped, the disk was full for too long", self.path.display(), self.lost);
             self.lost = 0;
         }
         Ok(())
@@ -69,7 +69,7 @@ impl AppendFile {
 
     fn write(&mut self) -> io::Result<()> {
         if !self.still_there()? {
-            log::warn!("{} is gone: beginning a new one", self.path.display());
+            log::warn!("{} was deleted: starting a new file", self.path.display());
             fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
             self.file = File::options().create(true).append(true).open(&self.path)?;
             self.whole = self.file.metadata()?.len();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vanished_file_is_begun_anew_with_its_header() {
+    fn a_deleted_file_is_created_again_with_its_header() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("below/file");
         fs::create_dir(dir.path().join("below")).unwrap();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_waits_and_the_file_stays_whole() {
+    fn records_that_cannot_be_written_wait_and_the_file_stays_valid() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut file = open(&path);

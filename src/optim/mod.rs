@@ -1,5 +1,5 @@
-//! Optimizers with their state as named tensors, so that a checkpoint can hold all of it. Steps run under
-//! `no_grad` and read nothing back to the host.
+//! Optimizers with their state as named tensors, for checkpoints. A file for each; a new one is also added to
+//! [`Algorithm`]. Steps run under `no_grad` and copy nothing to the host.
 
 mod adamw;
 mod lars;
@@ -63,7 +63,7 @@ pub struct OptimizerConfig {
     pub scale_lr: bool,
     /// L2 penalty (lars, sgd) or decoupled decay (adamw). Default 1.5e-6.
     pub weight_decay: f64,
-    /// Leave biases and BatchNorm parameters out of weight decay and of LARS adaptation. Default true.
+    /// Exclude biases and BatchNorm parameters from weight decay and LARS adaptation. Default true.
     pub exclude_bias_and_norm: bool,
     /// Momentum of lars and sgd, 0 to below 1. Default 0.9.
     pub momentum: f64,
@@ -74,8 +74,7 @@ pub struct OptimizerConfig {
     /// LARS with the rate of a layer capped at the learning rate, as in solo-learn. Default false.
     #[serde(alias = "clip")]
     pub clip_lr: bool,
-    /// Scale the whole gradient down to this L2 norm where it is longer, as `torch.nn.utils.clip_grad_norm_`. Default
-    /// null: never.
+    /// Maximum L2 norm of the gradient, as `torch.nn.utils.clip_grad_norm_`. Default null: no clipping.
     pub clip_grad_norm: Option<f64>,
     /// AdamW's decay rates of the two moments. Default [0.9, 0.999].
     pub betas: [f64; 2],
@@ -180,19 +179,19 @@ impl Optimizer {
         Self { config: config.clone(), slots: slots.collect(), rate }
     }
 
-    /// Drops all gradients.
+    /// Sets all gradients to none.
     pub fn zero_grad(&self) -> Result<()> {
         self.slots.iter().try_for_each(|slot| native::clear_grad(&slot.weight))
     }
 
-    /// The gradients, which the parameters no longer have then.
+    /// Moves the gradients out of the parameters.
     pub fn take_gradients(&self) -> Result<Vec<Tensor>> {
         let gradients = self.slots.iter().map(|slot| slot.weight.grad()).collect();
         self.zero_grad()?;
         Ok(gradients)
     }
 
-    /// Gives them back what [`Self::take_gradients`] took.
+    /// Puts the gradients of [`Self::take_gradients`] back.
     pub fn restore_gradients(&self, gradients: &[Tensor]) -> Result<()> {
         self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| native::set_grad(&slot.weight, gradient))
     }
@@ -204,7 +203,7 @@ impl Optimizer {
         self.apply()
     }
 
-    /// The learning rate of the update to come, and its number from 0.
+    /// Sets the learning rate of the next update, and its number from 0.
     pub fn set(&self, lr: f64, step: u64) -> Result<()> {
         foreach::set_rate(&self.rate.lr, lr)?;
         foreach::set_rate(&self.rate.count, (step + 1) as f64)
@@ -218,7 +217,7 @@ impl Optimizer {
         groups.iter().filter(|group| !group.weights.is_empty()).try_for_each(|g| update(g, &self.rate, &self.config))
     }
 
-    /// The parameters that have a gradient and are subject to decay and adaptation, or are not.
+    /// The parameters that have a gradient and are subject to decay and adaptation, or those that are not.
     fn group(&self, adapted: bool) -> Group {
         let slots = || self.slots.iter().filter(|slot| slot.adapted == adapted && slot.weight.grad().defined());
         let state = |at: usize| slots().map(|slot| slot.state[at].shallow_clone()).collect();

@@ -225,6 +225,10 @@ impl Section for OutputConfig {
         problems.at_least_one("keep_checkpoints", self.keep_checkpoints);
     }
 
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.dir]
+    }
+
     fn no_effect(&self) -> Keys {
         Keys::All
     }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use byol::config::Config;
+use byol::data::DataConfig;
 use byol::model::Arch;
 use byol::optim::Algorithm;
 use byol::section::Keys;
@@ -132,6 +133,47 @@ fn keys_left_out_of_a_view_are_that_views_own() {
 fn a_resolved_config_reads_as_itself() {
     let config = shipped("cifar10_resnet18.yaml");
     assert_eq!(load(&config.to_yaml().expect("YAML"), &[]).expect("loads"), config);
+}
+
+#[test]
+fn paths_are_expanded_as_in_a_shell() {
+    let home = std::env::var("HOME").expect("HOME");
+    let yaml = "data: {format: parquet, path: ~/train, eval_path: $HOME/a b, spill_dir: \"${HOME}\"}\noutput: {dir: ~/runs/x}\n";
+    let config = load(yaml, &[]).expect("loads");
+    let shown = |path: &Option<std::path::PathBuf>| path.as_ref().expect("a path").display().to_string();
+    let DataConfig { path, eval_path, spill_dir, .. } = &config.data;
+    let expected = [format!("{home}/train"), format!("{home}/a b"), home.clone()];
+    assert_eq!([shown(path), shown(eval_path), shown(spill_dir)], expected);
+    assert_eq!(config.output.dir, Path::new(&home).join("runs/x"));
+    assert_eq!(load("", &["output.dir=~/y"]).expect("loads").output.dir, Path::new(&home).join("y"));
+}
+
+#[test]
+fn a_value_given_twice_is_tried_once() {
+    let twice = "linear_eval: {learning_rates: [0.1, 0.2, 0.1], finetune_epochs: [3, 3]}";
+    let config = load(twice, &["linear_eval.finetune_learning_rates=[0.5, 0.5]"]).expect("loads").linear_eval;
+    assert_eq!((config.learning_rates, config.finetune_epochs), (vec![0.1, 0.2], vec![3]));
+    assert_eq!(config.finetune_learning_rates, [0.5]);
+}
+
+/// Former names and values are read, and one line each says how they are written now.
+#[test]
+fn what_is_written_otherwise_now_is_said_in_a_line_each() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let yaml = "augment: {size: 32}\ndata:\n  workers: 0\noptimizer:\n  base_lr: 0.1\n  clip: true\n";
+    fs::write(folder.path().join("c.yaml"), yaml).expect("written");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_byol"));
+    command.args(["preview", "--config", "c.yaml", "--output", "x.png", "--images", "1", "--draws", "1"]);
+    command.args(["--set", "train.threads=0", "--set", "monitor.knn_every=null", "--set", "optimizer.clip=false"]);
+    let output = command.current_dir(folder.path()).output().expect("byol runs");
+    let said = String::from_utf8(output.stderr).expect("text");
+    let expected = [
+        "c.yaml:6: optimizer.clip: this key is called optimizer.clip_lr now",
+        "c.yaml:3: data.workers: 0 is written null now",
+        "--set train.threads=0: 0 is written null now",
+        "--set optimizer.clip=false: this key is called optimizer.clip_lr now",
+    ];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -71,6 +71,14 @@ fn files_that_are_no_text_are_refused() {
         (b"train:\n  seed: 1\0\n", "./c.yaml:2: not valid YAML: control characters are not allowed"),
         (&[0; 4096], "./c.yaml:1: not valid YAML: control characters are not allowed"),
         ("\u{feff}train: {batch_size: 0}\n".as_bytes(), "./c.yaml:1: train.batch_size: found 0, expected 2 to 1048576"),
+        (
+            "# a\n\u{feff}train: {batch_size: 0}\n".as_bytes(),
+            "./c.yaml:2: train.batch_size: found 0, expected 2 to 1048576",
+        ),
+        (
+            "\u{feff}train:\n  seed: 1\n\u{feff}ema:\n  \u{feff}base_tau: 2\n".as_bytes(),
+            "./c.yaml:4: ema.base_tau: found 2, expected 0 to 1",
+        ),
         (b"train:\r\n  batch_size: 0\r\n", "./c.yaml:2: train.batch_size: found 0, expected 2 to 1048576"),
     ] {
         assert_eq!(refused(folder.path(), bytes, &[]), expected);

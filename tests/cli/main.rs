@@ -6,6 +6,7 @@ mod support;
 mod bench;
 mod config;
 mod config_bad;
+mod config_types;
 mod gpu_check;
 mod preview;
 mod special_files;

@@ -151,7 +151,7 @@ fn bad_images_are_replaced_as_in_training_or_fatal() {
     let overrides = ["data.format=image_folder".to_string(), format!("data.path={}", images.display())];
     let extra = ["--set", &overrides[0], "--set", &overrides[1], "--draws", "3"];
     let (picture, said) = folder.picture(&extra);
-    assert!(said.contains("3 of 3 images") && said.contains("1 unreadable images passed over"), "{said}");
+    assert!(said.contains("3 of 3 images") && said.contains("1 unreadable images skipped"), "{said}");
     compare(&folder, &picture, &overrides, 3, 5);
     fs::remove_file(folder.path("views.png")).expect("removed");
     let output = folder.preview("views.png", &[&extra[..], &["--set", "data.on_bad_image=fail"]].concat());

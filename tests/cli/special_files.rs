@@ -122,6 +122,28 @@ fn a_config_that_is_no_file_is_refused_at_once() {
     }
 }
 
+/// The launcher of `--nproc` reads the pipe; the processes that it starts get what it has read.
+#[test]
+fn several_processes_share_a_config_from_a_pipe() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = crate::support::TinyRun::CONFIG;
+    fs::write(folder.path().join("c.yaml"), config).expect("written");
+    let train = "\"$1\" train --nproc 2 --set train.max_steps=1";
+    for (name, shell) in [
+        ("substituted", format!("{train} --set output.dir=substituted --config <(cat c.yaml)")),
+        ("piped", format!("cat c.yaml | {train} --set output.dir=piped --config /dev/stdin")),
+        ("redirected", format!("{train} --set output.dir=redirected --config /dev/stdin < c.yaml")),
+    ] {
+        let mut command = Command::new("bash");
+        command.args(["-c", &shell, "bash", env!("CARGO_BIN_EXE_byol")]).current_dir(folder.path());
+        let output = command.stdin(Stdio::null()).output().expect("bash runs");
+        assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr));
+        let manifest = fs::read(folder.path().join(name).join("manifest.json")).expect("a manifest");
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+        assert_eq!((&manifest["processes"], &manifest["config"]["train"]["seed"]), (&2.into(), &7.into()), "{shell}");
+    }
+}
+
 /// `--config <(command)` and `--config /dev/stdin`; and the place of what is wrong with the data does not need them
 /// again.
 #[test]

@@ -162,7 +162,7 @@ fn a_folder_deleted_under_the_run_is_made_again() {
     fs::rename(run.dir(), &moved).expect("moved"); // the same to the run as deleted, but for one instant
     let said = run.wait_until_said("was deleted or moved under the run: creating it again");
     assert!(!said.contains("\nerror: "), "{said}");
-    run.wait_until_said("metrics.jsonl is gone: beginning a new one");
+    run.wait_until_said("metrics.jsonl was deleted: starting a new file");
     let second = run.command(&RESUME).stdout(Stdio::null()).output().expect("byol runs");
     failed(&second, &[&format!("is in use by process {}", child.id())]);
     for name in ["config.yaml", "manifest.json", "lock"] {
