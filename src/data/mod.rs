@@ -19,7 +19,10 @@ use decode::DecodeOptions;
 pub mod decode;
 pub mod formats;
 pub mod loader;
+mod paths;
 pub mod subset;
+
+pub use paths::Paths;
 
 /// Called with an image's width and height, returns the part of it that is needed.
 pub type CropFor<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
@@ -81,6 +84,17 @@ impl Format {
     }
 }
 
+/// Which part of the names of a webdataset shard's members is the key that a sample shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyRule {
+    /// Up to the first dot behind the last slash, as in the webdataset tool: `a.seg.png` belongs to `a.png`.
+    #[default]
+    FirstDot,
+    /// Up to the last dot: `cam00.t3.png` and `cam00.t4.png` are two samples.
+    LastDot,
+}
+
 /// What to do with an image that cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,20 +112,28 @@ pub enum OnBadImage {
 pub struct DataConfig {
     /// `synthetic`, `parquet`, `image_folder`, `webdataset`, `cifar10`, `cifar100` or `stl10`. Default synthetic.
     pub format: Format,
-    /// The training images. Parquet and webdataset: a file, a brace pattern (`train-{000..123}.tar`) or a folder of
-    /// shards (those named `train*`, or else all). Image folder: a folder (its `train` subfolder if it has one) or a
-    /// text file of paths. CIFAR: the archive, the unpacked folder, or the folder with either; STL-10: the unpacked
-    /// folder, or the one that holds it. Required unless synthetic.
-    pub path: Option<PathBuf>,
-    /// Held-out labelled images for k-NN. Default: shards named `validation*`, `val*` or `test*` next to the training
-    /// shards, or the subfolder of that name; none if there are none. CIFAR and STL-10 have their own, always.
-    pub eval_path: Option<PathBuf>,
+    /// The training images: a path or a list of paths, in which `~` and `$NAME` are replaced. Parquet and webdataset: a
+    /// file, a brace pattern (`train-{000..123}.tar`) or a folder of shards (those named `train*`, or else all), also
+    /// one with subfolders as data set repositories have. Image folder: a folder (its `train` or `training` subfolder
+    /// if it has one beside held-out ones) or a text file of paths. CIFAR: the archive, the unpacked folder, or the
+    /// folder with either; STL-10: the unpacked folder, or the one that holds it. Required unless synthetic.
+    pub path: Option<Paths>,
+    /// Held-out labelled images for k-NN, a path or a list. Default: of the shards or subfolders named `val`, `valid`,
+    /// `validation`, `dev`, `eval` or `test` next to the training ones the first found; none if there are none. CIFAR
+    /// and STL-10 have their own, always.
+    pub eval_path: Option<Paths>,
+    /// Folder that relative paths start at: those in a list of images (default: the list's folder), and those in
+    /// parquet files without the images themselves (default: the file's folder, or its `images`).
+    pub root: Option<PathBuf>,
+    /// Webdataset: `first_dot` or `last_dot`, where the key ends that the members of a sample share. Default first_dot.
+    pub key: KeyRule,
     /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
     /// Default `train+unlabeled`.
     pub split: Option<formats::stl10::Split>,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,
-    /// Parquet column with the class numbers. Default: `label`, `labels` or `fine_label`, if any.
+    /// Parquet column with the classes, numbers or text. Default: `label`, `labels`, `fine_label`, `class`, `category`,
+    /// `cls` or `target`, if any.
     pub label_column: Option<String>,
     /// Train on this many images, the first of the set (of the chosen ones with `fraction`).
     /// At least 1. Default all.
@@ -150,6 +172,8 @@ impl Default for DataConfig {
             format: Format::default(),
             path: None,
             eval_path: None,
+            root: None,
+            key: KeyRule::default(),
             split: None,
             image_column: None,
             label_column: None,
@@ -180,19 +204,36 @@ impl DataConfig {
         };
         let format = serde_json::json!(self.format);
         let synthetic = self.format == Format::Synthetic;
-        let named = self.path.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        let empty = |paths: &Paths| paths.is_empty() || paths.iter().any(|path| path.as_os_str().is_empty());
+        let named = self.path.as_ref().is_some_and(|paths| !empty(paths));
         check(synthetic || named, "path", format!("found nothing, expected a path for format {format}"));
         for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
-            let found = path.as_ref().map_or(String::new(), |path| path.display().to_string());
+            let found = path.as_ref().map_or(String::new(), |path| path.to_string());
             let found = if found.is_empty() { "an empty path".to_string() } else { found };
             let refused = synthetic || key == "eval_path" && self.format.has_own_test_set();
             let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
             check(!refused || path.is_none(), key, format!("found {found}, expected none for format {format}{why}"));
         }
-        for (key, path) in [("eval_path", &self.eval_path), ("spill_dir", &self.spill_dir)] {
+        for (key, path) in [("spill_dir", &self.spill_dir), ("root", &self.root)] {
             let empty = path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
             check(!empty, key, "found an empty path, expected null or a path".into());
         }
+        let eval = self.eval_path.as_ref();
+        check(!eval.is_some_and(empty), "eval_path", "found an empty path, expected null or a path".into());
+        let count = self.path.as_ref().map_or(1, |paths| paths.len());
+        let one = count <= 1 || !self.format.has_own_test_set();
+        check(one, "path", format!("found {count} paths, expected one for format {format}"));
+        for (key, paths) in [("path", &self.path), ("eval_path", &self.eval_path)] {
+            let paths: &[PathBuf] = paths.as_deref().map_or(&[], |paths| paths);
+            let twice = (1..paths.len()).find(|&at| paths[..at].contains(&paths[at]));
+            let text =
+                twice.map_or(String::new(), |at| format!("found {} twice, expected it once", paths[at].display()));
+            check(twice.is_none(), key, text);
+        }
+        let rooted = matches!(self.format, Format::ImageFolder | Format::Parquet);
+        check(rooted || self.root.is_none(), "root", format!("found a path, expected none for format {format}"));
+        let keyed = self.format == Format::Webdataset || self.key == KeyRule::FirstDot;
+        check(keyed, "key", format!("found last_dot, expected first_dot for format {format}, which has no keys"));
         let split = serde_json::json!(self.split);
         check(
             self.format == Format::Stl10 || self.split.is_none(),
@@ -233,6 +274,24 @@ impl DataConfig {
         loader::LoaderOptions { workers, prefetch, prefetch_bytes, ..Default::default() }
     }
 
+    /// With the paths as they are opened: `~` and environment variables replaced.
+    fn expanded(&self) -> Result<Self> {
+        let expand = |paths: &Option<Paths>| paths.as_ref().map(Paths::expanded).transpose();
+        let expand_one = |path: &Option<PathBuf>| path.as_ref().map(|path| files::expanded(path)).transpose();
+        Ok(Self {
+            path: expand(&self.path)?,
+            eval_path: expand(&self.eval_path)?,
+            root: expand_one(&self.root)?,
+            spill_dir: expand_one(&self.spill_dir)?,
+            ..self.clone()
+        })
+    }
+
+    /// The one path of a format that takes no list.
+    fn only_path(&self) -> Option<&PathBuf> {
+        self.path.as_ref().and_then(|paths| paths.first())
+    }
+
     fn decode_options(&self) -> DecodeOptions {
         let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
         DecodeOptions { max_pixels, max_bytes, exif_orientation }
@@ -241,6 +300,7 @@ impl DataConfig {
 
 /// Opens the training images, reduced to `fraction` and `limit`.
 pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
+    let config = &config.expanded()?;
     let all: Arc<dyn Dataset> = match config.format {
         Format::Synthetic => Arc::new(formats::synthetic::Synthetic::train(&config.synthetic)),
         Format::Parquet => Arc::new(formats::parquet::Parquet::open_train(config)?),
@@ -255,6 +315,7 @@ pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
 /// Opens the held-out images, all of them, with labels of the same meaning; `None` if the
 /// configuration names none and none are found beside the training images.
 pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
+    let config = &config.expanded()?;
     Ok(match config.format {
         Format::Synthetic => Some(Arc::new(formats::synthetic::Synthetic::eval(&config.synthetic))),
         Format::Parquet => formats::parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
