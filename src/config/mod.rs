@@ -162,10 +162,13 @@ impl Config {
 
 /// Whether a key changes the result of training.
 fn counts(key: &str) -> bool {
-    const HARMLESS: [&str; 20] = [
+    const HARMLESS: [&str; 22] = [
         "dist.",
         "data.path",
         "data.eval_path",
+        "data.root",
+        // A change shows in the fingerprint of the images.
+        "data.key",
         "data.on_bad_image",
         "data.workers",
         "data.prefetch_batches",

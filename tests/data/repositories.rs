@@ -113,7 +113,7 @@ fn images_without_bytes_are_read_from_their_paths() {
         assert_eq!([0, 1, 2].map(|index| gray(&set, index)), [10, 20, 30]);
         let message = format!("{:#}", set.load(3, &mut Pixels::default()).unwrap_err());
         assert!(
-            message.starts_with("no such file: d.ppm (the row holds this path and no bytes; looked in "),
+            message.starts_with("no such file: d.ppm (the row holds this path and no bytes; set data.root"),
             "{message}"
         );
         let before = set.fingerprint();

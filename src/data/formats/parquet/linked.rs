@@ -42,8 +42,8 @@ pub(super) fn locate(path: &str, folders: &[PathBuf]) -> Result<PathBuf> {
         None => {
             let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
             bail!(
-                "no such file: {path} (the row holds this path and no bytes; looked in {}; set data.root to the folder \
-                 that paths start at)",
+                "no such file: {path} (the row holds this path and no bytes; set data.root to the folder that paths start \
+                 at; looked in {})",
                 looked.join(" and ")
             )
         }
