@@ -205,34 +205,39 @@ pub fn write_atomic(target: &Path, bytes: &[u8]) -> Result<()> {
     file.finish()
 }
 
-/// A path with `~` at its start and `$NAME` or `${NAME}` replaced, as a shell does. Variables that are not set stay.
-pub fn expand(path: &Path) -> PathBuf {
-    let Some(text) = path.to_str() else { return path.to_path_buf() };
-    let tilde = text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    let text = tilde.map_or(text.to_string(), |rest| format!("$HOME{rest}"));
-    let (mut expanded, mut rest) = (String::new(), &text[..]);
-    while let Some((before, after)) = rest.split_once('$') {
-        let name_at = |text: &str| text.find(|c: char| c != '_' && !c.is_ascii_alphanumeric()).unwrap_or(text.len());
-        let (name, end) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
-            Some((name, _)) => (name, name.len() + 2),
-            None => (&after[..name_at(after)], name_at(after)),
-        };
-        expanded += before;
-        match std::env::var(name) {
-            Ok(value) if !name.is_empty() => expanded += &value,
-            _ => expanded += &format!("${}", &after[..end]),
-        }
-        rest = &after[end..];
-    }
-    PathBuf::from(expanded + rest)
-}
-
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn writing(path: &Path) -> String {
     format!("writing {}", path.display())
+}
+
+/// A path with `~` at its start, `$NAME` and `${NAME}` replaced as a shell does. A path that exists stays as it is.
+/// # Errors
+/// A variable that is not set.
+pub fn expanded(path: &Path) -> Result<PathBuf> {
+    let text = path.to_str().filter(|text| (text.starts_with('~') || text.contains('$')) && !path.exists());
+    text.map_or_else(|| Ok(path.to_path_buf()), |text| expand(text, |name| std::env::var(name).ok()).map(PathBuf::from))
+}
+
+fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String> {
+    let value = |name: &str| {
+        let value = variable(name).filter(|value| !value.is_empty());
+        value.with_context(|| format!("found {text}, but the environment variable {name} is not set"))
+    };
+    let home = text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let (mut expanded, mut rest) = (if home.is_some() { value("HOME")? } else { String::new() }, home.unwrap_or(text));
+    while let Some((before, after)) = rest.split_once('$') {
+        let braced = after.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+        let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+        let (name, after) = braced.unwrap_or(after.split_at(end));
+        let is_name = !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit());
+        expanded += before;
+        expanded += &if is_name { value(name)? } else { "$".to_string() };
+        rest = if is_name { after } else { &rest[before.len() + 1..] };
+    }
+    Ok(expanded + rest)
 }
 
 /// Bytes as hexadecimal digits, as checksums are written.
@@ -266,19 +271,30 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_expanded_as_in_a_shell() {
-        let home = std::env::var("HOME").unwrap();
-        for (path, expected) in [
-            ("~", home.clone()),
-            ("~/runs/x", format!("{home}/runs/x")),
-            ("$HOME/x", format!("{home}/x")),
-            ("/a/${HOME}b$HOME", format!("/a/{home}b{home}")),
-            ("a~/~", "a~/~".into()),
-            ("~other/x", "~other/x".into()),
-            ("$BYOL_NOT_SET/$x/${y/$", "$BYOL_NOT_SET/$x/${y/$".into()),
+    fn home_and_variables_are_replaced_in_paths() {
+        let variable = |name: &str| {
+            ["HOME=/home/me", "DATA_1=/data"].iter().find_map(|set| {
+                set.split_once('=').filter(|(known, _)| *known == name).map(|(_, value)| value.to_string())
+            })
+        };
+        for (text, expected) in [
+            ("~/runs/x", "/home/me/runs/x"),
+            ("~", "/home/me"),
+            ("$HOME/x", "/home/me/x"),
+            ("${DATA_1}-old/$DATA_1/train-{0..3}.tar", "/data-old//data/train-{0..3}.tar"),
+            ("a/~/b", "a/~/b"),
+            ("~other/x", "~other/x"),
+            ("cost $5 or $", "cost $5 or $"),
         ] {
-            assert_eq!(expand(Path::new(path)), Path::new(&expected), "{path}");
+            assert_eq!(expand(text, variable).unwrap(), expected);
         }
+        let message = expand("$SCRATCH/x", variable).unwrap_err().to_string();
+        assert_eq!(message, "found $SCRATCH/x, but the environment variable SCRATCH is not set");
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("$HOME");
+        assert_ne!(expanded(&odd).unwrap(), odd);
+        std::fs::create_dir(&odd).unwrap();
+        assert_eq!(expanded(&odd).unwrap(), odd);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! ```text
 //! rng           random numbers as functions of (seed, purpose, epoch, index)
 //! pixels        an image in memory
+//! section       what sections of the config have in common
 //! files         files written atomically, paths
 //! signals       SIGINT, SIGTERM, SIGUSR1
 //! logging       the terminal, metrics.jsonl, TensorBoard

@@ -33,7 +33,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     let indices = spread(dataset.len(), args.images as usize);
     let (size, seed, draws) = (config.augment.size, config.train.seed, args.draws as usize);
     let layout = Layout::new(indices.len(), draws, size);
-    let source = config.data.path.as_ref().map_or("drawn textures".to_string(), |path| path.display().to_string());
+    let source = config.data.path.as_ref().map_or("drawn textures".to_string(), |paths| paths.to_string());
     let title = format!("{source}: {} images", dataset.len());
     let about = format!("views of {size} px, {}, exactly as drawn in training with seed {seed}", layout.scale());
     let mut picture = Picture::new(layout, &title, &about);

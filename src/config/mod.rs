@@ -71,7 +71,9 @@ impl Config {
             config = source::set(&config, text, &mut outdated)?;
         }
         let paths = config.data.paths().into_iter().chain(config.output.paths());
-        paths.for_each(|path| *path = files::expand(path));
+        for path in paths {
+            *path = files::expanded(path)?;
+        }
         let problems = config.problems();
         if problems.is_empty() {
             source::note(&outdated);

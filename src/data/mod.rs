@@ -20,7 +20,10 @@ use decode::DecodeOptions;
 pub mod decode;
 pub mod formats;
 pub mod loader;
+mod paths;
 pub mod subset;
+
+pub use paths::Paths;
 
 /// Called with an image's width and height, returns the part of it that is needed.
 pub type CropFor<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
@@ -82,6 +85,17 @@ impl Format {
     }
 }
 
+/// Which part of the names of a webdataset shard's members is the key that a sample shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyRule {
+    /// Up to the first dot behind the last slash, as in the webdataset tool: `a.seg.png` belongs to `a.png`.
+    #[default]
+    FirstDot,
+    /// Up to the last dot: `cam00.t3.png` and `cam00.t4.png` are two samples.
+    LastDot,
+}
+
 /// What to do with an image that cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -99,20 +113,28 @@ pub enum OnBadImage {
 pub struct DataConfig {
     /// `synthetic`, `parquet`, `image_folder`, `webdataset`, `cifar10`, `cifar100` or `stl10`. Default synthetic.
     pub format: Format,
-    /// The training images. Parquet and webdataset: a file, a brace pattern (`train-{000..123}.tar`) or a folder of
-    /// shards (those named `train*`, or else all). Image folder: a folder (its `train` subfolder if it has one) or a
-    /// text file of paths. CIFAR: the archive, the unpacked folder, or the folder with either; STL-10: the unpacked
-    /// folder, or the one that holds it. Required unless synthetic.
-    pub path: Option<PathBuf>,
-    /// Held-out labelled images for k-NN. Default: shards named `validation*`, `val*` or `test*` next to the training
-    /// shards, or the subfolder of that name; none if there are none. CIFAR and STL-10 have their own, always.
-    pub eval_path: Option<PathBuf>,
+    /// The training images: a path or a list of paths, in which `~` and `$NAME` are replaced. Parquet and webdataset: a
+    /// file, a brace pattern (`train-{000..123}.tar`) or a folder of shards (those named `train*`, or else all), also
+    /// one with subfolders as data set repositories have. Image folder: a folder (its `train` or `training` subfolder
+    /// if it has one beside held-out ones) or a text file of paths. CIFAR: the archive, the unpacked folder, or the
+    /// folder with either; STL-10: the unpacked folder, or the one that holds it. Required unless synthetic.
+    pub path: Option<Paths>,
+    /// Held-out labelled images for k-NN, a path or a list. Default: of the shards or subfolders named `val`, `valid`,
+    /// `validation`, `dev`, `eval` or `test` next to the training ones the first found; none if there are none. CIFAR
+    /// and STL-10 have their own, always.
+    pub eval_path: Option<Paths>,
+    /// Folder that relative paths start at: those in a list of images (default: the list's folder), and those in
+    /// parquet files without the images themselves (default: the file's folder, or its `images`).
+    pub root: Option<PathBuf>,
+    /// Webdataset: `first_dot` or `last_dot`, where the key ends that the members of a sample share. Default first_dot.
+    pub key: KeyRule,
     /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
     /// Default `train+unlabeled`.
     pub split: Option<formats::stl10::Split>,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,
-    /// Parquet column with the class numbers. Default: `label`, `labels` or `fine_label`, if any.
+    /// Parquet column with the classes, numbers or text. Default: `label`, `labels`, `fine_label`, `class`, `category`,
+    /// `cls` or `target`, if any.
     pub label_column: Option<String>,
     /// Train on this many images, the first of the set (of the chosen ones with `fraction`).
     /// At least 1. Default all.
@@ -152,6 +174,8 @@ impl Default for DataConfig {
             format: Format::default(),
             path: None,
             eval_path: None,
+            root: None,
+            key: KeyRule::default(),
             split: None,
             image_column: None,
             label_column: None,
@@ -172,10 +196,37 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// Checks `path` or `eval_path`.
+    fn check_paths(&self, key: &str, paths: Option<&Paths>, problems: &mut Problems) {
+        let (format, synthetic) = (serde_json::json!(self.format), self.format == Format::Synthetic);
+        let Some(paths) = paths else {
+            let expected = format!("a path for format {format}");
+            return problems.require(synthetic || key != "path", key, Words("nothing"), expected);
+        };
+        let empty = paths.is_empty() || paths.iter().any(|path| path.as_os_str().is_empty());
+        let found = if empty { "an empty path".into() } else { paths.to_string() };
+        if synthetic || key == "eval_path" && self.format.has_own_test_set() {
+            let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
+            return problems.require(false, key, Words(&found), format!("none for format {format}{why}"));
+        }
+        let expected = if key == "path" { format!("a path for format {format}") } else { "null or a path".into() };
+        problems.require(!empty, key, Words("an empty path"), expected);
+        let one = paths.len() <= 1 || !self.format.has_own_test_set();
+        problems.require(one, key, Words(&format!("{} paths", paths.len())), format!("one for format {format}"));
+        if let Some(at) = (1..paths.len()).find(|&at| paths[..at].contains(&paths[at])) {
+            problems.require(false, key, Words(&format!("{} twice", paths[at].display())), "it once");
+        }
+    }
+
     /// How a loader of these images works on one machine alone.
     pub fn loader(&self, workers: usize) -> loader::LoaderOptions {
         let (prefetch, prefetch_bytes) = (self.prefetch_batches, self.prefetch_bytes);
         loader::LoaderOptions { workers, prefetch, prefetch_bytes, ..Default::default() }
+    }
+
+    /// The one path of a format that takes no list.
+    fn only_path(&self) -> Option<&PathBuf> {
+        self.path.as_ref().and_then(|paths| paths.first())
     }
 
     fn decode_options(&self) -> DecodeOptions {
@@ -187,28 +238,24 @@ impl DataConfig {
 impl Section for DataConfig {
     fn check(&self, problems: &mut Problems) {
         let format = serde_json::json!(self.format);
-        let synthetic = self.format == Format::Synthetic;
-        let empty = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
-        let missing = self.path.is_none() || empty(&self.path);
-        let expected = format!("a path for format {format}");
-        problems.require(synthetic || !missing, "path", Words("nothing"), expected);
-        for (key, path) in [("path", &self.path), ("eval_path", &self.eval_path)] {
-            let Some(path) = path else { continue };
-            let found = path.display().to_string();
-            let found = Words(if found.is_empty() { "an empty path" } else { &found });
-            let refused = synthetic || key == "eval_path" && self.format.has_own_test_set();
-            let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
-            problems.require(!refused, key, found, format!("none for format {format}{why}"));
+        let none = format!("none for format {format}");
+        for (key, paths) in [("path", &self.path), ("eval_path", &self.eval_path)] {
+            self.check_paths(key, paths.as_ref(), problems);
         }
-        for (key, path) in [("eval_path", &self.eval_path), ("spill_dir", &self.spill_dir)] {
-            problems.require(!empty(path), key, Words("an empty path"), "null or a path");
+        for (key, path) in [("spill_dir", &self.spill_dir), ("root", &self.root)] {
+            let empty = path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+            problems.require(!empty, key, Words("an empty path"), "null or a path");
         }
-        let (expected, split) = (format!("none for format {format}"), serde_json::json!(self.split));
+        let rooted = matches!(self.format, Format::ImageFolder | Format::Parquet);
+        problems.require(rooted || self.root.is_none(), "root", Words("a path"), &none);
+        let keyed = self.format == Format::Webdataset || self.key == KeyRule::FirstDot;
+        problems.require(keyed, "key", Words("last_dot"), format!("first_dot for format {format}, which has no keys"));
+        let split = serde_json::json!(self.split);
         let allowed = self.split.is_none() || self.format == Format::Stl10;
-        problems.require(allowed, "split", Words(&split.to_string()), &expected);
+        problems.require(allowed, "split", Words(&split.to_string()), &none);
         for (key, column) in [("image_column", &self.image_column), ("label_column", &self.label_column)] {
             let allowed = column.is_none() || self.format == Format::Parquet;
-            problems.require(allowed, key, column.as_deref().unwrap_or_default(), &expected);
+            problems.require(allowed, key, column.as_deref().unwrap_or_default(), &none);
         }
         problems.range_or_null("limit", self.limit, 1..=u32::MAX as usize);
         let fraction = self.fraction.unwrap_or(1.0);
@@ -222,13 +269,16 @@ impl Section for DataConfig {
     }
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
-        [&mut self.path, &mut self.eval_path, &mut self.spill_dir].into_iter().flatten().collect()
+        let sets = [&mut self.path, &mut self.eval_path].into_iter().flatten().flat_map(|paths| paths.iter_mut());
+        sets.chain(&mut self.spill_dir).chain(&mut self.root).collect()
     }
 
     fn no_effect(&self) -> Keys {
         Keys::Only(&[
             "path",
             "eval_path",
+            "root",
+            "key", // a change shows in the fingerprint of the images
             "on_bad_image",
             "workers",
             "prefetch_batches",

@@ -140,10 +140,13 @@ fn paths_are_expanded_as_in_a_shell() {
     let home = std::env::var("HOME").expect("HOME");
     let yaml = "data: {format: parquet, path: ~/train, eval_path: $HOME/a b, spill_dir: \"${HOME}\"}\noutput: {dir: ~/runs/x}\n";
     let config = load(yaml, &[]).expect("loads");
-    let shown = |path: &Option<std::path::PathBuf>| path.as_ref().expect("a path").display().to_string();
-    let DataConfig { path, eval_path, spill_dir, .. } = &config.data;
-    let expected = [format!("{home}/train"), format!("{home}/a b"), home.clone()];
-    assert_eq!([shown(path), shown(eval_path), shown(spill_dir)], expected);
+    let data = &config.data;
+    let shown = [&data.path, &data.eval_path].map(|paths| paths.as_ref().expect("a path").to_string());
+    assert_eq!(shown, [format!("{home}/train"), format!("{home}/a b")]);
+    assert_eq!(data.spill_dir.as_deref(), Some(Path::new(&home)));
+    let error = load("data: {format: parquet, path: $BYOL_TEST_UNSET/x}", &[]).expect_err("a variable");
+    let expected = "found $BYOL_TEST_UNSET/x, but the environment variable BYOL_TEST_UNSET is not set";
+    assert!(format!("{error:#}").ends_with(expected), "{error:#}");
     assert_eq!(config.output.dir, Path::new(&home).join("runs/x"));
     assert_eq!(load("", &["output.dir=~/y"]).expect("loads").output.dir, Path::new(&home).join("y"));
 }

@@ -61,11 +61,12 @@ fn a_data_set_that_is_no_file_is_refused_at_once() {
                 ),
             ),
         ] {
-            let config = DataConfig { format, path: Some(path.clone()), ..Default::default() };
+            let config = DataConfig { format, path: Some(path.clone().into()), ..Default::default() };
             assert_eq!(refused(folder.path(), move || open_train(&config)), expected, "{format:?}");
             if matches!(format, Format::Parquet | Format::Webdataset | Format::ImageFolder) {
-                let training = Some(folder.path().join("folder"));
-                let config = DataConfig { format, path: training, eval_path: Some(path.clone()), ..Default::default() };
+                let training = Some(folder.path().join("folder").into());
+                let config =
+                    DataConfig { format, path: training, eval_path: Some(path.clone().into()), ..Default::default() };
                 assert_eq!(refused(folder.path(), move || open_eval(&config)), expected, "{format:?}");
             }
         }
@@ -101,7 +102,7 @@ fn parts_of_a_set_that_are_no_files_are_refused_at_once() {
     let images = folder.path().join("images");
     fs::create_dir(&images).expect("a folder");
     make_pipe(&images.join("a.png"));
-    let config = DataConfig { format: Format::ImageFolder, path: Some(images), ..Default::default() };
+    let config = DataConfig { format: Format::ImageFolder, path: Some(images.into()), ..Default::default() };
     let load = move || open_train(&config)?.load(0, &mut byol::pixels::Pixels::default());
     assert_eq!(refused(folder.path(), load), "found a named pipe, expected a file");
 }

@@ -259,7 +259,7 @@ fn webdataset_shards_are_read_as_the_package_reads_them() {
             assert!(at(&format!("{odd}.byol-index")).is_file(), "round {round}");
         }
     }
-    let config = DataConfig { eval_path: Some(at("odd-gnu.tar")), limit: Some(2), ..webdataset(scratch.path()) };
+    let config = DataConfig { eval_path: Some(at("odd-gnu.tar").into()), limit: Some(2), ..webdataset(scratch.path()) };
     assert_as_in_webdataset(&open_eval(&config).unwrap().unwrap(), &["odd-gnu.tar"]);
     assert_eq!(open_train(&config).unwrap().len(), 2);
 }
@@ -366,6 +366,7 @@ fn unusable_shards_are_named_together() {
     };
     assert!(write(&["a.png", "a.png"]).contains("found member a.png twice in a sample"));
     assert!(write(&["a.txt", "b.cls"]).starts_with("no images in "));
+    assert!(write(&["a.heic", "b.cls"]).contains("; found 1 .heic (HEIC; convert them: "));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn bytes_of(list: &Value) -> Vec<u8> {
 }
 
 fn parquet(path: PathBuf) -> DataConfig {
-    DataConfig { format: Format::Parquet, path: Some(path), ..Default::default() }
+    DataConfig { format: Format::Parquet, path: Some(path.into()), ..Default::default() }
 }
 
 fn folder(path: &Path) -> DataConfig {
@@ -90,13 +90,9 @@ fn parquet_columns_are_found_or_named_in_the_error() {
     let named = DataConfig { image_column: Some("photo".into()), ..flat.clone() };
     let message = train_error(&named);
     assert!(message.contains("found image columns [picture], expected photo"), "{message}");
-    let named = DataConfig { label_column: Some("title".into()), ..flat.clone() };
-    let message = train_error(&named);
-    let expected = "found column title of text, expected a column of whole numbers (data.label_column)";
-    assert!(message.ends_with(expected), "{message}");
     let named = DataConfig { label_column: Some("class".into()), ..flat.clone() };
     let message = train_error(&named);
-    assert!(message.contains("[title, picture, kind], expected an integer column class"), "{message}");
+    assert!(message.contains("[title, picture, kind], expected a label column class"), "{message}");
 }
 
 #[test]
@@ -105,7 +101,7 @@ fn parquet_splits_come_from_file_names() {
     let one = parquet(shards.join("train-00001-of-00002.parquet"));
     assert_eq!(open_train(&one).unwrap().len(), 5);
     assert_eq!(open_eval(&one).unwrap().unwrap().len(), 4);
-    let explicit = DataConfig { eval_path: Some(fixtures().join("flat.parquet")), ..one };
+    let explicit = DataConfig { eval_path: Some(fixtures().join("flat.parquet").into()), ..one };
     assert_eq!(open_eval(&explicit).unwrap().unwrap().len(), 7);
     let scratch = tempfile::tempdir().unwrap();
     let copy =
@@ -147,7 +143,7 @@ fn damaged_parquet_files_never_panic() {
         bytes[at] ^= 0xff;
         // A new file each time: overwriting one waits for the disk on some file systems.
         let config = parquet(scratch.path().join(format!("{at}.parquet")));
-        std::fs::write(config.path.as_ref().unwrap(), bytes).unwrap();
+        std::fs::write(&config.path.as_ref().unwrap()[0], bytes).unwrap();
         for cache_bytes in [1 << 20, 0] {
             let mut out = Pixels::default();
             let read = |set: Arc<dyn Dataset>| (0..set.len().min(8)).try_for_each(|index| set.load(index, &mut out));
@@ -223,13 +219,13 @@ fn image_folders_are_ordered_and_labelled() {
     let before = train.fingerprint();
     assert_eq!(before, open_train(&config).unwrap().fingerprint());
     put("train/top.png", "rgb.png");
-    let unlabelled = open_train(&config).unwrap();
-    assert_ne!(before, unlabelled.fingerprint());
-    assert_eq!((unlabelled.len(), unlabelled.label(0)), (6, None));
-    assert!(unlabelled.class_names().is_empty());
+    let more = open_train(&config).unwrap();
+    assert_ne!(before, more.fingerprint());
+    assert_eq!((more.len(), more.label(4), more.label(5)), (6, Some(1), None));
+    assert_eq!(more.class_names(), ["ant", "bee"]);
     put("val/cow/1.png", "rgb.png");
     let message = format!("{:#}", open_eval(&config).err().unwrap());
-    assert!(message.contains("found class folder cow"), "{message}");
+    assert!(message.contains("found class cow"), "{message}");
 }
 
 #[test]
@@ -279,7 +275,7 @@ fn lists_of_images_are_read_in_their_order() {
     std::fs::write(at("train.txt"), lines).unwrap();
     std::fs::write(at("val.txt"), "a.jpg\na.jpg 1\ngone.jpg 2").unwrap();
     std::fs::write(at("plain.txt"), "a.jpg\nupload\n").unwrap();
-    let config = DataConfig { eval_path: Some(at("val.txt")), ..folder(&at("train.txt")) };
+    let config = DataConfig { eval_path: Some(at("val.txt").into()), ..folder(&at("train.txt")) };
     let (train, eval) = (open_train(&config).unwrap(), open_eval(&config).unwrap().unwrap());
     let expected = ["some images/b 2.png", "a.jpg", "upload"].map(|name| at(name).display().to_string());
     assert_eq!(names(&*train), expected);
@@ -296,11 +292,7 @@ fn lists_of_images_are_read_in_their_order() {
     assert!(open_eval(&folder(&at("plain.txt"))).unwrap().is_none());
     let first = DataConfig { limit: Some(2), ..config };
     assert_eq!(names(&*open_train(&first).unwrap()), expected[..2]);
-    for (text, start) in [
-        ("# nothing\n", "no images in "),
-        ("x/1.jpg\nx/2.jpg\n", "no such file: "),
-        ("a.jpg\tant\n", &format!("{}:1: found \"ant\" after the tab", at("wrong.txt").display())),
-    ] {
+    for (text, start) in [("# nothing\n", "no images in "), ("x/1.jpg\nx/2.jpg\n", "no such file: ")] {
         std::fs::write(at("wrong.txt"), text).unwrap();
         let message = train_error(&folder(&at("wrong.txt")));
         assert!(message.starts_with(start), "{message}");

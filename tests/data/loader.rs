@@ -146,7 +146,7 @@ fn views_are_those_of_whole_images() {
     for name in ["large_420.jpg", "large_444.jpg", "large_cmyk.jpg", "large_exif7.jpg", "large_420_progressive.jpg"] {
         std::fs::copy(images.join(name), folder.path().join(name)).unwrap();
     }
-    let path = Some(folder.path().to_path_buf());
+    let path = Some(folder.path().into());
     let set = open_train(&DataConfig { format: Format::ImageFolder, path, ..Default::default() }).unwrap();
     let sampler = Sampler::new(5, 5, 1, 7).unwrap();
     let mut loader = Loader::new(set.clone(), augment(), sampler, 0, skip(), options(2)).unwrap();

@@ -8,3 +8,5 @@ mod decoding;
 mod formats;
 mod loader;
 mod parquet;
+mod repositories;
+mod user_folders;

@@ -99,7 +99,7 @@ fn place(kind: &str, bytes: &[u8], folder: &Path) -> DataConfig {
     let whole = kind.ends_with(".bin") || format == Format::Stl10;
     let path = if whole { folder.join(name.split('/').next().unwrap()) } else { folder.join(name) };
     let split = (format == Format::Stl10).then_some(byol::data::formats::stl10::Split::Train);
-    let path = Some(path);
+    let path = Some(path.into());
     DataConfig { format, path, split, max_pixels: MAX_PIXELS, max_bytes: MAX_BYTES, ..Default::default() }
 }
 
@@ -220,7 +220,7 @@ fn any_container_ends_in_images_or_in_one_line() {
 #[test]
 fn a_header_without_an_end_is_an_error() {
     let _alone = alone();
-    let path = Some(fixture("damaged/endless.parquet"));
+    let path = Some(fixture("damaged/endless.parquet").into());
     let config = DataConfig { format: Format::Parquet, path, cache_bytes: 0, ..Default::default() };
     let (set, started) = (open_train(&config).expect("the footer is whole"), Instant::now());
     let messages: Vec<String> = (0..set.len())
@@ -253,7 +253,7 @@ fn bombs_are_refused_by_what_they_say() {
     // The same unpacked: a file of holes.
     let records = folder.path().join("cifar10/data_batch_1.bin");
     fs::File::create(&records).unwrap().set_len(400 << 20).unwrap();
-    let config = DataConfig { path: Some(folder.path().join("cifar10")), ..config };
+    let config = DataConfig { path: Some(folder.path().join("cifar10").into()), ..config };
     let (ended, peak) = peak_bytes(|| read(&config));
     let message = ended.unwrap_err();
     assert!(message.ends_with("found 419430400 bytes, expected at most 268435456"), "{message}");

@@ -24,6 +24,8 @@ use orientation::Orientation;
 mod frames;
 mod jpeg;
 mod orientation;
+mod tiff;
+pub(super) mod unsupported;
 
 /// How images are decoded, and what a single one may cost; the limits are checked before anything
 /// of the image's size is allocated.
@@ -139,12 +141,14 @@ fn decode_unchecked(
     raw: &mut Vec<u8>,
     out: &mut Pixels,
 ) -> Result<Crop> {
-    let format = image::guess_format(bytes)
-        .map_err(|_| anyhow::anyhow!("found an unknown file type, expected JPEG, PNG, WebP, BMP, GIF or TIFF"))?;
+    tiff::refuse_big(bytes)?;
+    let format = image::guess_format(bytes).map_err(|_| unsupported::error(bytes))?;
     if format == ImageFormat::Jpeg {
         return jpeg::decode(bytes, options, want, raw, out);
     }
-    let orientation = decode_other(bytes, format, options, raw, out)?;
+    let decoded = decode_other(bytes, format, options, raw, out);
+    let orientation =
+        if format == ImageFormat::Tiff { decoded.map_err(|error| tiff::explain(bytes, error))? } else { decoded? };
     if let (Some(orientation), true) = (orientation, options.exif_orientation) {
         orientation.apply(out, raw);
     }

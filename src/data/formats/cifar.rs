@@ -172,7 +172,7 @@ fn missing(variant: &Variant, name: &str, place: &str) -> String {
 /// The archive or unpacked folder that `data.path` means.
 fn locate(config: &DataConfig) -> Result<(&'static Variant, PathBuf)> {
     let variant = if config.format == Format::Cifar100 { &CIFAR100 } else { &CIFAR10 };
-    let path = config.path.as_ref().context("data.path: found nothing, expected an archive or a folder")?;
+    let path = config.only_path().context("data.path: found nothing, expected an archive or a folder")?;
     ensure!(path.exists(), "no such file or folder: {}", path.display());
     if !path.is_dir() {
         return Ok((variant, path.clone()));

@@ -1,28 +1,26 @@
-//! A folder of image files at any depth, in the byte order of their relative paths, or the files that a text file
-//! lists. As in torchvision's `ImageFolder` the folders of the first level are the classes, numbered in the
-//! order of their names; unlike there, an image next to them makes the set unlabelled instead of
-//! being overlooked.
+//! Folders of image files at any depth, in the byte order of their relative paths, or the files that text files list
+//! ([`image_list`]). As in torchvision's `ImageFolder` the folders of the first level are the classes, numbered in the
+//! order of their names; unlike there, images next to them are part of the set, without a label.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use super::image_list;
-use super::names::{IMAGE_ENDINGS, is_image_name};
+use super::labels::{Known, Labels};
+use super::names::{IMAGE_ENDINGS, is_image_name, is_skipped};
+use super::splits::{self, Set};
+use super::unread::Unread;
 use crate::augment::Crop;
 use crate::data::decode::{DecodeOptions, decode_file};
 use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::pixels::Pixels;
 
-/// Subfolders with held-out images next to one called `train`, best first.
-const EVAL_FOLDERS: [&str; 3] = ["val", "validation", "test"];
-
-/// The images below one folder, or those of a list.
+/// The images below some folders, or those of some lists.
 pub struct ImageFolder {
-    root: PathBuf,
-    /// Relative to `root`, or absolute.
+    roots: Vec<Root>,
+    /// Relative to their root, or absolute.
     files: Vec<PathBuf>,
     classes: Vec<String>,
     /// One per file, -1 for none, or empty.
@@ -30,70 +28,72 @@ pub struct ImageFolder {
     options: DecodeOptions,
 }
 
+/// A folder that paths start at.
+struct Root {
+    folder: PathBuf,
+    /// Number of images up to and with this root's.
+    end: usize,
+}
+
 impl ImageFolder {
-    /// Indexes `data.path`: a list, a folder, or its subfolder `train` if there are but sets in it.
+    /// Indexes each of `data.path`: a list, a folder, or its training subfolder if it has one beside held-out ones.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
-        let root = train_root(config)?;
-        if config.path.as_ref() != Some(&root) {
-            log::info!("training on {}", root.display());
+        let roots = roots(config, Set::Train)?;
+        for (path, root) in config.path.iter().flat_map(|paths| paths.iter()).zip(&roots) {
+            announce(path, root, config)?;
         }
-        Self::open(&root, class_folders(&root)?, config)
+        Self::open(&roots, &Known::Nothing, config)
     }
 
-    /// Indexes `data.eval_path`, or the subfolder `val`, `validation` or `test` next to `train`.
+    /// Indexes `data.eval_path`, or the held-out subfolder next to the training one.
     /// Classes have the numbers of the training set.
     pub fn open_eval(config: &DataConfig) -> Result<Option<Self>> {
-        let train = train_root(config)?;
-        let root = match (&config.eval_path, &config.path) {
-            (Some(path), _) => Some(path.clone()),
-            (None, Some(path)) if *path != train => {
-                EVAL_FOLDERS.iter().map(|name| path.join(name)).find(|folder| folder.is_dir())
+        let roots = roots(config, Set::HeldOut)?;
+        if roots.is_empty() {
+            return Ok(None);
+        }
+        let mut trained = Labels::default();
+        for root in self::roots(config, Set::Train)? {
+            if root.is_dir() {
+                class_folders(&root)?.iter().for_each(|class| trained.declare(class));
+            } else if root.exists() {
+                image_list::read(&root, list_folder(&root, config), &mut trained)?;
             }
-            _ => None,
-        };
-        let Some(root) = root else { return Ok(None) };
-        let trained = class_folders(&train)?;
-        // An unlabelled training set says nothing about the numbers.
-        let classes = if trained.is_empty() { class_folders(&root)? } else { trained };
-        Self::open(&root, classes, config).map(Some)
+        }
+        Self::open(&roots, &trained.known()?, config).map(Some)
     }
 
-    fn open(root: &Path, classes: Vec<String>, config: &DataConfig) -> Result<Self> {
-        ensure!(root.exists(), "no such file or folder: {}", root.display());
-        let options = config.decode_options();
-        if !root.is_dir() {
-            let (files, labels) = image_list::read(root)?;
-            let root = root.parent().unwrap_or(Path::new("")).to_path_buf();
-            return Ok(Self { root, files, classes: Vec::new(), labels, options });
-        }
-        let mut files = Vec::new();
-        walk(root, Path::new(""), &mut Vec::new(), &mut files)?;
-        ensure!(
-            !files.is_empty(),
-            "no images in {}, expected files ending in {}",
-            root.display(),
-            IMAGE_ENDINGS.join(", ")
+    fn open(roots: &[PathBuf], known: &Known, config: &DataConfig) -> Result<Self> {
+        let (mut set, mut labels) = (
+            Self {
+                roots: Vec::new(),
+                files: Vec::new(),
+                classes: Vec::new(),
+                labels: Vec::new(),
+                options: config.decode_options(),
+            },
+            Labels::default(),
         );
-        files.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
-        let labels = if files.iter().all(|file| file.components().count() > 1) {
-            let numbers: HashMap<&str, i64> = classes.iter().map(String::as_str).zip(0..).collect();
-            let label = |file: &PathBuf| {
-                let class = class_of(file);
-                numbers.get(class.as_str()).copied().with_context(|| {
-                    format!(
-                        "found class folder {class} in {}, expected one of the {} of the training set",
-                        root.display(),
-                        classes.len()
-                    )
-                })
+        for root in roots {
+            ensure!(root.exists(), "no such file or folder: {}", root.display());
+            let folder = if root.is_dir() {
+                set.files.extend(index(root, &mut labels)?);
+                root.clone()
+            } else {
+                let folder = list_folder(root, config);
+                set.files.extend(image_list::read(root, folder, &mut labels)?);
+                folder.to_path_buf()
             };
-            files.iter().map(label).collect::<Result<_>>()?
-        } else {
-            Vec::new()
-        };
-        let classes = if labels.is_empty() { Vec::new() } else { classes };
-        let root = root.to_path_buf();
-        Ok(Self { root, files, classes, labels, options })
+            set.roots.push(Root { folder, end: set.files.len() });
+        }
+        let places: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+        (set.labels, set.classes) = labels.finish(known, &places.join(", "))?;
+        Ok(set)
+    }
+
+    fn path(&self, index: usize) -> PathBuf {
+        let root = self.roots.partition_point(|root| root.end <= index);
+        self.roots[root].folder.join(&self.files[index])
     }
 }
 
@@ -115,28 +115,127 @@ impl Dataset for ImageFolder {
     }
 
     fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
-        decode_file(&self.root.join(&self.files[index]), self.options, want, out)
+        decode_file(&self.path(index), self.options, want, out)
     }
 
     fn describe(&self, index: usize) -> String {
-        self.root.join(&self.files[index]).display().to_string()
+        self.path(index).display().to_string()
     }
 
     fn fingerprint(&self) -> String {
-        let size = |file| fs::metadata(self.root.join(file)).map(|data| data.len()).unwrap_or(0);
-        digest(self.files.iter().map(|file| format!("{} {}", file.display(), size(file))))
+        let size = |index| fs::metadata(self.path(index)).map(|data| data.len()).unwrap_or(0);
+        digest(self.files.iter().enumerate().map(|(index, file)| format!("{} {}", file.display(), size(index))))
     }
 }
 
-fn train_root(config: &DataConfig) -> Result<PathBuf> {
-    let path = config.path.as_ref().context("data.path: found nothing, expected a folder or a list")?;
-    // `train` is the training set only beside sets held out from it: there are classes of that name.
-    let folders = class_folders(path)?;
-    let sets = folders.iter().all(|name| ["train", "val", "validation", "test"].contains(&name.as_str()));
-    if !sets || !folders.iter().any(|name| name == "train") {
-        return Ok(path.clone());
+/// The folders and lists of a set: those that the config names, or their subfolders with the set's name. Held-out ones
+/// are next to the training ones unless `data.eval_path` names them; there may be none.
+fn roots(config: &DataConfig, set: Set) -> Result<Vec<PathBuf>> {
+    let paths = config.path.as_ref().context("data.path: found nothing, expected a folder or a list")?;
+    let explicit = config.eval_path.as_ref().filter(|_| set == Set::HeldOut);
+    let mut roots = Vec::new();
+    for path in explicit.unwrap_or(paths).iter() {
+        let split = splits::of_folders(&class_folders(path)?);
+        match (set, split) {
+            (Set::Train, Some(split)) => roots.push(path.join(split.train)),
+            (Set::HeldOut, Some(splits::Split { held_out: Some(name), .. })) => roots.push(path.join(name)),
+            (Set::HeldOut, _) if explicit.is_none() => {}
+            _ => roots.push(path.clone()),
+        }
     }
-    Ok(path.join("train"))
+    Ok(roots)
+}
+
+/// Says in one line which folders of `data.path` are used and which are left out, or what looks like a mistake there.
+fn announce(path: &Path, root: &Path, config: &DataConfig) -> Result<()> {
+    let folders = class_folders(path)?;
+    let Some(split) = splits::of_folders(&folders) else {
+        let alike = splits::lookalikes(&folders);
+        if !alike.is_empty() {
+            log::warn!(
+                "{}: folders {} are taken as classes, though they are named like training and held-out sets; if they \
+                 are, set data.path to the training folder and data.eval_path to the held-out one",
+                path.display(),
+                quoted(&alike)
+            );
+        }
+        return Ok(());
+    };
+    let mut text = format!("training on {}", root.display());
+    let mut left_out: Vec<&String> = split.left_out.iter().collect();
+    match &split.held_out {
+        Some(name) if config.eval_path.is_none() => text += &format!(", held out: {name}"),
+        other => left_out.extend(other),
+    }
+    if !left_out.is_empty() {
+        text += &format!(", left out: {}", quoted(&left_out));
+    }
+    let beside = read_folder(path)?.iter().filter(|(name, path)| is_image_name(name) && !path.is_dir()).count();
+    if beside > 0 {
+        text += &format!(" and {beside} images beside these folders");
+    }
+    log::info!("{text}");
+    Ok(())
+}
+
+/// The images below a folder; their labels are added to `labels`.
+fn index(root: &Path, labels: &mut Labels) -> Result<Vec<PathBuf>> {
+    let (mut files, mut unread) = (Vec::new(), Unread::default());
+    walk(root, Path::new(""), &mut Vec::new(), &mut files, &mut unread)?;
+    ensure!(
+        !files.is_empty(),
+        "no images in {}, expected files ending in {}{}",
+        root.display(),
+        IMAGE_ENDINGS.join(", "),
+        unread.instead()
+    );
+    unread.log(&root.display().to_string(), files.len());
+    files.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+    let beside: Vec<&PathBuf> = files.iter().filter(|file| class_of(file).is_none()).collect();
+    if beside.len() < files.len() {
+        class_folders(root)?.iter().for_each(|class| labels.declare(class));
+        warn_of_inner_splits(root, &files);
+    }
+    if let (Some(first), true) = (beside.first(), beside.len() < files.len()) {
+        log::warn!(
+            "{}: {} of {} images, such as {}, are next to the class folders and count as unlabelled",
+            root.display(),
+            beside.len(),
+            files.len(),
+            first.display()
+        );
+    }
+    for file in &files {
+        labels.push_name(class_of(file).as_deref());
+    }
+    Ok(files)
+}
+
+/// Sets inside the class folders, as in `images/train` and `images/val`, would be trained on as a whole.
+fn warn_of_inner_splits(root: &Path, files: &[PathBuf]) {
+    let inner = files.iter().filter_map(|file| {
+        let mut parts = file.parent()?.components().skip(1);
+        Some(parts.next()?.as_os_str().to_string_lossy().into_owned())
+    });
+    let inner: std::collections::BTreeSet<String> = inner.filter(|name| splits::is_set_name(name)).collect();
+    let inner: Vec<String> = inner.into_iter().collect();
+    if splits::of_folders(&inner).is_some_and(|split| split.held_out.is_some()) {
+        log::warn!(
+            "{}: its folders have folders {} in them, and all of these are trained on; if they are training and \
+             held-out sets, set data.path to the folder with the training images and data.eval_path to the other",
+            root.display(),
+            quoted(&inner.iter().collect::<Vec<_>>())
+        );
+    }
+}
+
+fn quoted(names: &[&String]) -> String {
+    names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Where the paths in a list start.
+fn list_folder<'a>(list: &'a Path, config: &'a DataConfig) -> &'a Path {
+    config.root.as_deref().or(list.parent()).unwrap_or(Path::new(""))
 }
 
 /// Names of the folders directly in `root`, sorted by bytes.
@@ -153,19 +252,22 @@ fn class_folders(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn class_of(file: &Path) -> String {
-    let first = file.components().next();
-    first.map(|name| name.as_os_str().to_string_lossy().into_owned()).unwrap_or_default()
+/// The first folder of a relative path; none for a file on its own.
+fn class_of(file: &Path) -> Option<String> {
+    let mut parts = file.components();
+    let first = parts.next().map(|name| name.as_os_str().to_string_lossy().into_owned());
+    first.filter(|_| parts.next().is_some())
 }
 
-/// Name and full path of everything in a folder that is not hidden.
+/// Name and full path of everything in a folder that is neither hidden nor the system's.
 fn read_folder(folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     let context = || format!("cannot list folder {}", folder.display());
     let mut entries = Vec::new();
     for entry in fs::read_dir(folder).with_context(context)? {
         let entry = entry.with_context(context)?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            entries.push((entry.file_name().into(), entry.path()));
+        let name = PathBuf::from(entry.file_name());
+        if !is_skipped(&name) {
+            entries.push((name, entry.path()));
         }
     }
     Ok(entries)
@@ -173,7 +275,13 @@ fn read_folder(folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
 
 /// Adds the images below `root/below`. `parents` holds the real paths of the folders on the way
 /// there, so that a link back to one of them ends the descent.
-fn walk(root: &Path, below: &Path, parents: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
+fn walk(
+    root: &Path,
+    below: &Path,
+    parents: &mut Vec<PathBuf>,
+    files: &mut Vec<PathBuf>,
+    unread: &mut Unread,
+) -> Result<()> {
     let folder = root.join(below);
     let real = folder.canonicalize();
     let real = real.with_context(|| format!("cannot open folder {}", folder.display()))?;
@@ -183,11 +291,13 @@ fn walk(root: &Path, below: &Path, parents: &mut Vec<PathBuf>, files: &mut Vec<P
     parents.push(real);
     for (name, path) in read_folder(&folder)? {
         let relative = below.join(name);
-        if is_image_name(&relative) && !path.is_dir() {
+        if path.is_dir() {
+            walk(root, &relative, parents, files, unread)?;
+        } else if is_image_name(&relative) {
             // Also dangling links: better a named bad image than a silently smaller set.
             files.push(relative);
-        } else if path.is_dir() {
-            walk(root, &relative, parents, files)?;
+        } else {
+            unread.add(&relative);
         }
     }
     parents.pop();

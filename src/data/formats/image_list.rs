@@ -1,11 +1,12 @@
-//! A text file that lists images, one a line: a path, absolute or relative to the file's folder, and after a tab, or
-//! after a space behind a file name of an image, its class number if it has one. Blank lines and lines that begin with
-//! `#` are passed over.
+//! A text file that lists images, one a line: a path, absolute or relative to the file's folder (or `data.root`), and
+//! behind a tab, or behind a space or comma if the path ends like an image, its class: a number or a name. Blank lines
+//! and lines that begin with `#` are skipped.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::labels::Labels;
 use super::names::is_image_name;
 use crate::files;
 
@@ -15,47 +16,53 @@ const MAX_MISSING: usize = 100;
 /// A hundred million lines, all of which are held in memory.
 const MAX_BYTES: u64 = 8 << 30;
 
-/// The paths as they are in the list, and their classes (-1 for none; empty if no image has one).
-pub(super) fn read(list: &Path) -> Result<(Vec<PathBuf>, Vec<i64>)> {
+/// Names of the first column in the heading of a table.
+const HEADINGS: [&str; 6] = ["file", "file_name", "filename", "image", "path", "image_path"];
+
+/// The paths as they are in the list; their classes are added to `labels`. Paths start at `folder`.
+pub(super) fn read(list: &Path, folder: &Path, labels: &mut Labels) -> Result<Vec<PathBuf>> {
     let place = list.display();
     ensure!(!is_image_name(list), "found an image, expected a folder of images or a text file of paths: {place}");
     let bytes = files::read_regular(list, MAX_BYTES).with_context(|| format!("cannot read {place}"))?;
     let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     let text =
         text.with_context(|| format!("found no text, expected a folder of images or a text file of paths: {place}"))?;
-    let (mut files, mut labels) = (Vec::new(), Vec::new());
-    for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+    let mut files = Vec::new();
+    for line in text.trim_start_matches('\u{feff}').lines().map(str::trim) {
+        let (file, label) = entry(line);
+        let heading = files.is_empty() && HEADINGS.contains(&line.split([',', '\t']).next().unwrap_or_default());
+        if line.is_empty() || line.starts_with('#') || heading && !folder.join(file).exists() {
             continue;
         }
-        let (file, label) = entry(line).with_context(|| format!("{place}:{}", number + 1))?;
         files.push(PathBuf::from(file));
         labels.push(label);
     }
     ensure!(!files.is_empty(), "no images in {place}, expected a path in each line");
-    let folder = list.parent().unwrap_or(Path::new(""));
     if !files.iter().take(MAX_MISSING).any(|file| folder.join(file).exists()) {
-        bail!("no such file: {} (the first in {place}; paths start at its folder)", folder.join(&files[0]).display());
+        let first = folder.join(&files[0]);
+        let folder = folder.display();
+        bail!(
+            "no such file: {} (the first in {place}; paths start at {folder}, or else set data.root)",
+            first.display()
+        );
     }
-    if labels.iter().all(|&label| label < 0) {
-        labels.clear();
-    }
-    Ok((files, labels))
+    Ok(files)
 }
 
-/// Path and class, -1 for none, of a line.
-fn entry(line: &str) -> Result<(&str, i64)> {
-    let number = |text: &str| text.trim().parse::<i64>().ok().filter(|&number| number >= 0);
+/// Path and class of a line.
+fn entry(line: &str) -> (&str, Option<&str>) {
     if let Some((path, label)) = line.rsplit_once('\t') {
-        let label = number(label).with_context(|| format!("found {label:?} after the tab, expected a class number"))?;
-        return Ok((path.trim_end(), label));
+        return (path.trim_end(), Some(label));
     }
-    // `scan 12` may be a file; `scan.png 12` is one of class 12.
-    let spaced = line.rsplit_once(' ').map(|(path, label)| (path.trim_end(), number(label)));
-    match spaced {
-        Some((path, Some(label))) if is_image_name(Path::new(path)) => Ok((path, label)),
-        _ => Ok((line, -1)),
+    if is_image_name(Path::new(line)) {
+        return (line, None);
+    }
+    // `scan 12` may be a file; `scan.png 12` is one of class 12. Names of classes may have spaces, too.
+    let ends = line.rmatch_indices([' ', ',']).map(|(at, _)| at);
+    let path = ends.map(|at| line[..at].trim_end()).find(|path| is_image_name(Path::new(path)));
+    match path {
+        Some(path) => (path, Some(line[path.len()..].trim_start_matches([' ', ',']))),
+        None => (line, None),
     }
 }
 
@@ -64,19 +71,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_follow_a_tab_or_an_image_and_a_space() {
+    fn labels_follow_a_tab_or_an_image_and_a_space_or_comma() {
         for (line, expected) in [
-            ("a b.jpg", ("a b.jpg", -1)),
-            ("a b.jpg 3", ("a b.jpg", 3)),
-            ("a b.JPG\t3", ("a b.JPG", 3)),
-            ("scan 3", ("scan 3", -1)),
-            ("scan\t3", ("scan", 3)),
-            ("scan 3.png", ("scan 3.png", -1)),
-            ("a.png -1", ("a.png -1", -1)),
+            ("a b.jpg", ("a b.jpg", None)),
+            ("a b.jpg 3", ("a b.jpg", Some("3"))),
+            ("a b.JPG\t3", ("a b.JPG", Some("3"))),
+            ("a b.jpg golden retriever", ("a b.jpg", Some("golden retriever"))),
+            ("a b.jpg\tgolden retriever", ("a b.jpg", Some("golden retriever"))),
+            ("a b.jpg, cat", ("a b.jpg", Some("cat"))),
+            ("a,b.png,7", ("a,b.png", Some("7"))),
+            ("scan 3", ("scan 3", None)),
+            ("scan\t3", ("scan", Some("3"))),
+            ("scan 3.png", ("scan 3.png", None)),
+            ("a.png -1", ("a.png", Some("-1"))),
         ] {
-            assert_eq!(entry(line).unwrap(), expected);
+            assert_eq!(entry(line), expected);
         }
-        let message = entry("a.jpg\tcat").unwrap_err().to_string();
-        assert_eq!(message, "found \"cat\" after the tab, expected a class number");
     }
 }

@@ -1,40 +1,47 @@
-//! Keeps what reading a shard's headers told: beside the shard, as `NAME.tar.byol-index`, or where that cannot be
-//! written in the user's cache folder, or nowhere. A file that is damaged, or whose shard has another size or time of
-//! change, is as good as none.
+//! Caches the index of a shard: beside it, as `NAME.tar.byol-index`, or where that cannot be written in the user's
+//! cache folder, or nowhere. A cache file that is damaged, of another version, or whose shard is not the same file in
+//! the same state is ignored and replaced.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use super::tar_index::{Index, Member, scan};
+use crate::data::KeyRule;
 use crate::data::decode::caught;
 use crate::files;
 
 /// The last byte is the version of the layout.
-const MAGIC: &[u8] = b"byol-index\x01";
-const MEMBER_BYTES: usize = 14;
+const MAGIC: &[u8] = b"byol-index\x02";
+const MEMBER_BYTES: usize = 16;
 /// Three hundred million images.
 const MAX_BYTES: u64 = 4 << 30;
 
+/// Bytes at each end of a shard that its stamp depends on.
+const HASHED: u64 = 64 << 10;
+
+/// What tells one state of a shard from another.
+type Stamp = [u8; 81];
+
 /// The index of a shard, from the cache or by reading its headers.
-pub(super) fn open(shard: &Path) -> Result<Index> {
-    open_from(shard, &places(shard))
+pub(super) fn open(shard: &Path, rule: KeyRule) -> Result<Index> {
+    open_from(shard, rule, &places(shard))
 }
 
-fn open_from(shard: &Path, places: &[PathBuf]) -> Result<Index> {
-    let stamp = stamp(shard).context("cannot read its size")?;
+fn open_from(shard: &Path, rule: KeyRule, places: &[PathBuf]) -> Result<Index> {
+    let stamp = stamp(shard, rule)?;
     let cached = places.iter().find_map(|place| decode(&files::read_regular(place, MAX_BYTES).ok()?, &stamp));
     if let Some(index) = cached {
         return Ok(index);
     }
-    let index = caught(|| scan(shard))?;
-    let bytes = encode(&index, &stamp);
+    let index = caught(|| scan(shard, rule))?;
+    let bytes = encode(&index, &stamp)?;
     if !places.iter().any(|place| write(place, &bytes).is_ok()) {
-        log::debug!("the index of {} cannot be kept: it will be made again", shard.display());
+        log::debug!("the index of {} cannot be cached: the next run reads all headers again", shard.display());
     }
     Ok(index)
 }
@@ -50,53 +57,62 @@ fn places(shard: &Path) -> Vec<PathBuf> {
     [Some(beside.into()), elsewhere].into_iter().flatten().collect()
 }
 
-/// Size and time of change of the shard.
-fn stamp(shard: &Path) -> std::io::Result<[u8; 24]> {
-    let data = fs::metadata(shard)?;
-    let mut stamp = [0; 24];
-    for (to, value) in stamp.chunks_exact_mut(8).zip([data.size() as i64, data.mtime(), data.mtime_nsec()]) {
-        to.copy_from_slice(&value.to_le_bytes());
+/// Size and times of a shard, which file it is, its first and last bytes, and the rule that its index was made by.
+/// Size and modification time alone may be those of the shard that was here before: tar pads sizes, and reproducible
+/// builds fix times.
+fn stamp(shard: &Path, rule: KeyRule) -> Result<Stamp> {
+    let file = files::open_regular(shard)?;
+    let data = file.metadata().context("cannot read the file")?;
+    let numbers =
+        [data.size() as i64, data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec(), data.ino() as i64];
+    let mut ends = vec![0; data.size().min(HASHED) as usize];
+    let mut hasher = Sha256::new();
+    for start in [0, data.size().saturating_sub(HASHED)] {
+        file.read_exact_at(&mut ends, start).context("cannot read the file")?;
+        hasher.update(&ends);
     }
+    let mut stamp = [0; size_of::<Stamp>()];
+    let parts = numbers.iter().flat_map(|number| number.to_le_bytes()).chain(hasher.finalize()).chain([rule as u8]);
+    stamp.iter_mut().zip(parts).for_each(|(to, byte)| *to = byte);
     Ok(stamp)
 }
 
-fn encode(index: &Index, stamp: &[u8; 24]) -> Vec<u8> {
+fn encode(index: &Index, stamp: &Stamp) -> Result<Vec<u8>> {
     let mut bytes = [MAGIC, stamp, &index.digest].concat();
-    bytes.extend((index.note.len() as u32).to_le_bytes());
-    bytes.extend(index.note.as_bytes());
+    let about = serde_json::to_vec(&(&index.classes, &index.report))?;
+    bytes.extend((about.len() as u32).to_le_bytes());
+    bytes.extend(about);
     for member in &index.members {
         bytes.extend(member.block.to_le_bytes());
         bytes.extend(member.size.to_le_bytes());
         bytes.extend(member.label.to_le_bytes());
         bytes.extend(member.headers.to_le_bytes());
+        bytes.extend(member.check.to_le_bytes());
     }
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-    bytes
+    Ok(bytes)
 }
 
 /// `None` unless the bytes are whole and about the shard as it is.
-fn decode(bytes: &[u8], stamp: &[u8; 24]) -> Option<Index> {
+fn decode(bytes: &[u8], stamp: &Stamp) -> Option<Index> {
     let (bytes, sum) = bytes.split_last_chunk()?;
     if crc32c::crc32c(bytes) != u32::from_le_bytes(*sum) {
         return None;
     }
     let (digest, rest) = bytes.strip_prefix(MAGIC)?.strip_prefix(stamp)?.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
-    let (note, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let (about, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
     let member = |bytes: &[u8]| {
-        let word = |at: usize| Some(u32::from_le_bytes(*bytes[at..].first_chunk()?));
-        let headers = u16::from_le_bytes(*bytes[12..].first_chunk()?);
-        Some(Member { block: word(0)?, size: word(4)?, label: word(8)? as i32, headers })
+        let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let half = |at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        Some(Member { block: word(0)?, size: word(4)?, label: word(8)? as i32, headers: half(12)?, check: half(14)? })
     };
-    let members = rest.chunks(MEMBER_BYTES).map(|bytes| if bytes.len() == MEMBER_BYTES { member(bytes) } else { None });
-    Some(Index {
-        members: members.collect::<Option<_>>()?,
-        digest: *digest,
-        note: String::from_utf8(note.to_vec()).ok()?,
-    })
+    let members = rest.chunks(MEMBER_BYTES).map(member).collect::<Option<_>>()?;
+    let (classes, report) = serde_json::from_slice(about).ok()?;
+    Some(Index { members, digest: *digest, classes, report })
 }
 
-/// Writes a file that is there whole or not at all, also when several runs do it at once. Not synced: a lost one is made again.
+/// Writes a file atomically, also when several runs do it at once. Not synced: a lost one is made again.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -114,58 +130,85 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A shard whose bytes are replaced by nonsense, with its size and time as before: only a cache can tell more.
-    fn scrambled(folder: &Path) -> PathBuf {
+    const RULE: KeyRule = KeyRule::FirstDot;
+
+    fn fixture(folder: &Path) -> PathBuf {
         let shard = folder.join("a.tar");
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/webdataset/train-000000.tar");
         fs::copy(fixture, &shard).unwrap();
         shard
     }
 
-    fn scramble(shard: &Path) {
-        let time = fs::metadata(shard).unwrap().modified().unwrap();
-        fs::write(shard, vec![7; fs::metadata(shard).unwrap().len() as usize]).unwrap();
-        fs::File::options().write(true).open(shard).unwrap().set_modified(time).unwrap();
-    }
-
     #[test]
     fn a_shard_is_read_once() {
         let folder = tempfile::tempdir().unwrap();
-        let shard = scrambled(folder.path());
+        let shard = fixture(folder.path());
         let place = [folder.path().join("deep/er/a.index")];
-        let index = open_from(&shard, &place).unwrap();
-        assert_eq!(index, scan(&shard).unwrap());
-        scramble(&shard);
-        assert!(scan(&shard).is_err());
-        assert_eq!(open_from(&shard, &place).unwrap(), index);
+        let mut index = open_from(&shard, RULE, &place).unwrap();
+        assert_eq!(index, scan(&shard, RULE).unwrap());
         // No file is left but the index.
         assert_eq!(fs::read_dir(place[0].parent().unwrap()).unwrap().count(), 1);
-        // Another time of change, and the shard counts.
+        // Only a cache can tell this.
+        index.members[0].label = 12345;
+        fs::write(&place[0], encode(&index, &stamp(&shard, RULE).unwrap()).unwrap()).unwrap();
+        assert_eq!(open_from(&shard, RULE, &place).unwrap(), index);
+        // Another rule, another time of change, and the shard counts.
+        assert_ne!(open_from(&shard, KeyRule::LastDot, &place).unwrap(), index);
+        fs::write(&place[0], encode(&index, &stamp(&shard, RULE).unwrap()).unwrap()).unwrap();
         fs::File::options().write(true).open(&shard).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
-        assert!(open_from(&shard, &place).is_err());
+        assert_ne!(open_from(&shard, RULE, &place).unwrap(), index);
+    }
+
+    /// Of the same size and modification time, in place or as another file, and of the version before.
+    #[test]
+    fn a_rebuilt_shard_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = fixture(folder.path());
+        let place = [folder.path().join("index")];
+        let first = open_from(&shard, RULE, &place).unwrap();
+        let time = fs::metadata(&shard).unwrap().modified().unwrap();
+        let mut bytes = fs::read(&shard).unwrap();
+        let label = bytes.windows(10).position(|part| part == b"000000.cls").unwrap() + 512;
+        assert_eq!(bytes[label], b'7');
+        for (in_place, digit) in [(true, b'8'), (false, b'9')] {
+            bytes[label] = digit;
+            if !in_place {
+                fs::remove_file(&shard).unwrap();
+            }
+            fs::write(&shard, &bytes).unwrap();
+            fs::File::options().write(true).open(&shard).unwrap().set_modified(time).unwrap();
+            let index = open_from(&shard, RULE, &place).unwrap();
+            assert_eq!((first.members[0].label, index.members[0].label), (7, i32::from(digit - b'0')));
+        }
+        let index = open_from(&shard, RULE, &place).unwrap();
+        let mut old = fs::read(&place[0]).unwrap();
+        old[MAGIC.len() - 1] = 1;
+        fs::write(&place[0], &old).unwrap();
+        assert_eq!(open_from(&shard, RULE, &place).unwrap(), index);
+        assert_ne!(fs::read(&place[0]).unwrap(), old);
     }
 
     #[test]
     fn where_the_first_place_cannot_be_written_the_second_serves() {
         let folder = tempfile::tempdir().unwrap();
-        let shard = scrambled(folder.path());
+        let shard = fixture(folder.path());
         let taken = folder.path().join("taken");
         fs::create_dir_all(taken.join("full")).unwrap();
         let second = folder.path().join("second");
-        let index = open_from(&shard, &[taken.clone(), second.clone()]).unwrap();
+        let index = open_from(&shard, RULE, &[taken.clone(), second.clone()]).unwrap();
         assert!(second.is_file());
         fs::remove_file(&second).unwrap();
-        assert_eq!(open_from(&shard, &[taken]).unwrap(), index);
+        assert_eq!(open_from(&shard, RULE, &[taken]).unwrap(), index);
     }
 
     #[test]
     fn damaged_indices_are_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let shard = scrambled(folder.path());
+        let shard = fixture(folder.path());
         let place = [folder.path().join("index")];
-        let index = open_from(&shard, &place).unwrap();
+        let index = open_from(&shard, RULE, &place).unwrap();
         let whole = fs::read(&place[0]).unwrap();
-        let stamp = stamp(&shard).unwrap();
+        let stamp = stamp(&shard, RULE).unwrap();
         assert_eq!(decode(&whole, &stamp).as_ref(), Some(&index));
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
@@ -175,7 +218,7 @@ mod tests {
         }
         for damaged in [&whole[..whole.len() / 2], b"", &[0; 5000]] {
             fs::write(&place[0], damaged).unwrap();
-            assert_eq!(open_from(&shard, &place).unwrap(), index);
+            assert_eq!(open_from(&shard, RULE, &place).unwrap(), index);
             assert_eq!(fs::read(&place[0]).unwrap(), whole);
         }
     }

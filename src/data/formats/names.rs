@@ -1,9 +1,22 @@
-//! Which files are images, by their names.
+//! Which files are images, and which folders are none of the user's, by their names.
 
 use std::path::Path;
 
 /// Endings of the images that can be decoded, in lower case.
-pub(super) const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
+pub(super) const IMAGE_ENDINGS: [&str; 15] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "qoi"];
+
+/// Folders that file managers, storage devices and unpackers make, in lower case.
+const SYSTEM_FOLDERS: [&str; 8] = [
+    "@eadir",
+    "__macosx",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+    "#recycle",
+    "@recycle",
+    "__pycache__",
+];
 
 /// The ending of a file's name in lower case, without the dot; empty if it has none.
 pub(super) fn ending(path: &Path) -> String {
@@ -13,4 +26,10 @@ pub(super) fn ending(path: &Path) -> String {
 /// Whether a file is an image, by its name.
 pub(super) fn is_image_name(path: &Path) -> bool {
     IMAGE_ENDINGS.contains(&ending(path).as_str())
+}
+
+/// Whether a file or folder is not the user's: hidden ones, such as `.thumbnails`, and those of [`SYSTEM_FOLDERS`].
+pub(super) fn is_skipped(name: &Path) -> bool {
+    let text = name.to_string_lossy();
+    text.starts_with('.') || SYSTEM_FOLDERS.contains(&text.to_lowercase().as_str())
 }

@@ -1,38 +1,66 @@
 //! Sets that lie in several files ("shards"): which ones to train on, and which are held out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
+use super::names::is_skipped;
+use super::splits::{self, Set};
 use crate::data::DataConfig;
-
-/// How the names of held-out shards begin, best first: the labels of a `test` split are often
-/// withheld.
-const EVAL_PREFIXES: [&str; 3] = ["validation", "val", "test"];
 
 /// Most files that a brace pattern may stand for.
 const MAX_FILES: usize = 1 << 20;
 
-/// The shards of `data.path`: a file, a brace pattern, or those of a folder that are named `train*`, or all of
+/// Folders below the one that is named are looked through to this depth.
+const MAX_DEPTH: usize = 6;
+
+/// The shards of each of `data.path`: a file, a brace pattern, or those of a folder that are named `train*`, or all of
 /// them. `endings` of file names, best first; the first that any file in a folder has counts.
 pub(super) fn train(config: &DataConfig, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let kind = kind(endings);
-    let path = config.path.as_ref();
-    find(
-        path.with_context(|| format!("data.path: found nothing, expected a {kind} file or folder"))?,
-        &["train"],
-        endings,
-    )
+    let paths = config.path.as_ref();
+    let paths = paths.with_context(|| format!("data.path: found nothing, expected a {kind} file or folder"))?;
+    find(paths, Set::Train, endings)
 }
 
 /// The shards of `data.eval_path` (of a folder, the held-out ones or else all), or else the held-out shards next to
 /// the training shards; none if there are none.
 pub(super) fn held_out(config: &DataConfig, endings: &[&str]) -> Result<Vec<PathBuf>> {
     match (&config.eval_path, &config.path) {
-        (Some(path), _) => find(path, &EVAL_PREFIXES, endings),
-        (None, Some(path)) => held_out_siblings(path, endings),
+        (Some(paths), _) => find(paths, Set::HeldOut, endings),
+        (None, Some(paths)) => {
+            let siblings: Result<Vec<_>> = paths.iter().map(|path| held_out_siblings(path, endings)).collect();
+            Ok(siblings?.concat())
+        }
         (None, None) => Ok(Vec::new()),
     }
+}
+
+/// Says in one line which shards of the folders in `data.path` are used, held out and left out.
+pub(super) fn announce(config: &DataConfig, endings: &[&str]) -> Result<()> {
+    for path in config.path.iter().flat_map(|paths| paths.iter()).filter(|path| path.is_dir()) {
+        let all = set_files(path, endings)?;
+        let (train, held_out) = (splits::of_files(&all, path, Set::Train), splits::of_files(&all, path, Set::HeldOut));
+        if train.is_empty() || train.len() == all.len() {
+            continue;
+        }
+        let (held_out, unused) =
+            if config.eval_path.is_none() { (held_out, Vec::new()) } else { (Vec::new(), held_out) };
+        let other = |file: &&PathBuf| !train.contains(file) && !held_out.contains(file) && !unused.contains(file);
+        let left_out: Vec<PathBuf> = all.iter().filter(other).chain(&unused).cloned().collect();
+        let files = |files: &[PathBuf]| {
+            let first = files[0].strip_prefix(path).unwrap_or(&files[0]).display();
+            if files.len() > 1 { format!("{first} and {} more", files.len() - 1) } else { first.to_string() }
+        };
+        let part = |name: &str, list: &[PathBuf]| {
+            if list.is_empty() { String::new() } else { format!(", {name}: {}", files(list)) }
+        };
+        let used = files(&train);
+        let rest = part("held out", &held_out) + &part("left out", &left_out);
+        log::info!("training on {used} of {}{rest}", path.display());
+    }
+    Ok(())
 }
 
 /// Name and size of a file, for fingerprints.
@@ -41,60 +69,111 @@ pub(super) fn name_and_size(path: &Path) -> String {
     format!("{name} {}", path.metadata().map(|data| data.len()).unwrap_or(0))
 }
 
-fn find(path: &Path, prefixes: &[&str], endings: &[&str]) -> Result<Vec<PathBuf>> {
-    if path.is_dir() {
-        let all = files(path, endings)?;
-        ensure!(!all.is_empty(), "no {} files in {}", kind(endings), path.display());
-        let chosen = with_first_prefix(&all, prefixes);
-        return Ok(if chosen.is_empty() { all } else { chosen });
+fn find(paths: &[PathBuf], set: Set, endings: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            let all = set_files(path, endings)?;
+            let chosen = splits::of_files(&all, path, set);
+            found.extend(if chosen.is_empty() { all } else { chosen });
+            continue;
+        }
+        let files = expanded(path)?;
+        for file in &files {
+            ensure!(file.exists(), "no such file or folder: {}", file.display());
+        }
+        found.extend(files);
     }
-    let files = expanded(path)?;
-    for file in &files {
-        ensure!(file.exists(), "no such file or folder: {}", file.display());
-    }
-    Ok(files)
+    Ok(found)
 }
 
-/// Held-out shards in the same folder as the training shards, which must be named `train*`.
+/// Held-out shards in the same folder as the training shards, which must be named `train*` or lie in a folder `train`.
 fn held_out_siblings(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let first = &expanded(path)?[0];
-    let parent = first.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = if path.is_dir() { path } else { parent.unwrap_or(Path::new(".")) };
-    let all = files(folder, endings)?;
-    let train = with_first_prefix(&all, &["train"]);
-    let named = path.is_dir() || train.iter().any(|file| file.file_name() == first.file_name());
-    let chosen = with_first_prefix(&all, &EVAL_PREFIXES);
-    Ok(if named && !train.is_empty() { chosen } else { Vec::new() })
-}
-
-/// The files whose names begin with the first of the prefixes that any begins with, or else have it as a word, as in
-/// `imagenet-train-000000.tar`.
-fn with_first_prefix(files: &[PathBuf], prefixes: &[&str]) -> Vec<PathBuf> {
-    let chosen = |fits: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
-        let name = |file: &PathBuf| file.file_name().unwrap_or_default().display().to_string();
-        files.iter().filter(|file| fits(&name(file))).cloned().collect()
+    let folder =
+        |of: &Path| of.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+    let around = folder(first);
+    let in_set = around.file_name().is_some_and(|name| splits::is_set_name(&name.to_string_lossy()));
+    let below = match (path.is_dir(), in_set) {
+        (true, _) => path.to_path_buf(),
+        (false, true) => folder(&around),
+        (false, false) => around,
     };
-    let begins = prefixes.iter().map(|&prefix| chosen(&|name| name.starts_with(prefix)));
-    let has_word = |name: &str, word: &str| name.split(|c: char| !c.is_alphanumeric()).any(|part| part == word);
-    let words = prefixes.iter().map(|&prefix| chosen(&|name| has_word(name, prefix)));
-    begins.chain(words).find(|files| !files.is_empty()).unwrap_or_default()
+    // A file of any name may be trained on.
+    let all = set_files(&below, endings).unwrap_or_default();
+    let train = splits::of_files(&all, &below, Set::Train);
+    let named = path.is_dir() || train.iter().any(|file| file.file_name() == first.file_name());
+    Ok(if named && !train.is_empty() { splits::of_files(&all, &below, Set::HeldOut) } else { Vec::new() })
 }
 
 fn kind<'a>(endings: &[&'a str]) -> &'a str {
     endings[0].trim_start_matches('.')
 }
 
-/// The files in a folder that end in the first of the endings that any has, in the byte order of their names.
-fn files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
+/// The files of the one set in a folder: those directly in it, or else those below it, as in a data set repository.
+/// # Errors
+/// No files; several sets, of which one has to be chosen.
+fn set_files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
+    let direct = with_best_ending(&list(folder, 1)?, endings);
+    if !direct.is_empty() {
+        return Ok(direct);
+    }
+    let all = with_best_ending(&list(folder, MAX_DEPTH)?, endings);
+    ensure!(!all.is_empty(), "no {} files in {}", kind(endings), folder.display());
+    let mut sets: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    for file in all {
+        let parents = file.parent().and_then(|parent| parent.strip_prefix(folder).ok()).unwrap_or(Path::new(""));
+        let name = parents.components().map(|part| part.as_os_str());
+        let name = name.filter(|part| !splits::is_set_name(&part.to_string_lossy())).collect();
+        sets.entry(name).or_default().push(file);
+    }
+    if sets.len() == 1 {
+        return Ok(sets.into_values().flatten().collect());
+    }
+    let names: Vec<String> = sets
+        .iter()
+        .map(|(name, files)| match name.as_os_str().is_empty() {
+            true => format!("{} files in no folder of their own", files.len()),
+            false => format!("{} ({} files)", name.display(), files.len()),
+        })
+        .collect();
+    let last = sets.keys().next_back().map_or(folder.to_path_buf(), |name| folder.join(name));
+    bail!(
+        "found {} sets of {} files in {}: {}; expected one: name the folder of one, such as {}, or several in a list",
+        sets.len(),
+        kind(endings),
+        folder.display(),
+        names.join(", "),
+        last.display()
+    )
+}
+
+/// The files in a folder and, to a depth, in those below it, in the byte order of the paths.
+fn list(folder: &Path, depth: usize) -> Result<Vec<PathBuf>> {
     let context = || format!("cannot list folder {}", folder.display());
-    let entries: std::io::Result<Vec<_>> = std::fs::read_dir(folder).with_context(context)?.collect();
-    let mut all: Vec<PathBuf> = entries.with_context(context)?.into_iter().map(|entry| entry.path()).collect();
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        if path.file_name().is_some_and(|name| is_skipped(Path::new(name))) {
+            continue;
+        }
+        match path.is_dir() {
+            true if depth > 1 => all.extend(list(&path, depth - 1)?),
+            true => {}
+            false => all.push(path),
+        }
+    }
     all.sort_unstable();
+    Ok(all)
+}
+
+/// The files that end in the first of the endings that any has.
+fn with_best_ending(all: &[PathBuf], endings: &[&str]) -> Vec<PathBuf> {
     let with = |ending: &&str| -> Vec<PathBuf> {
-        let fits = |name: &[u8]| name.ends_with(ending.as_bytes()) && !name.starts_with(b".");
-        all.iter().filter(|file| file.file_name().is_some_and(|name| fits(name.as_encoded_bytes()))).cloned().collect()
+        let fits = |name: &std::ffi::OsStr| name.to_string_lossy().to_lowercase().ends_with(ending);
+        all.iter().filter(|file| file.file_name().is_some_and(fits)).cloned().collect()
     };
-    Ok(endings.iter().map(with).find(|files| !files.is_empty()).unwrap_or_default())
+    endings.iter().map(with).find(|files| !files.is_empty()).unwrap_or_default()
 }
 
 /// The paths that a brace pattern stands for, in its order; the path itself if it is none or exists.
@@ -157,15 +236,5 @@ mod tests {
             let message = braces(text).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
-    }
-
-    #[test]
-    fn splits_are_words_of_the_names() {
-        let files: Vec<PathBuf> =
-            ["attested-0.tar", "i-train-0.tar", "i-val-0.tar", "trained.tar"].map(PathBuf::from).into();
-        assert_eq!(with_first_prefix(&files, &["train"]), [PathBuf::from("trained.tar")]);
-        assert_eq!(with_first_prefix(&files[..3], &["train"]), [PathBuf::from("i-train-0.tar")]);
-        assert_eq!(with_first_prefix(&files, &EVAL_PREFIXES), [PathBuf::from("i-val-0.tar")]);
-        assert!(with_first_prefix(&files[..2], &EVAL_PREFIXES).is_empty());
     }
 }

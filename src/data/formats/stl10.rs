@@ -161,7 +161,7 @@ impl Dataset for Stl10 {
 
 /// The unpacked folder that `data.path` means.
 fn locate(config: &DataConfig) -> Result<PathBuf> {
-    let path = config.path.as_ref().context("data.path: found nothing, expected a folder")?;
+    let path = config.only_path().context("data.path: found nothing, expected a folder")?;
     ensure!(path.exists(), "no such folder: {}", path.display());
     let has_images = |folder: &PathBuf| {
         ["train_X.bin", "unlabeled_X.bin", "test_X.bin"].iter().any(|name| folder.join(name).is_file())

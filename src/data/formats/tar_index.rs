@@ -1,27 +1,36 @@
-//! Where the images of a webdataset shard (a plain tar file) lie, and what their labels are.
+//! Where the images of a webdataset shard (a plain tar file) are, and what their labels are.
 //!
-//! As in the webdataset tool the members of a sample follow one another and share a key: the name up to the first
-//! dot after the last slash. Keys are not kept, as ten million of them would take gigabytes; a message that needs
+//! The members of a sample share a key, by [`KeyRule`], wherever they are in the shard: `tar cf x.tar *.jpg *.cls`
+//! writes all images first. Keys are not kept, as ten million of them would take gigabytes; a message that needs
 //! one reads it from the shard again.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
-use super::names::is_image_name;
+use super::labels::{Labels, class_text};
+use super::names::{ending, is_image_name};
+use super::tar_report::Report;
+use crate::data::KeyRule;
 use crate::data::decode::concise;
+use crate::data::decode::unsupported::{lfs_pointer, of_ending};
 use crate::files;
 
 /// Tar files are made of blocks of this many bytes.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
-/// Labels are digits, or a small JSON object.
+/// Labels are a word or two, or a small JSON object.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
+
+/// Longest class name, bytes; a longer text is something else.
+const MAX_CLASS_BYTES: usize = 200;
 
 /// The images of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +39,10 @@ pub(super) struct Index {
     pub members: Vec<Member>,
     /// SHA-256 over the key and size of every image.
     pub digest: [u8; 32],
-    /// What the user should know, in one line; mostly empty.
-    pub note: String,
+    /// The classes that labels are positions in, where any of them is a name; empty where all are numbers.
+    pub classes: Vec<String>,
+    /// What the user should know.
+    pub report: Report,
 }
 
 /// An image in a shard, in 16 bytes: ten million of them are 160 MB.
@@ -45,6 +56,13 @@ pub(super) struct Member {
     pub label: i32,
     /// Blocks of headers before its bytes.
     pub headers: u16,
+    /// Checksum of the last of them, see [`check`].
+    pub check: u16,
+}
+
+/// A short checksum of a member's header, which shows whether the shard is the one that was indexed.
+pub(super) fn check(header: &[u8]) -> u16 {
+    crc32c::crc32c(header) as u16
 }
 
 impl Member {
@@ -53,8 +71,21 @@ impl Member {
         self.block as u64 * BLOCK
     }
 
-    /// Its name, read from the shard.
+    /// Fails if the block before its bytes is not the header that was there when the shard was indexed.
+    pub fn ensure_header(self, header: &[u8]) -> Result<()> {
+        ensure!(
+            check(header) == self.check,
+            "the shard has changed since it was indexed: found another header before byte {}; start the run again",
+            self.offset()
+        );
+        Ok(())
+    }
+
+    /// Its name, read from the shard. Fails if the shard has changed.
     pub fn name(self, shard: &File) -> Result<String> {
+        let mut header = [0; BLOCK as usize];
+        shard.read_exact_at(&mut header, self.offset() - BLOCK)?;
+        self.ensure_header(&header)?;
         let at = self.offset() - self.headers as u64 * BLOCK;
         let mut archive = Archive::new(Positioned { file: shard, at });
         let entry = archive.entries()?.next().context("found no header")??;
@@ -89,12 +120,12 @@ impl Seek for Positioned<'_> {
 }
 
 /// Reads all headers and labels of a shard. Fails for what is no tar file, is compressed, damaged or cut off.
-pub(super) fn scan(path: &Path) -> Result<Index> {
+pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
     let file = files::open_regular(path)?;
     let length = file.metadata()?.len();
     refuse_other_types(&file, path)?;
     let mut archive = Archive::new(Positioned { file: &file, at: 0 });
-    let mut scan = Scan { index: Index::default(), digest: Sha256::new(), sample: Sample::default() };
+    let mut scan = Scan { rule, ..Scan::default() };
     let mut end = 0;
     for entry in archive.entries_with_seek()? {
         // Of a damaged header the library repeats the bytes, line ends and all.
@@ -115,98 +146,158 @@ pub(super) fn scan(path: &Path) -> Result<Index> {
         }
         scan.add(&name, start, bytes, &mut entry)?;
     }
-    scan.start_sample("");
-    if end + BLOCK > length {
-        scan.note(|| "it lacks the mark at the end of an archive; if it is cut off, images are missing".to_string());
-    }
-    scan.index.digest = scan.digest.finalize().into();
-    scan.index.members.shrink_to_fit();
-    Ok(scan.index)
+    scan.report.no_end = end + BLOCK > length;
+    scan.finish()
 }
 
+#[derive(Default)]
 struct Scan {
-    index: Index,
-    digest: Sha256,
-    sample: Sample,
+    rule: KeyRule,
+    samples: Vec<Sample>,
+    /// The newest sample of each key.
+    by_key: HashMap<Arc<str>, u32>,
+    /// The sample of the member before.
+    last: Option<u32>,
+    labels: Labels,
+    report: Report,
 }
 
 /// The members of one key so far.
-#[derive(Default)]
 struct Sample {
-    key: String,
-    suffixes: Vec<String>,
+    key: Arc<str>,
+    /// Of its members, each with a slash behind it, which no suffix has.
+    suffixes: String,
     /// And whether its suffix has no dots.
     image: Option<(Member, bool)>,
-    label: Option<i32>,
+    label: Option<Label>,
+}
+
+struct Label {
+    /// Among the texts of [`Scan::labels`]; none for "no class".
+    id: Option<u32>,
+    /// Which of several label members counts: the smallest.
+    rank: u8,
+    /// Name of the member.
+    name: String,
 }
 
 impl Scan {
     /// Takes a member whose headers begin at `start` and whose own bytes begin at `bytes`.
     fn add(&mut self, name: &str, start: u64, bytes: u64, entry: &mut tar::Entry<impl Read>) -> Result<()> {
-        let Some((key, suffix)) = split(name) else { return Ok(()) };
-        self.start_sample(key);
-        let sample = &mut self.sample;
-        ensure!(!sample.suffixes.contains(&suffix), "found member {name} twice in a sample, expected it once");
-        if suffix == "cls" || suffix == "json" {
+        let Some((key, suffix)) = split(name, self.rule) else { return Ok(()) };
+        let at = self.sample(name, key, &suffix)?;
+        let rank = label_rank(&suffix);
+        if let Some(rank) = rank {
             let mut text = String::new();
             let read = entry.take(MAX_LABEL_BYTES).read_to_string(&mut text);
-            match read.ok().and_then(|_| if suffix == "cls" { number(&text) } else { from_json(&text) }) {
-                // The plain number goes before the description.
-                Some(label) if suffix == "cls" || sample.label.is_none() => sample.label = label,
-                Some(_) => {}
-                None => self.note(|| format!("member {name} holds no class number")),
+            match read.ok().and_then(|_| if rank < 2 { class(&text) } else { from_json(&text) }) {
+                Some(class) => {
+                    let id = class.map(|text| self.labels.id(&text));
+                    let label = Label { id, rank, name: name.to_string() };
+                    let before = &mut self.samples[at].label;
+                    // The plain class goes before the description.
+                    if before.as_ref().is_none_or(|before| before.id.is_none() || rank < before.rank && id.is_some()) {
+                        *before = Some(label);
+                    }
+                }
+                None => self.report.bad_labels.add(name),
             }
         } else if is_image_name(Path::new(name)) {
-            let member = Member {
-                block: (bytes / BLOCK).try_into().context("found more than 2 TB, expected smaller shards")?,
-                // What is larger is refused by size when it is read.
-                size: entry.size().try_into().unwrap_or(u32::MAX),
-                label: -1,
-                headers: ((bytes - start) / BLOCK).try_into().context("found headers of over 32 MB")?,
-            };
+            let member = member(start, bytes, entry)?;
             // `x.seg.png` comes with `x.png`, but an image may have dots in its name, too.
             let plain = !suffix.contains('.');
-            let before = sample.image;
-            if before.is_none_or(|(_, before_is_plain)| plain && !before_is_plain) {
-                sample.image = Some((member, plain));
+            let image = &mut self.samples[at].image;
+            if image.is_some() {
+                self.report.same_key.add(name);
             }
-            if before.is_some() {
-                self.note(|| format!("several images have the key {key} (the name up to the first dot); one is used"));
+            if image.is_none_or(|(_, before_is_plain)| plain && !before_is_plain) {
+                *image = Some((member, plain));
             }
+        } else if of_ending(&ending(Path::new(name))).is_some() {
+            *self.report.unread.entry(ending(Path::new(name))).or_default() += 1;
         }
-        self.sample.suffixes.push(suffix);
         Ok(())
     }
 
-    /// Ends the sample before, unless this is still the same.
-    fn start_sample(&mut self, key: &str) {
-        if self.sample.key == key {
-            return;
-        }
-        let sample = std::mem::replace(&mut self.sample, Sample { key: key.to_string(), ..Default::default() });
-        if let Some((member, _)) = sample.image {
-            self.digest.update(format!("{}\0{}\0", sample.key, member.size));
-            self.index.members.push(Member { label: sample.label.unwrap_or(-1), ..member });
-        }
+    /// The position of the sample that a member belongs to.
+    fn sample(&mut self, name: &str, key: &str, suffix: &str) -> Result<usize> {
+        let known = self.by_key.get(key).copied();
+        let has = |at: u32| self.samples[at as usize].suffixes.split('/').any(|each| each == suffix);
+        let at = match known {
+            Some(at) if !has(at) => at,
+            found => {
+                ensure!(
+                    found.is_none() || found != self.last,
+                    "found member {name} twice in a sample, expected it once"
+                );
+                // The same names later in the shard are another sample.
+                let (key, at) = (Arc::<str>::from(key), self.samples.len() as u32);
+                self.by_key.insert(key.clone(), at);
+                self.samples.push(Sample { key, suffixes: String::new(), image: None, label: None });
+                at
+            }
+        };
+        self.last = Some(at);
+        let suffixes = &mut self.samples[at as usize].suffixes;
+        *suffixes += suffix;
+        suffixes.push('/');
+        Ok(at as usize)
     }
 
-    /// Keeps the first thing to say.
-    fn note(&mut self, text: impl FnOnce() -> String) {
-        if self.index.note.is_empty() {
-            self.index.note = text();
+    fn finish(mut self) -> Result<Index> {
+        let (numbers, classes) = self.labels.numbers(&Default::default(), "")?;
+        let mut digest = Sha256::new();
+        let mut members = Vec::new();
+        self.samples.sort_by_key(|sample| sample.image.map(|(member, _)| member.block));
+        for Sample { key, image, label, .. } in self.samples {
+            match (image, label) {
+                (Some((member, _)), label) => {
+                    digest.update(format!("{key}\0{}\0", member.size));
+                    let label = label.and_then(|label| numbers.get(label.id? as usize).copied());
+                    members.push(Member { label: label.map_or(-1, |label| label as i32), ..member });
+                }
+                // A description without a class is none that is lost.
+                (None, Some(label)) if label.id.is_some() || label.rank < 2 => self.report.orphans.add(&label.name),
+                (None, _) => {}
+            }
         }
+        members.shrink_to_fit();
+        Ok(Index { members, digest: digest.finalize().into(), classes, report: self.report })
+    }
+}
+
+/// Where an image member is.
+fn member(start: u64, bytes: u64, entry: &tar::Entry<impl Read>) -> Result<Member> {
+    Ok(Member {
+        block: (bytes / BLOCK).try_into().context("found more than 2 TB, expected smaller shards")?,
+        // What is larger is refused by size when it is read.
+        size: entry.size().try_into().unwrap_or(u32::MAX),
+        label: -1,
+        headers: ((bytes - start) / BLOCK).try_into().context("found headers of over 32 MB")?,
+        check: check(entry.header().as_bytes()),
+    })
+}
+
+/// How good a member is as a label, smaller is better; `None` if it is none: `x.cls`, `x.output.cls`, `x.json` and
+/// `x.meta.json`.
+fn label_rank(suffix: &str) -> Option<u8> {
+    let (last, dotted) = suffix.rsplit_once('.').map_or((suffix, 0), |(_, last)| (last, 1));
+    match last {
+        "cls" => Some(dotted),
+        "json" => Some(2 + dotted),
+        _ => None,
     }
 }
 
 fn refuse_other_types(file: &File, path: &Path) -> Result<()> {
-    let mut magic = [0; 4];
-    ensure!(file.read_at(&mut magic, 0)? > 0, "found an empty file, expected a tar file");
-    let unpack = match magic {
+    let mut start = [0; 64];
+    ensure!(file.read_at(&mut start, 0)? > 0, "found an empty file, expected a tar file");
+    let unpack = match start {
         [0x1f, 0x8b, ..] => "gunzip",
-        [0x28, 0xb5, 0x2f, 0xfd] => "unzstd",
-        [0xfd, b'7', b'z', b'X'] => "unxz",
-        [b'B', b'Z', b'h', _] => "bunzip2",
-        _ => return Ok(()),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "unzstd",
+        [0xfd, b'7', b'z', b'X', ..] => "unxz",
+        [b'B', b'Z', b'h', ..] => "bunzip2",
+        _ => return lfs_pointer(&start).map_or(Ok(()), Err),
     };
     bail!(
         "found a compressed archive, expected a plain .tar, because its images are read one by one: {unpack} {}",
@@ -216,28 +307,37 @@ fn refuse_other_types(file: &File, path: &Path) -> Result<()> {
 
 /// Key and suffix (in lower case) of a member; `None` for what belongs to no sample: hidden files and those whose
 /// name begins with a part such as `__info__`.
-fn split(name: &str) -> Option<(&str, String)> {
+fn split(name: &str, rule: KeyRule) -> Option<(&str, String)> {
     let first = name.split('/').next().unwrap_or_default();
     if first.len() >= 4 && first.starts_with("__") && first.ends_with("__") {
         return None;
     }
     let base = name.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = base + name[base..].find('.').filter(|&dot| dot > 0)?;
+    let file = &name[base..];
+    let dot = match rule {
+        _ if file.starts_with('.') => None,
+        KeyRule::FirstDot => file.find('.'),
+        KeyRule::LastDot => file.rfind('.'),
+    };
+    let dot = base + dot?;
     Some((&name[..dot], name[dot + 1..].to_lowercase()))
 }
 
-/// The class in a text: `Some(None)` for a number that means no class.
-fn number(text: &str) -> Option<Option<i32>> {
-    let number = text.trim().parse::<i32>().ok()?;
-    Some(Some(number).filter(|&number| number >= 0))
+/// The class in a text: `Some(None)` for a number that means no class, `None` for what is no class.
+fn class(text: &str) -> Option<Option<String>> {
+    let text = text.trim();
+    let name = !text.is_empty() && text.len() <= MAX_CLASS_BYTES && !text.contains(char::is_control);
+    let fits = text.parse::<i64>().map_or(true, |number| number <= i32::MAX.into());
+    (name && fits).then(|| class_text(text).map(str::to_string))
 }
 
 /// The same of `label` or `cls` in a JSON object; `Some(None)` where it has neither.
-fn from_json(text: &str) -> Option<Option<i32>> {
+fn from_json(text: &str) -> Option<Option<String>> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
     match json.get("label").or_else(|| json.get("cls")) {
         None | Some(serde_json::Value::Null) => Some(None),
-        Some(value) => number(&value.to_string()),
+        Some(serde_json::Value::String(name)) => class(name),
+        Some(value) => class(&value.as_i64()?.to_string()),
     }
 }
 
@@ -246,62 +346,98 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_end_at_the_first_dot_of_the_base_name() {
-        let split = |name| split(name).map(|(key, suffix)| format!("{key} {suffix}"));
-        for (name, expected) in [
-            ("a.jpg", Some("a jpg")),
-            ("./x.y/a.B.JPG", Some("./x.y/a b.jpg")),
-            ("dir/a", None),
-            ("dir/._a.jpg", None),
-            (".jpg", None),
-            ("__info__/a.jpg", None),
-            ("x/__info__.jpg", Some("x/__info__ jpg")),
-            ("__a.jpg", Some("__a jpg")),
+    fn keys_end_at_a_dot_of_the_base_name() {
+        let split = |name, rule| split(name, rule).map(|(key, suffix)| format!("{key} {suffix}"));
+        for (name, first, last) in [
+            ("a.jpg", Some("a jpg"), Some("a jpg")),
+            ("./x.y/a.B.JPG", Some("./x.y/a b.jpg"), Some("./x.y/a.B jpg")),
+            ("cam00.t3.png", Some("cam00 t3.png"), Some("cam00.t3 png")),
+            ("dir/a", None, None),
+            ("dir/._a.jpg", None, None),
+            (".jpg", None, None),
+            ("__info__/a.jpg", None, None),
+            ("x/__info__.jpg", Some("x/__info__ jpg"), Some("x/__info__ jpg")),
+            ("__a.jpg", Some("__a jpg"), Some("__a jpg")),
         ] {
-            assert_eq!(split(name).as_deref(), expected, "{name}");
+            assert_eq!(split(name, KeyRule::FirstDot).as_deref(), first, "{name}");
+            assert_eq!(split(name, KeyRule::LastDot).as_deref(), last, "{name}");
         }
     }
 
     #[test]
-    fn labels_are_numbers_or_in_json() {
-        assert_eq!((number(" 7\n"), number("-1"), number("cat")), (Some(Some(7)), Some(None), None));
-        assert_eq!(from_json(r#"{"cls": 3, "caption": "x"}"#), Some(Some(3)));
-        assert_eq!(from_json(r#"{"label": 4, "cls": 3}"#), Some(Some(4)));
+    fn labels_are_numbers_or_names_as_text_or_in_json() {
+        let text = |class: &str| Some(Some(class.to_string()));
+        assert_eq!((class(" 7\n"), class("-1"), class("cat")), (text("7"), Some(None), text("cat")));
+        assert_eq!((class(""), class("a\nb"), class(&"x".repeat(201))), (None, None, None));
+        assert_eq!(from_json(r#"{"cls": 3, "caption": "x"}"#), text("3"));
+        assert_eq!(from_json(r#"{"label": 4, "cls": 3}"#), text("4"));
+        assert_eq!(from_json(r#"{"label": "golden retriever"}"#), text("golden retriever"));
         assert_eq!(from_json(r#"{"caption": "x"}"#), Some(None));
         assert_eq!(from_json(r#"{"label": null}"#), Some(None));
-        assert_eq!((from_json(r#"{"label": "cat"}"#), from_json("{")), (None, None));
+        assert_eq!((from_json(r#"{"label": [1]}"#), from_json("{")), (None, None));
+        let ranks = ["cls", "output.cls", "json", "meta.json", "txt"].map(label_rank);
+        assert_eq!(ranks, [Some(0), Some(1), Some(2), Some(3), None]);
+    }
+
+    /// The index of a shard with these members, and the names of its images.
+    fn indexed(members: &[(&str, &str)], rule: KeyRule) -> (Index, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = folder.path().join("a.tar");
+        let mut builder = tar::Builder::new(File::create(&shard).unwrap());
+        for (name, text) in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap();
+        let (index, file) = (scan(&shard, rule).unwrap(), File::open(&shard).unwrap());
+        let names = index.members.iter().map(|member| member.name(&file).unwrap()).collect();
+        (index, names)
+    }
+
+    fn labels(index: &Index) -> Vec<i32> {
+        index.members.iter().map(|member| member.label).collect()
     }
 
     #[test]
-    fn what_may_be_a_mistake_is_noted() {
-        let folder = tempfile::tempdir().unwrap();
-        let shard = folder.path().join("a.tar");
-        let note = |members: &[(&str, &str)], marked: bool| {
-            let mut builder = tar::Builder::new(Vec::new());
-            for (name, text) in members {
-                let mut header = tar::Header::new_gnu();
-                header.set_size(text.len() as u64);
-                builder.append_data(&mut header, name, text.as_bytes()).unwrap();
-            }
-            let mut bytes = builder.into_inner().unwrap();
-            bytes.truncate(if marked { bytes.len() } else { bytes.len() - 1024 });
-            std::fs::write(&shard, bytes).unwrap();
-            let index = scan(&shard).unwrap();
-            (index.members.iter().map(|member| member.label).collect::<Vec<_>>(), index.note)
-        };
-        let whole = [("a.png", ""), ("a.cls", "1"), ("a.txt", "text"), ("b.json", "{\"cls\": 2}"), ("b.png", "")];
-        assert_eq!(note(&whole, true), (vec![1, 2], String::new()));
-        let (labels, text) = note(&whole, false);
-        assert!(labels == [1, 2] && text.starts_with("it lacks the mark at the end"), "{text}");
-        let (labels, text) = note(&[("a.png", ""), ("a.cls", "cat"), ("b.png", ""), ("b.cls", "3")], true);
-        assert!(labels == [-1, 3] && text.starts_with("member a.cls holds no class number"), "{text}");
+    fn members_are_paired_by_key_wherever_they_are() {
+        let apart = [("a.png", ""), ("b.input.png", ""), ("c.png", ""), ("c.cls", "3"), ("a.json", r#"{"cls": 1}"#)];
+        let (index, names) =
+            indexed(&[&apart[..], &[("b.output.cls", "2"), ("d.cls", "9")]].concat(), KeyRule::FirstDot);
+        assert_eq!(names, ["a.png", "b.input.png", "c.png"]);
+        assert_eq!((labels(&index), &index.classes[..]), (vec![1, 2, 3], &[][..]));
+        assert_eq!((index.report.orphans.count, index.report.orphans.example.as_str()), (1, "d.cls"));
+        // Labels that come first, and the better of two.
+        let first = [("b.cls", "5"), ("a.json", r#"{"cls": 1}"#), ("a.cls", "4"), ("a.png", ""), ("b.png", "")];
+        assert_eq!(labels(&indexed(&first, KeyRule::FirstDot).0), [4, 5]);
+        // The same name again is another sample.
+        let again = [("a.png", ""), ("b.png", ""), ("a.png", "x"), ("a.cls", "1")];
+        assert_eq!(labels(&indexed(&again, KeyRule::FirstDot).0), [-1, -1, 1]);
+    }
+
+    #[test]
+    fn class_names_are_kept_as_text() {
+        let members =
+            [("a.png", ""), ("a.cls", "dog\n"), ("b.png", ""), ("b.cls", "7"), ("c.png", ""), ("c.cls", "-1")];
+        let (index, _) = indexed(&members, KeyRule::FirstDot);
+        assert_eq!((labels(&index), index.classes), (vec![1, 0, -1], vec!["7".to_string(), "dog".to_string()]));
+    }
+
+    #[test]
+    fn what_may_be_a_mistake_is_counted() {
+        let dotted =
+            [("a.0.png", ""), ("a.0.cls", "1"), ("a.1.png", ""), ("a.1.cls", "2"), ("a.2.png", ""), ("a.2.cls", "3")];
+        let (index, names) = indexed(&dotted, KeyRule::FirstDot);
+        assert_eq!((names, index.report.same_key.count), (vec!["a.0.png".to_string()], 2));
+        let (index, names) = indexed(&dotted, KeyRule::LastDot);
+        assert_eq!((names.len(), labels(&index), index.report), (3, vec![1, 2, 3], Report::default()));
+        let (index, _) = indexed(&[("a.png", ""), ("a.cls", "a\tb"), ("b.heic", "")], KeyRule::FirstDot);
+        assert_eq!((labels(&index), index.report.bad_labels.count), (vec![-1], 1));
+        assert_eq!(index.report.unread["heic"], 1);
         // The plain name wins, be it first or not.
-        for order in [["a.png", "a.seg.png"], ["a.depth.png", "a.png"], ["a.1.png", "a.2.png"]] {
-            let (labels, text) = note(&order.map(|name| (name, "")), true);
-            assert!(labels == [-1] && text.starts_with("several images have the key a "), "{text}");
-            let (file, index) = (File::open(&shard).unwrap(), scan(&shard).unwrap());
-            let used = if order.contains(&"a.png") { "a.png" } else { "a.1.png" };
-            assert_eq!(index.members[0].name(&file).unwrap(), used);
+        for (order, used) in [(["a.png", "a.seg.png"], "a.png"), (["a.depth.png", "a.png"], "a.png")] {
+            let (index, names) = indexed(&order.map(|name| (name, "")), KeyRule::FirstDot);
+            assert_eq!((names, index.report.same_key.count), (vec![used.to_string()], 1));
         }
     }
 }

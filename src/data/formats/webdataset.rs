@@ -1,6 +1,6 @@
-//! Tar shards as the webdataset tool writes them: `key.jpg` (or png, webp and so on) with the class in `key.cls`, or
-//! in `key.json` as `label` or `cls`. Their headers are read once and kept ([`super::index_cache`]); then any image is
-//! one read at a known place.
+//! Tar shards as the webdataset tool writes them: `key.jpg` (or png, webp and so on) with the class, a number or a
+//! name, in `key.cls`, or in `key.json` as `label` or `cls`. Their headers are read once and the index is cached
+//! ([`super::index_cache`]); then any image is one read at a known position.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -10,7 +10,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
-use super::tar_index::{Index, Member};
+use super::labels::{Known, Labels};
+use super::splits::Set;
+use super::tar_index::{BLOCK, Index, Member};
+use super::tar_report::Report;
 use super::{index_cache, shards};
 use crate::augment::Crop;
 use crate::data::decode::{DecodeOptions, decode_part};
@@ -21,14 +24,14 @@ use crate::pixels::Pixels;
 /// Compressed shards are found, too, to say what to do with them.
 const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz"];
 
-/// Shards that stay open; of more the files are opened for each image, for there are limits on open files.
+/// Shards that stay open; the files of further ones are opened for each image, as the number of open files is limited.
 const MAX_OPEN: usize = 256;
 
 /// Most shards that an error names.
 const MAX_NAMED: usize = 5;
 
 thread_local! {
-    /// The encoded image.
+    /// A header and the encoded image.
     static BUFFER: RefCell<Vec<u8>> = RefCell::default();
 }
 
@@ -37,6 +40,7 @@ pub struct WebDataset {
     shards: Vec<Shard>,
     /// Number of images in the shards up to and with each.
     ends: Vec<usize>,
+    classes: Vec<String>,
     options: DecodeOptions,
 }
 
@@ -49,51 +53,46 @@ struct Shard {
 impl WebDataset {
     /// Opens `data.path`: a shard, a brace pattern, or the shards of a folder named `train*`, or all of them.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
-        Self::open(shards::train(config, &ENDINGS)?, config)
+        shards::announce(config, &ENDINGS)?;
+        Self::open(shards::train(config, &ENDINGS)?, Set::Train, config)
     }
 
     /// Opens `data.eval_path` (of a folder, the held-out shards or else all), or else the held-out shards next to
-    /// the training shards.
+    /// the training shards. Classes have the numbers of the training set.
     pub fn open_eval(config: &DataConfig) -> Result<Option<Self>> {
         let files = shards::held_out(config, &ENDINGS)?;
-        if files.is_empty() { Ok(None) } else { Self::open(files, config).map(Some) }
+        if files.is_empty() { Ok(None) } else { Self::open(files, Set::HeldOut, config).map(Some) }
     }
 
-    fn open(files: Vec<PathBuf>, config: &DataConfig) -> Result<Self> {
+    /// Opens the shards of a set; held-out classes are numbered as those of the training shards.
+    fn open(files: Vec<PathBuf>, set: Set, config: &DataConfig) -> Result<Self> {
         let first = files[0].display().to_string();
         let total = files.len();
-        // All of them, so that one error names every shard to get again.
-        let indices: Vec<Result<Index>> = files.par_iter().map(|path| index_cache::open(path)).collect();
-        let (mut shards, mut bad) = (Vec::with_capacity(total), Vec::new());
-        for (path, index) in files.into_iter().zip(indices) {
-            match index {
-                Ok(index) => {
-                    let file = if shards.len() < MAX_OPEN { Some(files::open_regular(&path)?) } else { None };
-                    shards.push(Shard { path, index, file });
-                }
-                Err(error) => bad.push(format!("{}: {error:#}", path.display())),
-            }
-        }
-        if !bad.is_empty() {
-            let more = bad.len().saturating_sub(MAX_NAMED);
-            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-            let named = bad[..bad.len().min(MAX_NAMED)].join("; ");
-            bail!("cannot use {} of {total} shards: {named}{more}", bad.len());
-        }
-        let mut notes = shards.iter().filter(|shard| !shard.index.note.is_empty());
-        if let Some(shard) = notes.next() {
-            let more = notes.count();
-            let more = if more > 0 { format!(" (something of the kind in {more} more shards)") } else { String::new() };
-            log::warn!("{}: {}{more}", shard.path.display(), shard.index.note);
-        }
+        let mut indices = open_indices(&files, config)?;
+        let known = match set {
+            Set::HeldOut => known_classes(&open_indices(&shards::train(config, &ENDINGS)?, config)?)?,
+            Set::Train => Known::Nothing,
+        };
+        let classes = number_classes(&mut indices, &known, &first)?;
         let mut images = 0;
-        let count = |shard: &Shard| {
-            images += shard.index.members.len();
+        let count = |index: &Index| {
+            images += index.members.len();
             images
         };
-        let ends = shards.iter().map(count).collect();
-        ensure!(images > 0, "no images in {first}{}", if total > 1 { " and the other shards" } else { "" });
-        Ok(Self { shards, ends, options: config.decode_options() })
+        let ends = indices.iter().map(count).collect();
+        report(&files, &indices, config);
+        if images == 0 {
+            let mut all = Report::default();
+            indices.iter().for_each(|index| all.merge(&index.report, ""));
+            let shards = if total > 1 { " and the other shards" } else { "" };
+            bail!("no images in {first}{shards}{}", all.unread().instead());
+        }
+        let shard = |(number, (path, index)): (usize, (PathBuf, Index))| {
+            let file = if number < MAX_OPEN { Some(files::open_regular(&path)?) } else { None };
+            Ok(Shard { path, index, file })
+        };
+        let shards = files.into_iter().zip(indices).enumerate().map(shard).collect::<Result<_>>()?;
+        Ok(Self { shards, ends, classes, options: config.decode_options() })
     }
 
     fn member(&self, index: usize) -> (&Shard, Member) {
@@ -101,6 +100,87 @@ impl WebDataset {
         let first = if at == 0 { 0 } else { self.ends[at - 1] };
         (&self.shards[at], self.shards[at].index.members[index - first])
     }
+}
+
+/// The indices of all shards, or one error that names every shard to get again.
+fn open_indices(files: &[PathBuf], config: &DataConfig) -> Result<Vec<Index>> {
+    let opened: Vec<Result<Index>> = files.par_iter().map(|path| index_cache::open(path, config.key)).collect();
+    let failed = files.iter().zip(&opened).filter_map(|(path, index)| Some((path, index.as_ref().err()?)));
+    let bad: Vec<String> = failed.map(|(path, error)| format!("{}: {error:#}", path.display())).collect();
+    if !bad.is_empty() {
+        let more = bad.len().saturating_sub(MAX_NAMED);
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        let named = bad[..bad.len().min(MAX_NAMED)].join("; ");
+        bail!("cannot use {} of {} shards: {named}{more}", bad.len(), files.len());
+    }
+    opened.into_iter().collect()
+}
+
+/// Logs what was left out of the set, one line for each kind.
+fn report(files: &[PathBuf], indices: &[Index], config: &DataConfig) {
+    let (mut all, mut images, mut unlabelled) = (Report::default(), 0, 0);
+    for (path, index) in files.iter().zip(indices) {
+        all.merge(&index.report, &path.file_name().unwrap_or_default().to_string_lossy());
+        images += index.members.len();
+        unlabelled += index.members.iter().filter(|member| member.label < 0).count();
+    }
+    let first = files[0].display();
+    let place =
+        if files.len() > 1 { format!("{first} and {} more shards", files.len() - 1) } else { first.to_string() };
+    all.lines(config.key, images, unlabelled).iter().for_each(|line| log::warn!("{place}: {line}"));
+    if let (true, Some(at)) = (all.no_end, indices.iter().position(|index| index.report.no_end)) {
+        let shard = files[at].display();
+        log::warn!("{shard}: it lacks the mark at the end of an archive; if it is cut off, images are missing");
+    }
+    all.unread().log(&place, images);
+}
+
+/// The classes of some shards as text, those that are numbers included.
+fn collect_classes(indices: &[Index]) -> Labels {
+    let mut labels = Labels::default();
+    for index in indices {
+        for class in &index.classes {
+            labels.id(class);
+        }
+        if index.classes.is_empty() {
+            let numbers: std::collections::BTreeSet<i32> = index.members.iter().map(|member| member.label).collect();
+            for number in numbers.into_iter().filter(|&number| number >= 0) {
+                labels.id(&number.to_string());
+            }
+        }
+    }
+    labels
+}
+
+fn known_classes(indices: &[Index]) -> Result<Known> {
+    let named = indices.iter().any(|index| !index.classes.is_empty());
+    let labelled = |index: &Index| index.members.iter().any(|member| member.label >= 0);
+    match (named, indices.iter().any(labelled)) {
+        (true, _) => collect_classes(indices).known(),
+        (false, true) => Ok(Known::Numbers),
+        (false, false) => Ok(Known::Nothing),
+    }
+}
+
+/// Makes the labels of all shards numbers of the same classes, and returns the names of these, if they have any.
+fn number_classes(indices: &mut [Index], known: &Known, place: &str) -> Result<Vec<String>> {
+    let named = indices.iter().any(|index| !index.classes.is_empty());
+    if !named && !matches!(known, Known::Names(_)) {
+        return Ok(Vec::new());
+    }
+    let mut labels = collect_classes(indices);
+    let (numbers, names) = labels.numbers(known, place)?;
+    for index in indices {
+        let classes = std::mem::take(&mut index.classes);
+        for member in index.members.iter_mut().filter(|member| member.label >= 0) {
+            let id = match classes.get(member.label as usize) {
+                Some(class) => labels.id(class),
+                None => labels.id(&member.label.to_string()),
+            };
+            member.label = numbers[id as usize] as i32;
+        }
+    }
+    Ok(names)
 }
 
 impl Shard {
@@ -122,7 +202,7 @@ impl Dataset for WebDataset {
     }
 
     fn class_names(&self) -> Vec<String> {
-        Vec::new()
+        self.classes.clone()
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
@@ -135,9 +215,12 @@ impl Dataset for WebDataset {
         let most = self.options.max_bytes;
         ensure!(size <= most, "found {size} bytes, expected at most {most} (data.max_bytes)");
         BUFFER.with_borrow_mut(|bytes| {
-            bytes.resize(size, 0);
-            let read = |file: &File| file.read_exact_at(bytes, member.offset()).context("cannot read the shard");
-            shard.with_file(read)?;
+            // With the header before it, which shows whether the shard is still the one that was indexed.
+            bytes.resize(BLOCK as usize + size, 0);
+            let start = member.offset() - BLOCK;
+            shard.with_file(|file| file.read_exact_at(bytes, start).context("cannot read the shard"))?;
+            let (header, bytes) = bytes.split_at(BLOCK as usize);
+            member.ensure_header(header)?;
             decode_part(bytes, self.options, want, out)
         })
     }

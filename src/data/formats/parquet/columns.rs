@@ -4,20 +4,62 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use parquet::basic::{Compression, ConvertedType, Type as Physical};
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::schema::types::ColumnDescriptor;
 
 const IMAGE_COLUMNS: [&str; 2] = ["image", "img"];
-const LABEL_COLUMNS: [&str; 3] = ["label", "labels", "fine_label"];
+/// Text columns with paths in place of images.
+const PATH_COLUMNS: [&str; 8] =
+    ["image", "img", "file_name", "filename", "image_path", "file_path", "path", "image_file"];
+const LABEL_COLUMNS: [&str; 7] = ["label", "labels", "fine_label", "class", "category", "cls", "target"];
 
-/// The binary column with the images: `wanted` (dotted where groups are nested, with or without the
-/// last part `bytes`), or else the one named image or img, or the only one that is plain binary or
-/// the part `bytes` of a group.
-pub(super) fn image_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<usize> {
-    let name = |column: &ColumnDescriptor| {
-        let path = column.path().string();
-        path.strip_suffix(".bytes").map_or(path.clone(), str::to_string)
+/// Most columns that a line names.
+const MAX_NAMED: usize = 12;
+
+/// Where the images are: encoded in the file, or in files of their own, or some so and some so.
+#[derive(Clone, Copy)]
+pub(super) struct ImageColumns {
+    pub bytes: Option<usize>,
+    pub path: Option<usize>,
+}
+
+/// The columns with the images: `wanted` (dotted where groups are nested, with or without the last part `bytes`), or
+/// else the one named image or img, or the only one. Images are plain binary or the part `bytes` of a group; the part
+/// `path` of the group, or a text column, says where the file of an image without bytes is.
+pub(super) fn image_columns(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<ImageColumns> {
+    let text = |path: &str| (0..columns.len()).find(|&at| is_text(&columns[at]) && columns[at].path().string() == path);
+    let bytes = bytes_column(columns, wanted);
+    if let Ok(at) = bytes {
+        let path = columns[at].path().string();
+        let group = path.strip_suffix(".bytes");
+        return Ok(ImageColumns { bytes: Some(at), path: group.and_then(|group| text(&format!("{group}.path"))) });
+    }
+    let names: Vec<&str> = wanted.map_or(PATH_COLUMNS.to_vec(), |wanted| vec![wanted]);
+    let paths = names.iter().find_map(|name| text(&format!("{name}.path")).or_else(|| text(name)));
+    match paths {
+        // Several columns with images are a choice to be made, not images without bytes.
+        Some(at) if wanted.is_some() || bytes_candidates(columns).is_empty() => {
+            Ok(ImageColumns { bytes: None, path: Some(at) })
+        }
+        _ => bytes.map(|at| ImageColumns { bytes: Some(at), path: None }),
+    }
+}
+
+fn name(column: &ColumnDescriptor) -> String {
+    let path = column.path().string();
+    path.strip_suffix(".bytes").map_or(path.clone(), str::to_string)
+}
+
+/// Binary columns: plain ones and those that are the part `bytes` of a group.
+fn bytes_candidates(columns: &[Arc<ColumnDescriptor>]) -> Vec<usize> {
+    let is_candidate = |column: &ColumnDescriptor| {
+        let parts = column.path().parts();
+        is_binary(column) && (parts.len() == 1 || parts.last().is_some_and(|part| part == "bytes"))
     };
+    (0..columns.len()).filter(|&at| is_candidate(&columns[at])).collect()
+}
+
+fn bytes_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<usize> {
     if let Some(wanted) = wanted {
         let named = |column: &Arc<ColumnDescriptor>| name(column) == wanted || column.path().string() == wanted;
         let below = |column: &Arc<ColumnDescriptor>| column.path().string().starts_with(&format!("{wanted}."));
@@ -27,12 +69,7 @@ pub(super) fn image_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&st
         let lists = columns.iter().any(|column| (named(column) || below(column)) && column.max_rep_level() > 0);
         ensure!(!lists, "found a list in column {wanted}, expected one image a row (data.image_column)");
     }
-    let candidates: Vec<usize> = (0..columns.len())
-        .filter(|&at| {
-            let parts = columns[at].path().parts();
-            is_binary(&columns[at]) && (parts.len() == 1 || parts.last().is_some_and(|part| part == "bytes"))
-        })
-        .collect();
+    let candidates = bytes_candidates(columns);
     let found = match (wanted, candidates.as_slice()) {
         (Some(_), _) => None,
         (None, [only]) => Some(*only),
@@ -51,6 +88,12 @@ pub(super) fn image_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&st
     })
 }
 
+pub(super) fn is_text(column: &ColumnDescriptor) -> bool {
+    column.physical_type() == Physical::BYTE_ARRAY
+        && matches!(column.converted_type(), ConvertedType::UTF8 | ConvertedType::ENUM)
+        && column.max_rep_level() == 0
+}
+
 /// One value a row, of bytes that are no text.
 fn is_binary(column: &ColumnDescriptor) -> bool {
     column.physical_type() == Physical::BYTE_ARRAY
@@ -58,11 +101,9 @@ fn is_binary(column: &ColumnDescriptor) -> bool {
         && column.max_rep_level() == 0
 }
 
-/// The integer column with the labels; without `wanted`, `None` if none has one of the usual names.
+/// The column with the labels, whole numbers, truth values or text; without `wanted`, `None` if none has one of the
+/// usual names. Says in the log which one is taken where that is not obvious.
 pub(super) fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<Option<usize>> {
-    let is_label = |column: &ColumnDescriptor| {
-        matches!(column.physical_type(), Physical::INT32 | Physical::INT64) && column.max_rep_level() == 0
-    };
     let path = |at: usize| columns[at].path().string();
     let named = |name: &str| (0..columns.len()).find(|&at| is_label(&columns[at]) && path(at) == name);
     // Also what lies in a group or a list of the name.
@@ -71,23 +112,42 @@ pub(super) fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&st
         let at = (0..columns.len()).find(|&at| path(at) == name || path(at).starts_with(&below))?;
         Some(format!("column {name} of {}", kind(&columns[at], name)))
     };
-    match wanted {
-        None => {
-            let found = LABEL_COLUMNS.iter().find_map(|name| named(name));
-            if let (None, Some(other)) = (found, LABEL_COLUMNS.iter().find_map(|name| other(name))) {
-                log::warn!("found {other}, expected class numbers: the images count as unlabelled (data.label_column)");
-            }
-            Ok(found)
+    if let Some(name) = wanted {
+        if let (None, Some(other)) = (named(name), other(name)) {
+            bail!("found {other}, expected a column of whole numbers or text (data.label_column)")
         }
-        Some(name) if named(name).is_none() && other(name).is_some() => {
-            let other = other(name).unwrap_or_default();
-            bail!("found {other}, expected a column of whole numbers (data.label_column)")
-        }
-        Some(name) => named(name).map(Some).with_context(|| {
+        return named(name).map(Some).with_context(|| {
             let names: Vec<String> = columns.iter().map(|column| column.path().string()).collect();
-            format!("found columns [{}], expected an integer column {name} (data.label_column)", names.join(", "))
-        }),
+            format!("found columns [{}], expected a label column {name} (data.label_column)", names.join(", "))
+        });
     }
+    let usual: Vec<&str> = LABEL_COLUMNS.iter().copied().filter(|name| named(name).is_some()).collect();
+    if let Some(first) = usual.first() {
+        if usual.len() > 1 {
+            let others = usual[1..].join(", ");
+            log::info!("the labels are those of column {first}; others are {others} (data.label_column)");
+        }
+        return Ok(named(first));
+    }
+    if let Some(other) = LABEL_COLUMNS.iter().find_map(|name| other(name)) {
+        log::warn!("found {other}, expected classes: the images count as unlabelled (data.label_column)");
+        return Ok(None);
+    }
+    let possible = (0..columns.len()).filter(|&at| is_label(&columns[at]) && !path(at).ends_with(".path")).map(path);
+    let possible: Vec<String> = possible.filter(|name| !PATH_COLUMNS.contains(&name.as_str())).collect();
+    if !possible.is_empty() {
+        let named = possible[..possible.len().min(MAX_NAMED)].join(", ");
+        log::info!(
+            "no column has the name of a label, so the images count as unlabelled; set data.label_column if it is one \
+             of: {named}"
+        );
+    }
+    Ok(None)
+}
+
+fn is_label(column: &ColumnDescriptor) -> bool {
+    let numbers = matches!(column.physical_type(), Physical::INT32 | Physical::INT64 | Physical::BOOLEAN);
+    (numbers && column.max_rep_level() == 0) || is_text(column)
 }
 
 /// What the values of a column are, in the words of a user.
@@ -95,10 +155,8 @@ fn kind(column: &ColumnDescriptor, name: &str) -> &'static str {
     match column.physical_type() {
         _ if column.max_rep_level() > 0 => "lists",
         _ if column.path().string() != name => "groups",
-        Physical::BYTE_ARRAY if column.converted_type() == ConvertedType::UTF8 => "text",
         Physical::BYTE_ARRAY | Physical::FIXED_LEN_BYTE_ARRAY => "bytes",
         Physical::FLOAT | Physical::DOUBLE => "fractions (floating point)",
-        Physical::BOOLEAN => "truth values",
         _ => "dates (INT96)",
     }
 }
@@ -116,14 +174,4 @@ pub(super) fn ensure_readable(column: &ColumnChunkMetaData) -> Result<()> {
          Python with pyarrow.parquet.write_table(pyarrow.parquet.read_table(OLD), NEW))"
     );
     Ok(())
-}
-
-/// Class names that Hugging Face datasets keep in the footer; empty where there are none.
-pub(super) fn class_names(metadata: &ParquetMetaData, label: &str) -> Vec<String> {
-    let pairs = metadata.file_metadata().key_value_metadata();
-    let pair = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == "huggingface"));
-    let json = pair.and_then(|pair| pair.value.as_deref()).unwrap_or_default();
-    let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-    let names = json["info"]["features"][label]["names"].as_array().cloned().unwrap_or_default();
-    names.iter().filter_map(|name| name.as_str().map(str::to_string)).collect()
 }

@@ -1,5 +1,5 @@
-//! Parquet files with encoded images, as Hugging Face datasets publish them: a column that is a
-//! group with a child `bytes` (or a plain binary column) and an integer label column.
+//! Parquet files with encoded images, as Hugging Face datasets publish them: a column that is a group with the
+//! children `bytes` and `path` (or a plain binary column), and a label column of numbers or text.
 //!
 //! A shuffled epoch asks for rows in random order, but a file can only be unpacked page by page, and
 //! a page may hold a whole row group: pyarrow makes pages of at least 1024 rows. A cache of unpacked
@@ -10,30 +10,39 @@
 //! of the images (8 bytes each) and, while a row group is unpacked, its largest page.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail, ensure};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use anyhow::{Context, Result, ensure};
+use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{ByteArray, ByteArrayType, DataType};
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
+use super::labels::Known;
 use super::shards;
+use super::splits::Set;
 use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, caught, concise, decode_part, decode_read, ensure_size};
+use crate::data::decode::unsupported::lfs_pointer;
+use crate::data::decode::{DecodeOptions, caught, concise, decode_file, decode_part, decode_read, ensure_size};
 use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::files;
 use crate::pixels::Pixels;
-use columns::{class_names, image_column, label_column};
+use columns::image_columns;
+use labels::LabelColumn;
 use source::Source;
 use spill::{Spill, Unpacked};
 
 mod columns;
+mod labels;
+mod linked;
 mod source;
 mod spill;
+
+const ENDINGS: [&str; 1] = [".parquet"];
 
 /// Rows that are read from a page at once.
 const ROWS_AT_ONCE: usize = 64;
@@ -52,8 +61,10 @@ pub struct Parquet {
 
 struct Shard {
     path: PathBuf,
-    /// Length and time of the last change when it was opened.
-    state: (u64, Option<SystemTime>),
+    /// Where the paths of images without bytes may start.
+    folders: Vec<PathBuf>,
+    /// When it was opened.
+    state: State,
 }
 
 struct RowGroup {
@@ -62,7 +73,10 @@ struct RowGroup {
     /// Of the file's first row.
     file_row: usize,
     rows: usize,
-    image: ColumnChunkMetaData,
+    /// Encoded images, if there are any.
+    image: Option<ColumnChunkMetaData>,
+    /// Where the files of images without bytes are; empty if all have bytes.
+    paths: Vec<Option<Box<str>>>,
     unpacked: OnceLock<Unpacked>,
 }
 
@@ -78,19 +92,21 @@ enum Store {
 impl Parquet {
     /// Opens `data.path`: a file, or the shards of a folder named `train*`, or all of them.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
+        shards::announce(config, &ENDINGS)?;
         // Only these are ever asked for.
         let most = if config.fraction.is_none() { config.limit } else { None };
-        Self::open(shards::train(config, &[".parquet"])?, config, most.unwrap_or(usize::MAX))
+        Self::open(shards::train(config, &ENDINGS)?, Set::Train, config, most.unwrap_or(usize::MAX))
     }
 
     /// Opens `data.eval_path` (of a folder, the held-out shards or else all), or else the held-out
-    /// shards next to the training shards.
+    /// shards next to the training shards. Text labels have the numbers of the training set.
     pub fn open_eval(config: &DataConfig) -> Result<Option<Self>> {
-        let files = shards::held_out(config, &[".parquet"])?;
-        if files.is_empty() { Ok(None) } else { Self::open(files, config, usize::MAX).map(Some) }
+        let files = shards::held_out(config, &ENDINGS)?;
+        if files.is_empty() { Ok(None) } else { Self::open(files, Set::HeldOut, config, usize::MAX).map(Some) }
     }
 
-    fn open(files: Vec<PathBuf>, config: &DataConfig, most_rows: usize) -> Result<Self> {
+    /// Opens the files of a set; held-out text labels are numbered as those of the training set.
+    fn open(files: Vec<PathBuf>, which: Set, config: &DataConfig, most_rows: usize) -> Result<Self> {
         let mut set = Self {
             files: Vec::new(),
             row_groups: Vec::new(),
@@ -100,42 +116,53 @@ impl Parquet {
             store: Store::Memory { bytes: Vec::new(), ends: Vec::new() },
             options: config.decode_options(),
         };
+        let mut labels = LabelColumn::default();
         for path in files {
-            caught(|| set.add_file(&path, config))
-                .map_err(concise)
-                .with_context(|| format!("cannot use {}", path.display()))?;
+            with_file(&path, |reader, state| {
+                set.add_file(&path, reader, state, config)?;
+                labels.add_file(reader, config.label_column.as_deref())
+            })?;
         }
-        let names = || set.files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(", ");
-        ensure!(set.rows > 0, "no rows in {}", names());
+        let names = set.files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(", ");
+        ensure!(set.rows > 0, "no rows in {names}");
+        let count = labels.len();
         ensure!(
-            set.labels.is_empty() || set.labels.len() == set.rows,
-            "found labels for {} of {} rows, expected all shards with a label column or none",
-            set.labels.len(),
+            [0, set.rows].contains(&count),
+            "found labels for {count} of {} rows, expected all shards with a label column or none",
             set.rows
         );
-        let needed = set.row_groups.iter().filter(|group| group.first_row < most_rows);
-        let sizes = needed.map(|group| group.image.uncompressed_size().max(0) as u64);
-        let size = sizes.fold(0, u64::saturating_add);
-        if size <= config.cache_bytes as u64 && set.read_all(size as usize, config.cache_bytes)? {
-            return Ok(set);
+        let mut known = Known::Nothing;
+        if labels.is_text() && which == Set::HeldOut {
+            let mut all = LabelColumn::default();
+            for path in shards::train(config, &ENDINGS)? {
+                with_file(&path, |reader, _| all.add_file(reader, config.label_column.as_deref()))?;
+            }
+            known = all.known()?;
         }
-        set.store = Store::Disk(Spill::create(config.spill_dir.as_deref(), size)?);
+        (set.labels, set.classes) = labels.finish(&known, &names)?;
+        set.fill(config, most_rows)?;
         Ok(set)
     }
 
-    fn add_file(&mut self, path: &Path, config: &DataConfig) -> Result<()> {
-        let file = files::open_regular(path)?;
+    /// Keeps the encoded images in memory, if they fit, or prepares the temporary file.
+    fn fill(&mut self, config: &DataConfig, most_rows: usize) -> Result<()> {
+        let needed = self.row_groups.iter().filter(|group| group.first_row < most_rows);
+        let bytes = |group: &RowGroup| group.image.as_ref().map_or(0, |image| image.uncompressed_size().max(0) as u64);
+        let size = needed.map(bytes).fold(0, u64::saturating_add);
+        if size <= config.cache_bytes as u64 && self.read_all(size as usize, config.cache_bytes)? {
+            return Ok(());
+        }
+        self.store = Store::Disk(Spill::create(config.spill_dir.as_deref(), size)?);
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &Path, reader: &dyn FileReader, state: State, config: &DataConfig) -> Result<()> {
         let number = self.files.len();
-        self.files.push(Shard { path: path.to_path_buf(), state: state(&file)? });
-        let reader = SerializedFileReader::new(Source::new(file)?)?;
+        let folders = linked::folders(path, config.root.as_deref());
         let metadata = reader.metadata();
         let columns = metadata.file_metadata().schema_descr().columns();
-        let image = image_column(columns, config.image_column.as_deref())?;
-        let label = label_column(columns, config.label_column.as_deref())?;
-        if let (Some(label), 0) = (label, number) {
-            self.classes = class_names(metadata, columns[label].name());
-        }
-        let first_row = self.rows;
+        let image = image_columns(columns, config.image_column.as_deref())?;
+        let (first_row, first_group) = (self.rows, self.row_groups.len());
         for group in 0..metadata.num_row_groups() {
             let rows = metadata.row_group(group).num_rows();
             // Positions in a set have 32 bits; a damaged footer may say anything, and less than 0.
@@ -143,24 +170,25 @@ impl Parquet {
             let fits = total.is_some_and(|total| total <= u32::MAX as usize);
             ensure!(fits, "found {rows} rows in row group {group}, expected 0 or more, at most {} in all", u32::MAX);
             let rows = rows as usize;
-            columns::ensure_readable(metadata.row_group(group).column(image))?;
-            if let Some(label) = label {
-                columns::ensure_readable(metadata.row_group(group).column(label))?;
-                let values = match reader.get_row_group(group)?.get_column_reader(label)? {
-                    ColumnReader::Int32ColumnReader(mut column) => read(&mut column, &columns[label], rows)?
-                        .into_iter()
-                        .map(|value| value.map(i64::from))
-                        .collect(),
-                    ColumnReader::Int64ColumnReader(mut column) => read(&mut column, &columns[label], rows)?,
-                    _ => bail!("label column changed its type"),
-                };
-                self.labels.extend(values.into_iter().map(|value| value.unwrap_or(-1)));
+            if let Some(at) = image.bytes {
+                columns::ensure_readable(metadata.row_group(group).column(at))?;
             }
-            let image = metadata.row_group(group).column(image).clone();
+            let paths = linked::paths(reader, group, image)?;
+            let image = image.bytes.map(|at| metadata.row_group(group).column(at).clone());
             let (file_row, file, unpacked) = (self.rows - first_row, number, OnceLock::new());
-            self.row_groups.push(RowGroup { file, first_row: self.rows, file_row, rows, image, unpacked });
+            self.row_groups.push(RowGroup { file, first_row: self.rows, file_row, rows, image, paths, unpacked });
             self.rows += rows;
         }
+        let all = &self.row_groups[first_group..];
+        let empty = |image: &ColumnChunkMetaData| {
+            let nulls = image.statistics().and_then(|statistics| statistics.null_count_opt());
+            nulls == Some(image.num_values().max(0) as u64)
+        };
+        let linked = |group: &RowGroup| !group.paths.is_empty() && group.image.as_ref().is_none_or(empty);
+        if self.rows > first_row && all.iter().all(|group| group.rows == 0 || linked(group)) {
+            linked::ensure_any(all.iter().flat_map(|group| group.paths.iter().flatten().map(AsRef::as_ref)), &folders)?;
+        }
+        self.files.push(Shard { path: path.to_path_buf(), folders, state });
         Ok(())
     }
 
@@ -186,7 +214,10 @@ impl Parquet {
 
     /// Gives the encoded images of a row group in order, empty for nulls, until told to stop.
     fn unpack(&self, group: &RowGroup, mut each: impl FnMut(&[u8]) -> Result<bool>) -> Result<()> {
-        self.with_column(group, |column, descriptor| {
+        let Some(image) = &group.image else {
+            return (0..group.rows).try_for_each(|_| each(&[]).map(drop));
+        };
+        self.with_column(group, image, |column, descriptor| {
             for done in (0..group.rows).step_by(ROWS_AT_ONCE) {
                 for image in read(column, descriptor, ROWS_AT_ONCE.min(group.rows - done))? {
                     if !each(image.as_ref().map_or(&[], |image| image.data()))? {
@@ -200,7 +231,8 @@ impl Parquet {
 
     /// One row, found by way of the headers of the pages before it.
     fn read_row(&self, group: &RowGroup, row: usize) -> Result<Option<ByteArray>> {
-        self.with_column(group, |column, descriptor| {
+        let Some(image) = &group.image else { return Ok(None) };
+        self.with_column(group, image, |column, descriptor| {
             column.skip_records(row)?;
             Ok(read(column, descriptor, 1)?.pop().flatten())
         })
@@ -209,17 +241,33 @@ impl Parquet {
     fn with_column<T>(
         &self,
         group: &RowGroup,
+        image: &ColumnChunkMetaData,
         work: impl FnOnce(&mut ColumnReaderImpl<ByteArrayType>, &ColumnDescriptor) -> Result<T>,
     ) -> Result<T> {
         let shard = &self.files[group.file];
         let run = || {
             let file = files::open_regular(&shard.path)?;
             ensure!(state(&file)? == shard.state, "the file has changed since it was opened");
-            let pages = SerializedPageReader::new(Arc::new(Source::new(file)?), &group.image, group.rows, None)?;
-            let descriptor = group.image.column_descr_ptr();
+            let pages = SerializedPageReader::new(Arc::new(Source::new(file)?), image, group.rows, None)?;
+            let descriptor = image.column_descr_ptr();
             work(&mut ColumnReaderImpl::new(descriptor.clone(), Box::new(pages)), &descriptor)
         };
         caught(run).map_err(concise).with_context(|| format!("cannot read {}", shard.path.display()))
+    }
+
+    /// Decodes the image of a row, or if it has no bytes the file that it names.
+    fn decode_row(&self, index: usize, bytes: &[u8], want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+        match self.linked(index).filter(|_| bytes.is_empty()) {
+            Some(path) => decode_file(&path?, self.options, want, out),
+            None => decode_part(bytes, self.options, want, out),
+        }
+    }
+
+    /// The file that a row names, if it may have no bytes.
+    fn linked(&self, index: usize) -> Option<Result<PathBuf>> {
+        let group = self.row_group(index);
+        let path = group.paths.get(index - group.first_row)?.as_ref()?;
+        Some(linked::locate(path, &self.files[group.file].folders))
     }
 
     fn row_group(&self, index: usize) -> &RowGroup {
@@ -249,7 +297,7 @@ impl Dataset for Parquet {
         let spill = match &self.store {
             Store::Memory { bytes, ends } => {
                 let start = if index == 0 { 0 } else { ends[index - 1] };
-                return decode_part(&bytes[start..ends[index]], self.options, want, out);
+                return self.decode_row(index, &bytes[start..ends[index]], want, out);
             }
             Store::Disk(spill) => spill,
         };
@@ -257,6 +305,9 @@ impl Dataset for Parquet {
         let row = index - group.first_row;
         let unpacked = spill.unpacked(&group.unpacked, |each| self.unpack(group, each));
         if let Some(place) = unpacked.place(row) {
+            if place.is_empty() {
+                return self.decode_row(index, &[], want, out);
+            }
             return decode_read(self.options, want, out, |encoded| {
                 ensure_size(place.end - place.start, self.options)?;
                 spill.read(place, encoded)
@@ -264,7 +315,7 @@ impl Dataset for Parquet {
         }
         // What could not be unpacked: rows behind a damaged page, or the disk is full.
         let image = self.read_row(group, row)?;
-        decode_part(image.as_ref().map_or(&[], |image| image.data()), self.options, want, out)
+        self.decode_row(index, image.as_ref().map_or(&[], |image| image.data()), want, out)
     }
 
     fn describe(&self, index: usize) -> String {
@@ -275,11 +326,34 @@ impl Dataset for Parquet {
 
     fn fingerprint(&self) -> String {
         let files = self.files.iter().map(|file| shards::name_and_size(&file.path));
-        digest(files.chain([self.rows.to_string()]))
+        let linked =
+            self.row_groups.iter().flat_map(|group| group.paths.iter().flatten().map(move |path| (group, path)));
+        let linked = linked.map(|(group, path)| {
+            let file = linked::locate(path, &self.files[group.file].folders);
+            let size = file.ok().and_then(|file| file.metadata().ok()).map_or(0, |data| data.len());
+            format!("{path} {size}")
+        });
+        digest(files.chain([self.rows.to_string()]).chain(linked))
     }
 }
 
-fn state(file: &File) -> Result<(u64, Option<SystemTime>)> {
+/// Length and time of the last change of a file.
+type State = (u64, Option<SystemTime>);
+
+/// Opens a parquet file for `work`; an error names it.
+fn with_file(path: &Path, work: impl FnOnce(&dyn FileReader, State) -> Result<()>) -> Result<()> {
+    let open = || {
+        let file = files::open_regular(path)?;
+        let mut start = [0; 64];
+        let read = file.read_at(&mut start, 0)?;
+        lfs_pointer(&start[..read]).map_or(Ok(()), Err)?;
+        let state = state(&file)?;
+        work(&SerializedFileReader::new(Source::new(file)?)?, state)
+    };
+    caught(open).map_err(concise).with_context(|| format!("cannot use {}", path.display()))
+}
+
+fn state(file: &File) -> Result<State> {
     let metadata = file.metadata()?;
     Ok((metadata.len(), metadata.modified().ok()))
 }
@@ -314,7 +388,7 @@ mod tests {
         }
         let json = std::fs::read(root.join("tests/fixtures/data/cifar.json")).unwrap();
         let expected: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        let open = |config: &DataConfig| Parquet::open(vec![path.clone()], config, usize::MAX).unwrap();
+        let open = |config: &DataConfig| Parquet::open(vec![path.clone()], Set::Train, config, usize::MAX).unwrap();
         let on_disk = open(&DataConfig { cache_bytes: 40_000_000, ..Default::default() });
         let Store::Disk(spill) = &on_disk.store else { panic!("CIFAR-10 is larger than 40 MB") };
         let in_memory = open(&DataConfig::default());
