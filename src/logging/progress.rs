@@ -202,7 +202,8 @@ mod tests {
             let Shown::Bars { epoch, total } = &progress.shown else { unreachable!() };
             assert_eq!((epoch.position(), epoch.prefix().as_str(), total.position()), (position, prefix, done));
         }
-        let ahead = Progress { offset: 50, ..progress(100, bars()) };
+        let mut ahead = progress(100, bars());
+        ahead.offset = 50;
         ahead.advance(101);
         let Shown::Bars { epoch, .. } = &ahead.shown else { unreachable!() };
         assert_eq!((epoch.position(), epoch.prefix().as_str()), (51, "epoch 2/5"));
