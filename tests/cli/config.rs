@@ -6,7 +6,6 @@ use std::fs;
 use std::path::Path;
 
 use byol::config::Config;
-use byol::data::DataConfig;
 use byol::model::Arch;
 use byol::optim::Algorithm;
 use byol::section::Keys;
