@@ -19,8 +19,7 @@ pub enum Branch {
     /// The one that was trained.
     #[default]
     Online,
-    /// Its moving average. The running statistics of its BatchNorms are those of training; see
-    /// [`Encoder::recompute_batchnorm`].
+    /// Its moving average; the running statistics of its BatchNorms are those of training.
     Target,
 }
 
