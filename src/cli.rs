@@ -120,8 +120,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Arguments of `byol export-encoder`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors file with
-    /// torchvision's names.
+    /// A run's folder (its newest whole checkpoint), a checkpoint's folder, or a safetensors or
+    /// PyTorch file with torchvision's names.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
     /// What kind of file.
@@ -209,7 +209,8 @@ pub struct PreviewArgs {
 /// Which encoder, on which images.
 #[derive(Debug, Args)]
 pub struct EncoderArgs {
-    /// A run's folder (its newest checkpoint), a checkpoint's folder, or a safetensors file with torchvision's names.
+    /// A run's folder (its newest checkpoint), a checkpoint's folder, or a safetensors or PyTorch file with
+    /// torchvision's names.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
     /// Config file whose sections replace those of the run; needed where the encoder is no run's.
@@ -300,5 +301,20 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         super::Cli::command().debug_assert();
+    }
+
+    /// Doc comments are what `--help` prints, and links in them only rustdoc understands.
+    #[test]
+    fn no_help_has_links_of_rustdoc() {
+        fn check(command: &mut clap::Command) {
+            let help = command.render_long_help().to_string();
+            for mark in ["[`", "`]", "](", "::"] {
+                assert!(!help.contains(mark), "{mark} in {help}");
+            }
+            command.get_subcommands_mut().for_each(check);
+        }
+        let mut command = super::Cli::command();
+        command.build();
+        check(&mut command);
     }
 }

@@ -21,6 +21,7 @@ pub mod model;
 pub mod optim;
 pub mod pixels;
 pub mod preview;
+pub mod pytorch;
 pub mod rng;
 pub mod run;
 pub mod signals;
