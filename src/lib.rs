@@ -9,6 +9,7 @@
 //! ```text
 //! rng           random numbers as functions of (seed, purpose, epoch, index)
 //! pixels        an image in memory
+//! pytorch       files of torch.save, read without Python
 //! section       what sections of the config have in common
 //! files         files written atomically, paths
 //! signals       SIGINT, SIGTERM, SIGUSR1
@@ -46,6 +47,7 @@ pub mod model;
 pub mod optim;
 pub mod pixels;
 pub mod preview;
+pub mod pytorch;
 pub mod rng;
 pub mod run;
 pub mod section;

@@ -1,4 +1,4 @@
-//! A safetensors file with torchvision's names, whoever trained it. Names and shapes tell which encoder it is, the
+//! A safetensors or PyTorch file with torchvision's names, whoever trained it. Names and shapes tell which encoder it is, the
 //! metadata of this program's own exports what its inputs are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,26 +13,17 @@ use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
 use crate::files;
 use crate::model::{Arch, EncoderConfig, Params};
+use crate::pytorch;
 use crate::section::Section;
 
-/// The file's bytes.
+/// The file's bytes, as a safetensors file where PyTorch wrote it.
 /// # Errors
-/// Not there; one of Python's pickles, with the line that converts it.
+/// Not there; one of PyTorch's that cannot be read.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
     let bytes = files::read_regular(path, u64::MAX).with_context(|| format!("reading {name}"))?;
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-    // A zip archive or a bare pickle, as torch.save writes them.
-    let pickled = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02");
-    if pickled || matches!(extension.as_str(), "pth" | "pt" | "ckpt" | "bin" | "pkl" | "tar") {
-        let to = path.with_extension("safetensors");
-        bail!(
-            "{name}: found a PyTorch pickle, expected safetensors; convert it with: python -c \"import torch; from \
-             safetensors.torch import save_file; w = torch.load('{name}', map_location='cpu', weights_only=True); w = \
-             w.get('state_dict', w); save_file({{k: v.clone().contiguous() for k, v in w.items() if \
-             torch.is_tensor(v)}}, '{}')\"",
-            to.display()
-        );
+    if pytorch::is_pytorch(&bytes) {
+        return pytorch::to_safetensors(&bytes).with_context(|| name.to_string());
     }
     Ok(bytes)
 }

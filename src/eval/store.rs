@@ -34,13 +34,17 @@ impl FeatureWriter {
     /// into the former's header. `dim` is the length of a feature, a multiple of 8 for every encoder here, so
     /// that the int64 rows behind the features are aligned.
     /// # Errors
-    /// Something of the name is there and `force` is not given; what the system says.
+    /// Something of the name is there and `force` is not given; the name is that of a file of another kind.
     pub fn create(output: &Path, dim: i64, metadata: serde_json::Value, force: bool) -> Result<Self> {
         let extension = output.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let single = extension == "safetensors";
-        if extension == "npy" || (!single && output.is_file()) {
+        // `features.npz` is no folder that anyone wants, `run-1.5` or `features.npz/` may be one.
+        let named_folder = output.is_dir() || output.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let ending = extension.starts_with(|c: char| c.is_ascii_alphabetic());
+        if !single && (output.is_file() || (ending && !named_folder)) {
             bail!(
-                "--output: found the file name {}, expected a folder (which gets {}) or FILE.safetensors",
+                "--output: found the file name {}, expected FILE.safetensors or a folder, which gets {} (a name that \
+                 ends in / is a folder's)",
                 output.display(),
                 NPY_FILES.join(", ")
             );
@@ -203,9 +207,14 @@ mod tests {
             assert_ne!(fs::read(&target)?, before);
         }
         fs::write(folder.path().join("file"), "")?;
-        for name in ["x.npy", "file"] {
+        for name in ["x.npy", "file", "x.npz", "x.h5", "x.Parquet", "new/x.csv"] {
             let refused = FeatureWriter::create(&folder.path().join(name), 8, json!({}), true).map(drop);
-            assert!(refused.expect_err(name).to_string().contains("expected a folder"), "{name}");
+            let refused = refused.expect_err(name).to_string();
+            assert!(refused.contains("expected FILE.safetensors or a folder, which gets features.npy"), "{refused}");
+            assert!(name == "file" || !folder.path().join(name).exists(), "{name}");
+        }
+        for name in ["run-1.5", "x.d/"] {
+            FeatureWriter::create(&folder.path().join(name), 8, json!({}), false)?;
         }
         Ok(())
     }

@@ -278,7 +278,7 @@ fn what_cannot_be_written_is_refused_before_any_work() {
     check(other("onnx", &path(""), &[]), &["found no checkpoint in this folder"]);
     let foreign = path("model.pth");
     fs::write(&foreign, b"PK\x03\x04").expect("written");
-    check(other("onnx", &foreign, &[]), &["found a PyTorch pickle", "convert it with: python -c"]);
+    check(other("onnx", &foreign, &[]), &["model.pth: damaged: not a whole zip archive"]);
     check(other("onnx", &there, &[]), &["not a whole safetensors file"]);
     check(other("onnx", &pipe, &[]), &["pipe: found a named pipe, expected a file"]);
     check(other("onnx", &there, &["--network", "target", "--config", "x"]), &["found a file, expected a run's"]);

@@ -6,3 +6,4 @@ mod support;
 mod commands;
 mod encoder;
 mod export;
+mod pytorch;
