@@ -69,6 +69,9 @@ pub struct Manifest {
     pub precision: String,
     /// k-NN top-1 of the encoder before training, where it was measured.
     pub knn_random: Option<f64>,
+    /// The folder the run was started in, against which relative paths in its config are resolved.
+    #[serde(default)]
+    pub started_in: Option<PathBuf>,
     /// The resolved config.
     pub config: serde_json::Value,
 }
@@ -99,6 +102,7 @@ impl Manifest {
             processes: 1,
             precision: String::new(),
             knn_random: None,
+            started_in: std::env::current_dir().ok(),
             config,
         }
     }
