@@ -1,6 +1,6 @@
 """Multinomial logistic regression as scikit-learn fits it: writes `tests/golden/logistic.safetensors`.
 
-`sklearn.linear_model.LogisticRegression(C=1 / penalty)` minimises, over weights W and unpenalised intercepts b,
+`sklearn.linear_model.LogisticRegression(C=1 / penalty)` minimizes, over weights W and unpenalized intercepts b,
 
     sum over images of cross-entropy(x W + b, class) + penalty / 2 * |W|^2
 
