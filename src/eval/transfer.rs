@@ -16,6 +16,9 @@ use crate::rng::{Purpose, Stream};
 const ROUGH: f64 = 1e-4;
 /// The same of the classifier that is tested.
 const FINE: f64 = 1e-6;
+/// Numbers in the features below which threads would wait for each other longer than they save; beside busy processes ten
+/// times as long.
+const SMALL: usize = 1 << 22;
 /// How often the processes that wait for the first one hear of it.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
@@ -59,13 +62,17 @@ impl Task {
     /// Has the first process do `work`, on as many threads as it would have alone, and gives all of them its result:
     /// the same bits, whatever their number.
     fn on_the_first(&self, rows: &Rows, work: impl FnOnce() -> Result<Chosen>) -> Result<Chosen> {
+        let work = || {
+            let own = tch::get_num_threads();
+            native::set_threads(if rows.features.numel() < SMALL { 1 } else { self.threads });
+            let chosen = work();
+            native::set_threads(own as usize);
+            chosen
+        };
         let Some(group) = &self.options.group else { return work() };
         let penalties = self.config.penalties();
         let mut chosen = if group.is_first() {
-            let own = tch::get_num_threads();
-            native::set_threads(self.threads);
             let chosen = work();
-            native::set_threads(own as usize);
             // After an error the others do not wait: all have heard of the signal, or the group ends.
             let chosen = chosen?;
             group.from_first(&[0.0])?;

@@ -79,7 +79,8 @@ fn logistic_regression_is_scikit_learns_at_every_penalty() {
     let (x, y) = (fixture.get("x"), fixture.get("y"));
     let (train_x, train_y) = (x.narrow(0, 0, 400), y.narrow(0, 0, 400));
     let counts = train_y.bincount::<Tensor>(None, 5).to_kind(Kind::Double);
-    let balanced = (400.0 / 5.0 / counts).index_select(0, &train_y);
+    let balanced: Tensor = 80.0 / counts; // images / (classes * images of the class)
+    let balanced = balanced.index_select(0, &train_y);
     for (name, weights) in [("none", None), ("balanced", Some(balanced))] {
         let mut problem = Logistic::new(&train_x, &train_y, weights, 5).expect("a problem");
         let mut fit = problem.start();
