@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 /// Pairs of steps and gradient changes that are kept.
 const HISTORY: usize = 10;
-/// Iterations after which the preconditioner is made anew.
+/// Iterations after which the preconditioner is made anew for the first time.
 const REFRESH: usize = 12;
 /// Evaluations of one line search.
 const LINE_SEARCH: usize = 30;
@@ -59,10 +59,12 @@ pub fn minimize(
 ) -> Result<Minimum> {
     let (value, gradient) = objective.evaluate(start)?;
     let mut point = Point { at: start.copy(), value, gradient };
-    let mut history = History::default();
+    let (mut history, mut refresh) = (History::default(), REFRESH);
     for iterations in 0..most {
         tick()?;
-        if iterations > 0 && iterations % REFRESH == 0 {
+        if iterations == refresh {
+            // Less and less often: where the preconditioner is poor, the history does the work.
+            refresh *= 2;
             objective.refresh()?;
             history = History::default();
         }

@@ -230,7 +230,7 @@ fn sgd_is_there_by_choice_and_warns_of_few_updates() {
     let printed = output(&arguments);
     let (table, log) = (text(&printed.stdout), text(&printed.stderr));
     assert_eq!(table.matches("  chosen\n").count(), 1, "{table}");
-    for part in ["Nesterov momentum 0.9", "20 epochs", "batch 180", "chosen on 20 held-out training images"] {
+    for part in ["Nesterov momentum 0.9", "20 epochs", "batch 200", "chosen on 20 held-out training images"] {
         assert!(table.contains(part), "{part:?} is not in {table}");
     }
     assert!(log.contains("20 SGD updates (20 epochs of 180 images) are too few to converge"), "{log}");
