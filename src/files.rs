@@ -155,12 +155,20 @@ impl Unfinished {
     /// Starts writing the file `target`.
     pub fn create(target: &Path) -> Result<Self> {
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // The umask is taken off by the system.
-        let file = tempfile::Builder::new()
-            .prefix(&format!("{UNFINISHED}{name}-"))
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder_of(target));
-        let (file, partial) = file.map(NamedTempFile::into_parts).with_context(|| writing(target))?;
+        let (file, partial) = loop {
+            // The umask is taken off by the system.
+            let file = tempfile::Builder::new()
+                .prefix(&format!("{UNFINISHED}{name}-"))
+                .permissions(Permissions::from_mode(0o666))
+                .tempfile_in(folder_of(target));
+            let (file, partial) = file.map(NamedTempFile::into_parts).with_context(|| writing(target))?;
+            // Locked as long as this process has it open, where the file system can do that; `remove_stale` of another
+            // one may have come first.
+            let _ = file.try_lock();
+            if partial.exists() {
+                break (file, partial);
+            }
+        };
         pending().push(partial.to_path_buf());
         Ok(Self { file: BufWriter::new(file), partial, target: target.to_path_buf() })
     }
@@ -188,6 +196,19 @@ impl Unfinished {
         }
         let folder = folder_of(&self.target);
         File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| writing(folder))
+    }
+}
+
+/// Removes what killed processes left of the file `target`; those that are being written are locked and stay.
+pub fn remove_stale(target: &Path) {
+    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let prefix = format!("{UNFINISHED}{name}-");
+    for path in std::fs::read_dir(folder_of(target)).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let own = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()));
+        if own && open_regular(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            // Not worth more than a try.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -295,6 +316,21 @@ mod tests {
         assert_ne!(expanded(&odd).unwrap(), odd);
         std::fs::create_dir(&odd).unwrap();
         assert_eq!(expanded(&odd).unwrap(), odd);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_is_being_written_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a.bin");
+        for stale in [".partial-a.bin-Xy12z9", ".partial-b.bin-Xy12z9", "a.bin-other"] {
+            std::fs::write(folder.path().join(stale), "half").unwrap();
+        }
+        let living = Unfinished::create(&target).unwrap();
+        remove_stale(&target);
+        assert!(!folder.path().join(".partial-a.bin-Xy12z9").exists());
+        assert_eq!(names(folder.path()).len(), 3, "{:?}", names(folder.path()));
+        living.finish().unwrap();
+        assert!(target.exists());
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub struct Manifest {
     pub schedule_offset: i64,
     /// k-NN top-1 of the encoder before training, where it was measured.
     pub knn_random: Option<f64>,
+    /// The folder the run was started in, against which relative paths in its config are resolved.
+    #[serde(default)]
+    pub started_in: Option<PathBuf>,
     /// The resolved config.
     pub config: serde_json::Value,
 }
@@ -104,6 +107,7 @@ impl Manifest {
             precision: String::new(),
             schedule_offset: 0,
             knn_random: None,
+            started_in: std::env::current_dir().ok(),
             config,
         }
     }

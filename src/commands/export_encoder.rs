@@ -105,7 +105,7 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
     let dataset = data::open_train(&config.data).context("data.path")?;
     let count = images.min(dataset.len());
     // Spread over the whole set, which may be sorted by class.
-    let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
+    let indices = data::subset::spread(dataset.len(), count);
     let bad = BadImages::new(config.data.on_bad_image);
     let loader = EvalLoader::new(dataset, config.augment.clone(), indices, BATCH, bad, machine.loader)?;
     log::info!("BatchNorm's statistics from {count} images on {}", native::describe_device(machine.device));

@@ -15,9 +15,10 @@ use crate::data::loader::sampler::Sampler;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::{self, Dataset};
 use crate::distributed::Group;
-use crate::eval::ExtractOptions;
+use crate::eval;
 use crate::logging::Logger;
 use crate::logging::progress::Progress;
+use crate::run::evaluation::extract_options;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
 use crate::run::resume::{self, Resume};
@@ -192,6 +193,10 @@ impl Setup<'_> {
             log::info!("no k-NN accuracy: no training image has a label");
             return Ok(None);
         };
+        if !eval::several_classes(&*labelled) {
+            log::info!("no k-NN accuracy: all labelled training images are of one class");
+            return Ok(None);
+        }
         if labelled.len() < bank.len() {
             log::info!("k-NN: the {} labelled ones of {} training images vote", labelled.len(), bank.len());
         }
@@ -216,15 +221,7 @@ impl Setup<'_> {
             queries,
             monitor: config.monitor.clone(),
             augment: config.augment.clone(),
-            options: ExtractOptions {
-                batch_size: config.train.micro_batch().clamp(64, 512),
-                loader: self.machine.loader,
-                bad,
-                channels_last: config.train.channels_last,
-                signal: setup::signal(&self.signals),
-                progress: false,
-                group: self.group.clone(),
-            },
+            options: extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone()),
         }))
     }
 

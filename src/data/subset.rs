@@ -34,6 +34,11 @@ pub fn subset(inner: Arc<dyn Dataset>, fraction: Option<f64>, limit: Option<usiz
     Ok(Arc::new(Subset { inner, indices }))
 }
 
+/// Positions of `count` of `len` images, spread over the whole set, which may be sorted by class.
+pub fn spread(len: usize, count: usize) -> Vec<u32> {
+    (0..count).map(|i| (i * len / count) as u32).collect()
+}
+
 /// Keeps the images with a label; `None` if there are none.
 pub fn labelled(inner: Arc<dyn Dataset>) -> Option<Arc<dyn Dataset>> {
     let indices: Vec<u32> = (0..inner.len()).filter(|&at| inner.label(at).is_some()).map(|at| at as u32).collect();

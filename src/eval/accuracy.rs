@@ -24,6 +24,15 @@ pub struct Accuracy {
     pub per_class: Vec<(i64, i64)>,
 }
 
+impl Accuracy {
+    /// Mean recall: the mean over the classes that have images of the share that is right.
+    pub fn balanced_top1(&self) -> f64 {
+        let shares: Vec<f64> =
+            self.per_class.iter().filter(|(images, _)| *images > 0).map(|&(n, hits)| hits as f64 / n as f64).collect();
+        shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    }
+}
+
 impl Tally {
     /// Nothing counted yet.
     pub fn new(classes: i64, classifiers: i64, device: Device) -> Self {
@@ -37,8 +46,6 @@ impl Tally {
     }
 
     /// Counts a batch: scores `[B, L, C]` of images of classes `[B]` (int64).
-    /// # Errors
-    /// What libtorch says.
     pub fn add(&mut self, scores: &Tensor, classes: &Tensor) -> Result<()> {
         let (_, best) = scores.f_topk(scores.size()[2].min(5), 2, true, true)?;
         let hits = best.f_eq_tensor(&classes.view([-1, 1, 1]))?; // [B, L, 5]
@@ -54,8 +61,6 @@ impl Tally {
     }
 
     /// The result of each classifier, in their order.
-    /// # Errors
-    /// What libtorch says.
     pub fn accuracies(&self) -> Result<Vec<Accuracy>> {
         let images = Vec::<i64>::try_from(&self.images)?;
         let total = images.iter().sum::<i64>().max(1) as f64;
@@ -103,6 +108,10 @@ mod tests {
             }
             assert_eq!((found.top1, found.top5), (top1 as f64 / 40.0, top5 as f64 / 40.0));
             assert!((found.loss - loss / 40.0).abs() < 1e-9, "{} {}", found.loss, loss / 40.0);
+            let recall =
+                per_class.iter().filter(|c| c.0 > 0).map(|&(images, hits)| hits as f64 / images as f64).sum::<f64>()
+                    / 4.0;
+            assert!((found.balanced_top1() - recall).abs() < 1e-12, "squares modulo 6 are 0, 1, 3 and 4");
             assert_eq!(found.per_class, per_class);
         }
         Ok(())

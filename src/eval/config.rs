@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::section::{Keys, Problems, Section, distinct};
+use super::Protocol;
+use crate::section::{Keys, Problems, Section, Words, distinct};
 
 /// `linear_eval.features`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,30 @@ pub enum FeatureMode {
     Augmented,
 }
 
+/// `linear_eval.solver`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Solver {
+    /// L-BFGS with cached features, SGD with augmented ones.
+    #[default]
+    Auto,
+    /// Logistic regression with an L2 penalty, solved by L-BFGS in f64: the paper's protocol for transfer.
+    Lbfgs,
+    /// SGD: the paper's protocol for ImageNet.
+    Sgd,
+}
+
+/// `linear_eval.class_weights`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassWeights {
+    /// Every image counts the same.
+    #[default]
+    None,
+    /// Every class counts the same, in training and in the choice of the setting.
+    Balanced,
+}
+
 /// Section `linear_eval`. Learning rates are for 256 images a step and scaled by `batch_size / 256`, as in DeepMind's
 /// code; they decay to 0 along half a cosine, without warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,7 +49,14 @@ pub enum FeatureMode {
 pub struct LinearEvalConfig {
     /// auto, cached or augmented. Default auto.
     pub features: FeatureMode,
-    /// Passes over the training images. Default 80.
+    /// auto, lbfgs or sgd. Default auto: lbfgs with cached features, sgd otherwise.
+    pub solver: Solver,
+    /// none or balanced. Default none.
+    pub class_weights: ClassWeights,
+    /// L2 penalties that lbfgs tries: of half the sum of squared weights beside the sum of cross-entropies, so
+    /// scikit-learn's C is their inverse. Default null: the paper's 45 from 1e-6 to 1e5, logarithmically spaced.
+    pub penalties: Option<Vec<f64>>,
+    /// Passes of SGD over the training images. Default 80.
     pub epochs: u64,
     /// Images per step, all of them where there are fewer. Default 1024.
     pub batch_size: usize,
@@ -37,10 +69,11 @@ pub struct LinearEvalConfig {
     pub nesterov: bool,
     /// L2 penalty. Default 0.
     pub weight_decay: f64,
-    /// Training images held out, stratified, to choose the learning rate: at most a tenth of them. None are held out
-    /// where there is nothing to choose. Default 10009.
+    /// Training images held out, stratified, to choose the learning rate or penalty: at most a tenth of them. None are
+    /// held out where there is nothing to choose; lbfgs chooses by five-fold cross-validation where there are at most
+    /// 10000 training images. Default 10009.
     pub validation_images: usize,
-    /// Train the chosen learning rate once more, on the held-out images too, before the test. Never with
+    /// Train the chosen setting once more, on the held-out images too, before the test. Never with
     /// `--fraction`, whose labels would then not be the only ones. Default null: with cached features.
     pub refit: Option<bool>,
     /// Seed of the held-out part, the fraction, the order and the crops. Default 0.
@@ -57,6 +90,9 @@ impl Default for LinearEvalConfig {
     fn default() -> Self {
         Self {
             features: FeatureMode::Auto,
+            solver: Solver::Auto,
+            class_weights: ClassWeights::None,
+            penalties: None,
             epochs: 80,
             batch_size: 1024,
             learning_rates: vec![0.4, 0.3, 0.2, 0.1, 0.05],
@@ -76,9 +112,26 @@ impl LinearEvalConfig {
     /// Whether features of images of `size` pixels are computed once.
     pub fn cached(&self, size: usize) -> bool {
         match self.features {
-            FeatureMode::Auto => size < 96,
+            FeatureMode::Auto => size < 96 || self.solver == Solver::Lbfgs,
             mode => mode == FeatureMode::Cached,
         }
+    }
+
+    /// How linear classifiers are trained on images of `size` pixels.
+    pub fn protocol(&self, size: usize) -> Protocol {
+        match (self.cached(size), self.solver) {
+            (true, Solver::Auto | Solver::Lbfgs) => Protocol::Lbfgs,
+            _ => Protocol::Sgd,
+        }
+    }
+
+    /// The penalties to try, the strongest first, each once.
+    pub fn penalties(&self) -> Vec<f64> {
+        let paper = || (0..45).map(|i| 10f64.powf(11.0 * i as f64 / 44.0 - 6.0)).collect();
+        let mut penalties: Vec<f64> = self.penalties.clone().unwrap_or_else(paper);
+        penalties.sort_by(|a, b| b.total_cmp(a));
+        penalties.dedup();
+        penalties
     }
 
     /// The learning rate of a step of `images` images.
@@ -102,6 +155,12 @@ impl Section for LinearEvalConfig {
             let right = (1..=100).contains(&rates.len()) && rates.iter().all(|rate| *rate > 0.0 && *rate <= 1e4);
             problems.require(right, key, &rates[..], "a list of 1 to 100 numbers above 0, at most 10000");
         }
+        if let Some(penalties) = &self.penalties {
+            let right = (1..=100).contains(&penalties.len()) && penalties.iter().all(|p| (1e-9..=1e9).contains(p));
+            problems.require(right, "penalties", &penalties[..], "null or 1 to 100 numbers from 1e-9 to 1e9");
+        }
+        let right = self.solver != Solver::Lbfgs || self.features != FeatureMode::Augmented;
+        problems.require(right, "solver", Words("lbfgs"), "auto or sgd with features augmented");
         let epochs = &self.finetune_epochs[..];
         let right = (1..=100).contains(&epochs.len()) && epochs.iter().all(|n| (1..=1_000_000).contains(n));
         problems.require(right, "finetune_epochs", epochs, "a list of 1 to 100 numbers from 1 to 1000000");
@@ -121,6 +180,17 @@ mod tests {
         let config = LinearEvalConfig::default();
         assert_eq!(config.problems(), []);
         assert_eq!((config.cached(95), config.cached(96)), (true, false));
+        let penalties = config.penalties();
+        assert_eq!((penalties.len(), penalties[0], penalties[44]), (45, 1e5, 1e-6));
+        assert!((penalties[24] - 0.1).abs() < 1e-15, "{penalties:?}");
+        let given = LinearEvalConfig { penalties: Some(vec![1.0, 2.0, 1.0]), ..config.clone() };
+        assert_eq!(given.penalties(), [2.0, 1.0]);
+        let lbfgs = LinearEvalConfig { solver: Solver::Lbfgs, ..config.clone() };
+        let augmented = LinearEvalConfig { features: FeatureMode::Augmented, ..config.clone() };
+        let sgd = LinearEvalConfig { solver: Solver::Sgd, ..config.clone() };
+        let protocols = [&config, &lbfgs, &augmented, &sgd].map(|config| [95, 96].map(|size| config.protocol(size)));
+        let [l, s] = [Protocol::Lbfgs, Protocol::Sgd];
+        assert_eq!(protocols, [[l, s], [l, l], [s, s], [s, s]]);
         assert_eq!(LinearEvalConfig::scaled(0.4, 1024), 1.6);
         let bad = LinearEvalConfig {
             epochs: 0,
@@ -131,6 +201,9 @@ mod tests {
             validation_images: 0,
             finetune_epochs: vec![0],
             finetune_learning_rates: vec![f64::NAN],
+            penalties: Some(vec![0.0]),
+            solver: Solver::Lbfgs,
+            features: FeatureMode::Augmented,
             ..config
         };
         let keys: Vec<String> = bad.problems().into_iter().map(|(key, _)| key).collect();
@@ -142,6 +215,8 @@ mod tests {
             "validation_images",
             "learning_rates",
             "finetune_learning_rates",
+            "penalties",
+            "solver",
             "finetune_epochs",
         ];
         assert_eq!(keys, expected);

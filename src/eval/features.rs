@@ -166,11 +166,10 @@ impl Encoded {
     }
 }
 
-/// What a frozen encoder makes of images, batch by batch to `each`. Of several processes each encodes every so-manieth
-/// batch, and all get all of them.
+/// What a frozen encoder makes of images, batch by batch to `each`. Several processes take batches in turn, and all get all
+/// of them.
 /// # Errors
-/// Unreadable images where the options call them fatal; a signal ([`Interrupted`]); what libtorch says; `each`'s own; a
-/// process is gone, or late.
+/// Unreadable images where the options call them fatal; a signal ([`Interrupted`]); `each`'s own; a process is gone, or late.
 pub fn stream(
     encoder: &impl Represent,
     images: Images,

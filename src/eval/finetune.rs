@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::features::{Images, View, stream};
-use super::linear::{Outcome, Task, Trial, best};
-use super::{Accuracy, Encoder, Represent, Tally};
+use super::linear::{Outcome, Protocol, Task, Trial, best};
+use super::{Accuracy, Encoder, Represent};
 use crate::model::{self, Linear, Params};
 use crate::optim::{Algorithm, Optimizer, OptimizerConfig};
 use native::Autocast;
@@ -70,7 +70,7 @@ impl Task {
     /// Trains encoder and classifier together for every learning rate and length, one after the other, and tests the
     /// best on the held-out images. BatchNorm is trained too.
     /// # Errors
-    /// Unreadable images where these are fatal; a signal; divergence; what libtorch says.
+    /// Unreadable images where these are fatal; a signal; divergence.
     pub fn finetune(&self, encoder: &Encoder) -> Result<Outcome> {
         let config = &self.config;
         let settings: Vec<(u64, f64)> = (config.finetune_epochs.iter())
@@ -84,7 +84,7 @@ impl Task {
             let started = Instant::now();
             batch_size = self.tune(&tuned, epochs, rate, &what)?;
             training_seconds += started.elapsed().as_secs_f64();
-            let mut trial = Trial::new(rate, batch_size, epochs);
+            let mut trial = Trial::sgd(rate, batch_size, epochs);
             if !self.split.validation.is_empty() {
                 let accuracy = self.judge_tuned(&tuned, false)?;
                 trial.judged(&accuracy);
@@ -94,18 +94,19 @@ impl Task {
                 );
             }
             trials.push(trial);
-            if best(&trials).ok() == Some(at) {
+            if best(&trials, config.class_weights).ok() == Some(at) {
                 kept = Some(tuned);
             }
         }
-        let chosen = best(&trials)?;
+        let chosen = best(&trials, config.class_weights)?;
         // `best` said so when it was trained, and later ones were not better.
         let tuned = kept.ok_or_else(|| anyhow::anyhow!("linear_eval: nothing to test"))?;
         let accuracy = self.judge_tuned(&tuned, true)?;
         ensure!(accuracy.loss.is_finite(), "linear_eval: the network diverged; lower finetune_learning_rates");
         let tested = accuracy.per_class.iter().map(|(images, _)| *images as usize).sum();
         let images = [self.split.train.len(), self.split.validation.len(), tested];
-        Ok(Outcome { trials, chosen, accuracy, images, batch_size, refit: false, training_seconds })
+        let (protocol, batch_size) = (Protocol::Finetune, Some(batch_size));
+        Ok(Outcome { protocol, trials, chosen, accuracy, images, batch_size, refit: false, training_seconds })
     }
 
     fn tune(&self, tuned: &Tuned, epochs: u64, rate: f64, what: &str) -> Result<usize> {
@@ -118,6 +119,8 @@ impl Task {
             ..OptimizerConfig::default()
         };
         let mut optimizer = Optimizer::new(&sgd, &tuned.params);
+        let classes = self.classes_of(&self.split.train, tuned.device);
+        let weights = self.class_weights(&classes).map(|weights| weights.to_kind(Kind::Float));
         self.crops(&self.split.train, epochs, &Identity(tuned.device), what, |step| {
             optimizer.zero_grad()?;
             let classes = self.numbers(step.labels, tuned.device);
@@ -125,7 +128,14 @@ impl Task {
             for images in step.micro_batches {
                 let rows = images.size()[0];
                 let own = classes.narrow(0, start, rows);
-                let loss = tuned.scores(images, true)?.cross_entropy_for_logits(&own);
+                let scores = tuned.scores(images, true)?;
+                let loss = match &weights {
+                    None => scores.cross_entropy_for_logits(&own),
+                    Some(weights) => {
+                        let losses = -scores.log_softmax(1, Kind::Float).gather(1, &own.unsqueeze(1), false);
+                        (losses.squeeze_dim(1) * weights.index_select(0, &own)).mean(Kind::Float)
+                    }
+                };
                 // Gradients add up to that of the mean over the step.
                 (loss * (rows as f64 / step.labels.len() as f64)).f_backward()?;
                 start += rows;
@@ -142,7 +152,7 @@ impl Task {
             false => (&self.train, self.split.validation.clone(), "held-out images"),
         };
         let (bar, mut done) = (self.options.bar(what, indices.len()), 0);
-        let mut tally = Tally::new(self.classes.count(), 1, tuned.device);
+        let mut tally = self.tally(1, tuned.device);
         let images = Images { dataset: set, indices, view: View::Plain, augment: &self.augment };
         stream(&Identity(tuned.device), images, &self.options, |batch| {
             if !batch.labels.is_empty() {

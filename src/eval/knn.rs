@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -23,8 +23,10 @@ pub struct KnnAccuracy {
     pub k: usize,
     /// Share of images whose class has most votes, 0 to 1.
     pub top1: f64,
-    /// Share of images whose class is among the five with most votes, and has any.
-    pub top5: f64,
+    /// Mean over the classes of the same (mean recall).
+    pub balanced_top1: f64,
+    /// Share of images whose class is among the five with most votes, and has any; none with five classes or fewer.
+    pub top5: Option<f64>,
 }
 
 /// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbors of fp32 features can be.
@@ -79,87 +81,148 @@ fn in_blocks(
     queries: Option<&Features>,
     ks: &[usize],
     temperature: f64,
-    &Blocks { kind, queries: query_block, bank: bank_block, group }: &Blocks,
+    blocks: &Blocks,
     tick: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<KnnAccuracy>> {
-    let leave_one_out = queries.is_none();
-    let queries = queries.unwrap_or(bank);
-    let others = bank.labels.len().saturating_sub(usize::from(leave_one_out));
-    if others == 0 || queries.labels.is_empty() {
-        bail!("k-NN: found {others} training and {} test images, expected some of both", queries.labels.len());
-    }
-    if bank.labels.iter().chain(&queries.labels).any(|&label| label < 0) {
-        bail!("k-NN: found images without a label, expected labels for all");
-    }
-    if let Some(k) = ks.iter().find(|&&k| k == 0 || k > others) {
-        bail!("k-NN: found k = {k}, expected 1 to {others}, the number of training images to compare with");
-    }
-    let most = ks.iter().copied().max().unwrap_or(1) as i64;
     let _no_grad = tch::no_grad_guard();
-    let device = bank.values.device();
-    // Labels may be any numbers; votes are counted by their rank.
-    let ranks: BTreeSet<i64> = bank.labels.iter().chain(&queries.labels).copied().collect();
-    let ranks: Vec<i64> = ranks.into_iter().collect();
-    let ranked = |labels: &[i64]| {
-        let rank = |label| ranks.binary_search(label).map_or(0, |rank| rank as i64);
-        Tensor::from_slice(&labels.iter().map(rank).collect::<Vec<i64>>()).to_device(device)
-    };
-    let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
-    let classes = ranks.len() as i64;
-    let rows_of = |f: &Features, start, length| l2_normalize(&f.values.narrow(0, start, length).to_kind(kind));
-    let (total, bank_total) = (queries.labels.len() as i64, bank.labels.len() as i64);
-    let (rank, world) = group.map_or((0, 1), |group| (group.rank() as i64, group.world() as i64));
-    let mut correct = vec![[0; 2]; ks.len()];
+    let search = Search::new(bank, queries, ks, temperature, blocks)?;
+    let total = search.queries.labels.len() as i64;
+    let (rank, world) = blocks.group.map_or((0, 1), |group| (group.rank() as i64, group.world() as i64));
+    let mut counts = Vec::new();
+    ks.iter().for_each(|_| counts.push(Tensor::zeros([search.classes + 1], (Kind::Int64, bank.values.device()))));
     // A round is a block for each process, at the end fewer.
-    for round in (0..total).step_by((world * query_block) as usize) {
+    for round in (0..total).step_by((world * blocks.queries) as usize) {
         tick(round as usize)?;
-        let start = round + rank * query_block;
-        let rows = query_block.min(total - start);
-        if rows <= 0 {
-            continue;
+        let start = round + rank * blocks.queries;
+        let rows = blocks.queries.min(total - start);
+        if rows > 0 {
+            let (near, labels) = search.nearest(start, rows)?;
+            search.vote(start, &near, &labels, &mut counts)?;
         }
-        let query_rows = rows_of(queries, start, rows);
-        let mut best: Option<(Tensor, Tensor)> = None; // cosines and labels of the nearest so far, both [rows, <= most]
-        for from in (0..bank_total).step_by(bank_block as usize) {
-            let count = bank_block.min(bank_total - from);
-            let mut cosine = query_rows.f_matmul(&rows_of(bank, from, count).tr())?; // [rows, count]
-            if leave_one_out {
+    }
+    tick(total as usize)?;
+    let mut hits: Vec<f64> = Vec::new();
+    for counts in &counts {
+        hits.extend(Vec::<i64>::try_from(counts)?.into_iter().map(|count| count as f64));
+    }
+    let hits = blocks.group.map_or(Ok(hits.clone()), |group| group.sum(&hits))?;
+    let images = Vec::<i64>::try_from(search.query_labels.bincount::<Tensor>(None, search.classes))?;
+    let results = ks.iter().zip(hits.chunks(search.classes as usize + 1));
+    Ok(results.map(|(&k, hits)| KnnAccuracy::new(k, hits, &images)).collect())
+}
+
+impl KnnAccuracy {
+    /// From the hits of each class and, behind them, those among the first five; `images` of each class.
+    fn new(k: usize, hits: &[f64], images: &[i64]) -> Self {
+        let (first, five) = hits.split_at(images.len());
+        let total = images.iter().sum::<i64>() as f64;
+        let shares: Vec<f64> =
+            first.iter().zip(images).filter(|(_, n)| **n > 0).map(|(hits, &n)| hits / n as f64).collect();
+        Self {
+            k,
+            top1: first.iter().sum::<f64>() / total,
+            balanced_top1: shares.iter().sum::<f64>() / shares.len() as f64,
+            top5: (images.len() > 5).then(|| five[0] / total),
+        }
+    }
+}
+
+/// What is compared with what.
+struct Search<'a> {
+    bank: &'a Features,
+    queries: &'a Features,
+    leave_one_out: bool,
+    ks: &'a [usize],
+    temperature: f64,
+    kind: Kind,
+    block: i64,
+    // Labels may be any numbers; votes are counted by their rank.
+    bank_labels: Tensor,
+    query_labels: Tensor,
+    classes: i64,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        bank: &'a Features,
+        queries: Option<&'a Features>,
+        ks: &'a [usize],
+        temperature: f64,
+        blocks: &Blocks,
+    ) -> Result<Self> {
+        let leave_one_out = queries.is_none();
+        let queries = queries.unwrap_or(bank);
+        let others = bank.labels.len().saturating_sub(usize::from(leave_one_out));
+        if others == 0 || queries.labels.is_empty() {
+            bail!("k-NN: found {others} training and {} test images, expected some of both", queries.labels.len());
+        }
+        if bank.labels.iter().chain(&queries.labels).any(|&label| label < 0) {
+            bail!("k-NN: found images without a label, expected labels for all");
+        }
+        if let Some(k) = ks.iter().find(|&&k| k == 0 || k > others) {
+            bail!("k-NN: found k = {k}, expected 1 to {others}, the number of training images to compare with");
+        }
+        let ranks: BTreeSet<i64> = bank.labels.iter().chain(&queries.labels).copied().collect();
+        let ranks: Vec<i64> = ranks.into_iter().collect();
+        let ranked = |labels: &[i64]| {
+            let rank = |label| ranks.binary_search(label).map_or(0, |rank| rank as i64);
+            Tensor::from_slice(&labels.iter().map(rank).collect::<Vec<i64>>()).to_device(bank.values.device())
+        };
+        let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
+        let (kind, block, classes) = (blocks.kind, blocks.bank, ranks.len() as i64);
+        Ok(Self { bank, queries, leave_one_out, ks, temperature, kind, block, bank_labels, query_labels, classes })
+    }
+
+    fn rows_of(&self, features: &Features, start: i64, length: i64) -> Tensor {
+        l2_normalize(&features.values.narrow(0, start, length).to_kind(self.kind))
+    }
+
+    /// Cosines and labels of the largest k nearest to the queries from `start` on, both `[rows, k]`.
+    fn nearest(&self, start: i64, rows: i64) -> Result<(Tensor, Tensor)> {
+        let most = self.ks.iter().copied().max().unwrap_or(1) as i64;
+        let (device, total) = (self.bank.values.device(), self.bank.labels.len() as i64);
+        let query_rows = self.rows_of(self.queries, start, rows);
+        let mut best: Option<(Tensor, Tensor)> = None; // the nearest so far, [rows, <= most]
+        for from in (0..total).step_by(self.block as usize) {
+            let count = self.block.min(total - from);
+            let mut cosine = query_rows.f_matmul(&self.rows_of(self.bank, from, count).tr())?; // [rows, count]
+            if self.leave_one_out {
                 // Each image's own place, where it falls into this block.
                 let own = Tensor::arange_start(start - from, start - from + rows, (Kind::Int64, device)).unsqueeze(1);
                 let here = Tensor::arange(count, (Kind::Int64, device)).eq_tensor(&own);
                 cosine = cosine.f_masked_fill(&here, f64::NEG_INFINITY)?;
             }
             let (near, index) = cosine.f_topk(most.min(count), 1, true, true)?;
-            let labels = bank_labels.narrow(0, from, count).take(&index);
+            let labels = self.bank_labels.narrow(0, from, count).take(&index);
             best = Some(match best {
                 None => (near, labels),
                 Some((cosines, known)) => {
                     let (all, labels) = (Tensor::f_cat(&[cosines, near], 1)?, Tensor::f_cat(&[known, labels], 1)?);
                     let (near, index) = all.f_topk(most.min(all.size()[1]), 1, true, true)?;
-                    let labels = labels.f_gather(1, &index, false)?;
-                    (near, labels)
+                    (near, labels.f_gather(1, &index, false)?)
                 }
             });
         }
-        let Some((near, labels)) = best else { continue };
-        // The nearest neighbor's weight is 1: only ratios count, and exp(1 / temperature) may be infinite.
-        let weights = ((&near - near.narrow(1, 0, 1)) / temperature).exp();
-        let own = query_labels.narrow(0, start, rows).unsqueeze(1);
-        for (&k, correct) in ks.iter().zip(&mut correct) {
-            let (weights, labels) = (weights.narrow(1, 0, k as i64), labels.narrow(1, 0, k as i64));
-            let votes = Tensor::zeros([rows, classes], (kind, device)).f_scatter_add(1, &labels, &weights)?;
-            let (counts, ranking) = votes.f_topk(classes.min(5), 1, true, true)?;
-            let hits = ranking.eq_tensor(&own).f_logical_and(&counts.gt(0.0))?;
-            correct[0] += hits.select(1, 0).sum(Kind::Int64).int64_value(&[]);
-            correct[1] += hits.sum(Kind::Int64).int64_value(&[]);
-        }
+        best.context("k-NN: found no training images")
     }
-    tick(total as usize)?;
-    let hits: Vec<f64> = correct.into_iter().flatten().map(|hits| hits as f64).collect();
-    let hits = group.map_or(Ok(hits.clone()), |group| group.sum(&hits))?;
-    let shares = |hits: &[f64]| [0, 1].map(|at| hits[at] / total as f64);
-    let results = ks.iter().zip(hits.chunks(2).map(shares));
-    Ok(results.map(|(&k, [top1, top5])| KnnAccuracy { k, top1, top5 }).collect())
+
+    /// Adds the hits of each k among the queries from `start` on: by class, and behind them those of the first five.
+    fn vote(&self, start: i64, near: &Tensor, labels: &Tensor, counts: &mut [Tensor]) -> Result<()> {
+        // The nearest neighbor's weight is 1: only ratios count, and exp(1 / temperature) may be infinite.
+        let weights = ((near - near.narrow(1, 0, 1)) / self.temperature).exp();
+        let rows = near.size()[0];
+        let own = self.query_labels.narrow(0, start, rows);
+        for (&k, counts) in self.ks.iter().zip(counts) {
+            let (weights, labels) = (weights.narrow(1, 0, k as i64), labels.narrow(1, 0, k as i64));
+            let votes = Tensor::zeros([rows, self.classes], (self.kind, near.device()));
+            let votes = votes.f_scatter_add(1, &labels, &weights)?;
+            let (most, ranking) = votes.f_topk(self.classes.min(5), 1, true, true)?;
+            let hits = ranking.eq_tensor(&own.unsqueeze(1)).f_logical_and(&most.gt(0.0))?.to_kind(Kind::Int64);
+            let _ = counts.f_index_add_(0, &own, &hits.select(1, 0))?;
+            let _ = counts.get(self.classes).f_add_(&hits.sum(Kind::Int64))?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -176,8 +239,8 @@ mod tests {
         Features { values: Tensor::from_slice(&values).reshape([count as i64, dim as i64]), labels }
     }
 
-    /// The definition, a query at a time, in f64: top-1 and top-5.
-    fn brute_force(bank: &Features, queries: &Features, leave_out: bool, k: usize, temperature: f64) -> [f64; 2] {
+    /// The definition, a query at a time, in f64: top-1, balanced top-1 and top-5.
+    fn brute_force(bank: &Features, queries: &Features, leave_out: bool, k: usize, temperature: f64) -> [f64; 3] {
         let rows = |f: &Features| -> Vec<Vec<f64>> {
             let dim = f.values.size()[1];
             (0..f.labels.len())
@@ -189,7 +252,7 @@ mod tests {
                 .collect()
         };
         let (bank_rows, query_rows) = (rows(bank), rows(queries));
-        let mut correct = [0; 2];
+        let (mut correct, mut by_class) = ([0; 2], [[0; 2]; 10]);
         for (q, query) in query_rows.iter().enumerate() {
             let mut near: Vec<(f64, i64)> = bank_rows
                 .iter()
@@ -207,8 +270,12 @@ mod tests {
             let place = order.iter().position(|&class| class as i64 == queries.labels[q]);
             correct[0] += usize::from(place == Some(0));
             correct[1] += usize::from(place.is_some_and(|place| place < 5));
+            by_class[queries.labels[q] as usize][0] += usize::from(place == Some(0));
+            by_class[queries.labels[q] as usize][1] += 1;
         }
-        correct.map(|hits| hits as f64 / queries.labels.len() as f64)
+        let [top1, top5] = correct.map(|hits| hits as f64 / queries.labels.len() as f64);
+        let shares = by_class.map(|[hits, images]| hits as f64 / images as f64);
+        [top1, shares.iter().sum::<f64>() / 10.0, top5]
     }
 
     #[test]
@@ -233,7 +300,8 @@ mod tests {
                     let blocks = Blocks { kind, queries: blocks[0], bank: blocks[1], group: None };
                     let found = in_blocks(&bank, given, &ks, temperature, &blocks, &mut tick)?;
                     assert_eq!(found.iter().map(|f| f.k).collect::<Vec<_>>(), ks);
-                    let found: Vec<_> = found.iter().map(|f| [f.top1, f.top5]).collect();
+                    let found: Vec<_> =
+                        found.iter().map(|f| [f.top1, f.balanced_top1, f.top5.expect("ten classes")]).collect();
                     assert_eq!(found, expected, "k {ks:?}, leave one out {leave_out}, blocks {}", blocks.queries);
                     assert_eq!(done, queries.labels.len());
                 }
@@ -260,6 +328,14 @@ mod tests {
         // The nearest neighbor decides alone.
         let nearest = knn_top1(&bank, Some(&queries), 1, 0.1, None)?;
         assert_eq!(knn_top1(&bank, Some(&queries), 100, 1e-6, None)?, nearest);
+        Ok(())
+    }
+
+    #[test]
+    fn five_classes_have_no_top_5() -> Result<()> {
+        let (five, six) = (random(60, 16, 5, 1), random(60, 16, 6, 1));
+        let found = |bank| Ok::<_, anyhow::Error>(knn(bank, None, &[3], 0.1, None, &mut |_| Ok(()))?[0].top5);
+        assert!(found(&five)?.is_none() && found(&six)?.is_some());
         Ok(())
     }
 

@@ -24,6 +24,13 @@ fn labels_of(set: &dyn Dataset, key: &str) -> Result<BTreeSet<i64>> {
     (0..set.len()).map(label).collect()
 }
 
+/// Whether the labelled images of a set are of two classes or more.
+pub fn several_classes(set: &dyn Dataset) -> bool {
+    let mut labels = (0..set.len()).filter_map(|index| set.label(index));
+    let first = labels.next();
+    labels.any(|label| Some(label) != first)
+}
+
 impl Classes {
     /// Those of `train`, after a look at whether `test` can be judged by them.
     /// # Errors
@@ -33,7 +40,10 @@ impl Classes {
         let (known, tested) = (labels_of(train, "data.path")?, labels_of(test, "data.eval_path")?);
         let (train_names, test_names) = (train.class_names(), test.class_names());
         if known.len() < 2 {
-            bail!("data.path: found {} class, expected two or more to tell apart", known.len());
+            bail!(
+                "data.path: found {} class, expected two or more to tell apart: there is no accuracy to compute",
+                known.len()
+            );
         }
         let name = |names: &[String], label: i64| {
             names.get(label as usize).filter(|name| !name.is_empty()).cloned().unwrap_or_else(|| label.to_string())
@@ -148,7 +158,11 @@ pub(super) mod tests {
         let message = refused(Labels(vec![-1], vec![]), train());
         assert_eq!(message, "data.path: found no label for image 0, expected one for every image");
         let message = refused(Labels(vec![3, 3], vec![]), train());
-        assert_eq!(message, "data.path: found 1 class, expected two or more to tell apart");
+        assert_eq!(
+            message,
+            "data.path: found 1 class, expected two or more to tell apart: there is no accuracy to compute"
+        );
+        assert!(several_classes(&train()) && !several_classes(&Labels(vec![3, 3], vec![])));
         let message = refused(train(), Labels(vec![0, 1], vec!["dog", "cat"]));
         assert!(message.contains("class 0 is \"dog\", among the training images \"cat\""), "{message}");
     }

@@ -16,6 +16,7 @@ pub struct Probes {
     momentum: f64,
     nesterov: bool,
     weight_decay: f64,
+    class_weights: Option<Tensor>, // [C]
 }
 
 impl Probes {
@@ -33,12 +34,16 @@ impl Probes {
             momentum: config.momentum,
             nesterov: config.nesterov,
             weight_decay: config.weight_decay,
+            class_weights: None,
         }
     }
 
+    /// Images count as much as the weight of their class (`[C]`) says.
+    pub fn with_class_weights(self, weights: Option<Tensor>) -> Self {
+        Self { class_weights: weights.map(|weights| weights.to_kind(Kind::Float)), ..self }
+    }
+
     /// Scores `[B, L, C]` of features `[B, D]`.
-    /// # Errors
-    /// What libtorch says.
     pub fn scores(&self, features: &Tensor) -> Result<Tensor> {
         let scores = self.bias.f_addmm(features, &self.weight)?;
         Ok(scores.view([features.size()[0], -1, self.classes]))
@@ -46,8 +51,6 @@ impl Probes {
 
     /// One step of `torch.optim.SGD` for each on the mean cross-entropy of features `[B, D]` and classes `[B]`
     /// (int64), at its peak learning rate times `factor`.
-    /// # Errors
-    /// What libtorch says.
     pub fn step(&mut self, features: &Tensor, classes: &Tensor, factor: f64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let batch = features.size()[0];
@@ -55,7 +58,11 @@ impl Probes {
         let mut slope = self.scores(features)?.f_softmax(2, Kind::Float)?;
         let own = classes.view([-1, 1, 1]).expand([-1, slope.size()[1], 1], false);
         let one = Tensor::full_like(&own, -1.0).to_kind(Kind::Float);
-        let slope = slope.f_scatter_add_(2, &own, &one)?.f_div_scalar_(batch as f64)?.view([batch, -1]);
+        let mut slope = slope.f_scatter_add_(2, &own, &one)?.f_div_scalar_(batch as f64)?;
+        if let Some(weights) = &self.class_weights {
+            slope *= weights.index_select(0, classes).view([-1, 1, 1]);
+        }
+        let slope = slope.view([batch, -1]);
         let gradients = [features.tr().f_matmul(&slope)?, slope.sum_dim_intlist([0].as_slice(), false, Kind::Float)];
         let rates = &self.rates * factor;
         for ((weight, momentum), gradient) in

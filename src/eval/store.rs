@@ -55,6 +55,7 @@ impl FeatureWriter {
             fs::create_dir_all(parent).with_context(|| format!("--output: cannot make {}", parent.display()))?;
         }
         targets.iter().try_for_each(|path| check_output(path, force))?;
+        targets.iter().for_each(|path| files::remove_stale(path));
         let header = match single {
             true => (8 + SAFETENSORS_HEADER + metadata.to_string().len()).next_multiple_of(8),
             false => NPY_HEADER,
@@ -66,8 +67,6 @@ impl FeatureWriter {
     }
 
     /// Appends features `[N, dim]` (fp32, on any device) with their labels and positions.
-    /// # Errors
-    /// What the system or libtorch says.
     pub fn write(&mut self, features: &Tensor, labels: &[i64], indices: &[u32]) -> Result<()> {
         let features = features.f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0; features.numel() * 4];
@@ -79,8 +78,6 @@ impl FeatureWriter {
     }
 
     /// Writes headers, labels and positions, and gives the files their names. Returns the number of rows.
-    /// # Errors
-    /// What the system says.
     pub fn finish(mut self) -> Result<usize> {
         let (rows, dim) = (self.labels.len(), self.dim);
         ensure!(rows > 0, "none of the images could be read, see the warnings; nothing was written");

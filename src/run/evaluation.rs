@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::augment::AugmentConfig;
+use crate::checkpoint::Manifest;
 use crate::cli::EncoderArgs;
 use crate::config::Config;
-use crate::data::loader::BadImages;
+use crate::data::loader::{BadImages, LoaderOptions};
 use crate::data::{self, Dataset};
 use crate::distributed::Group;
 use crate::eval::{Encoder, EncoderOptions, ExtractOptions, Interrupted};
@@ -29,6 +30,20 @@ pub struct Evaluation {
     pub encoder: Encoder,
     /// Batches, threads, bad images, signals.
     pub options: ExtractOptions,
+    /// Fingerprint of the images that the run was trained on, where the evaluation names no others.
+    trained_on: Option<String>,
+}
+
+/// What is to be evaluated, and on what.
+#[derive(Clone)]
+struct Request {
+    config: Config,
+    /// The encoder is from elsewhere than a run.
+    foreign: bool,
+    /// As in [`Evaluation`].
+    trained_on: Option<String>,
+    /// What there is to say of relative paths.
+    notes: Vec<String>,
 }
 
 impl Evaluation {
@@ -42,14 +57,15 @@ impl Evaluation {
         arguments: impl FnOnce(&Config) -> Value,
         work: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<u8> {
-        let (config, elsewhere) = Self::config(args)?;
+        let request = Self::request(args)?;
+        let config = request.config.clone();
         let mut arguments = arguments(&config);
         // Other values in training change nothing, here they change the rows.
         arguments["augment.eval_resize"] = json!(config.augment.eval_resize);
         arguments["data.on_bad_image"] = json!(config.data.on_bad_image);
         let shared = Shared { arguments, advice: "start it again" };
         ranks::run(&args.ranks, &config, &shared, |machine, group| {
-            let evaluation = Self::open(args, config.clone(), elsewhere, machine, group)?;
+            let evaluation = Self::open(args, request, machine, group)?;
             match work(&evaluation) {
                 Err(error) if error.is::<Interrupted>() => {
                     if evaluation.is_first() {
@@ -62,12 +78,13 @@ impl Evaluation {
         })
     }
 
-    /// The config, and whether the encoder is from elsewhere than a run.
-    fn config(args: &EncoderArgs) -> Result<(Config, bool)> {
+    fn request(args: &EncoderArgs) -> Result<Request> {
         let manifest = Encoder::manifest(&args.checkpoint);
+        let mut notes = Vec::new();
         let base = match &manifest {
             Some(manifest) => {
-                Config::of_run(&manifest.config).with_context(|| args.checkpoint.display().to_string())?
+                let config = with_absolute_paths(manifest, &mut notes);
+                Config::of_run(&config).with_context(|| args.checkpoint.display().to_string())?
             }
             // What `open` says comes first: a damaged run is no file from elsewhere.
             None if !args.checkpoint.is_file() => {
@@ -77,25 +94,28 @@ impl Evaluation {
             None => Config::default(),
         };
         let config = Config::load_over(base, args.config.as_deref(), &args.set)?;
-        let elsewhere = manifest.is_none();
-        if elsewhere && args.config.is_none() && !args.set.iter().any(|text| text.starts_with("data.")) {
+        let foreign = manifest.is_none();
+        let names_data = args.config.is_some() || args.set.iter().any(|text| text.starts_with("data."));
+        if foreign && !names_data {
             bail!(
                 "--config: found none, but {} is no run, so nothing names the images; give a config with a section \
                  data, or --set data.format=... --set data.path=...",
                 args.checkpoint.display()
             );
         }
-        Ok((config, elsewhere))
+        if names_data {
+            notes.clear();
+        }
+        let trained_on = manifest.filter(|_| !names_data).map(|manifest| manifest.data);
+        Ok(Request { config, foreign, trained_on, notes })
     }
 
-    fn open(
-        args: &EncoderArgs,
-        mut config: Config,
-        elsewhere: bool,
-        machine: Machine,
-        group: Arc<Group>,
-    ) -> Result<Self> {
-        let told = !elsewhere || config.augment != AugmentConfig::default();
+    fn open(args: &EncoderArgs, request: Request, machine: Machine, group: Arc<Group>) -> Result<Self> {
+        let Request { mut config, foreign, trained_on, notes } = request;
+        if group.is_first() {
+            notes.iter().for_each(|note| log::info!("{note}"));
+        }
+        let told = !foreign || config.augment != AugmentConfig::default();
         let encoder = Encoder::open(
             &args.checkpoint,
             &EncoderOptions {
@@ -107,22 +127,7 @@ impl Evaluation {
             },
         )?;
         config.augment = encoder.augment.clone();
-        let (found, wanted) = (encoder.config, config.model.encoder());
-        // A file from elsewhere says itself what it is; a section model beside it is checked all the same.
-        let asked = !elsewhere || wanted != Config::default().model.encoder();
-        if asked && (found.arch, found.width, found.stem) != (wanted.arch, wanted.width, wanted.stem) {
-            bail!(
-                "{}: found {:?} of width {} with stem {:?}, the config's model is {:?} of width {} with stem {:?}; name \
-                 the checkpoint of that run, or leave section model out",
-                encoder.source.display(),
-                found.arch,
-                found.width,
-                found.stem,
-                wanted.arch,
-                wanted.width,
-                wanted.stem
-            );
-        }
+        check_architecture(&encoder, &config, foreign)?;
         group.agree("checkpoint", || {
             let step = encoder.run.as_ref().map_or(String::new(), |run| format!("step {}, ", run.step));
             Ok(format!("{step}weights {}", encoder.fingerprint()?))
@@ -136,16 +141,9 @@ impl Evaluation {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             loader.workers = loader.workers.max(cores.div_ceil(2) / group.rank_info.local_world);
         }
-        let options = ExtractOptions {
-            batch_size: config.train.micro_batch().clamp(64, 512),
-            loader,
-            bad: BadImages::new(config.data.on_bad_image),
-            channels_last: config.train.channels_last,
-            signal: setup::signal(&signals),
-            progress: group.is_first(),
-            group,
-        };
-        Ok(Self { config, machine, encoder, options })
+        let (progress, bad) = (group.is_first(), BadImages::new(config.data.on_bad_image));
+        let options = ExtractOptions { progress, ..extract_options(&config, loader, bad, &signals, group) };
+        Ok(Self { config, machine, encoder, options, trained_on })
     }
 
     /// The processes that share the work.
@@ -171,6 +169,15 @@ impl Evaluation {
     pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
         let set = data::open_train(&self.config.data).context("data.path")?;
         ranks::agree_on_data(self.group(), "data.path", &*set)?;
+        let (now, short) = (set.fingerprint(), |sum: &str| sum.chars().take(8).collect::<String>());
+        if let Some(then) = self.trained_on.as_ref().filter(|then| **then != now && self.is_first()) {
+            log::warn!(
+                "data.path: these are not the images that the run was trained on: names, sizes or number differ \
+                 (fingerprint {}..., then {}...); --set data.path=... names others",
+                short(&now),
+                short(then)
+            );
+        }
         Ok(set)
     }
 
@@ -248,6 +255,69 @@ impl Evaluation {
             self.machine.precision()
         )
     }
+}
+
+/// How to go through images for features: batches, threads, signals; without progress.
+pub fn extract_options(
+    config: &Config,
+    loader: LoaderOptions,
+    bad: Arc<BadImages>,
+    signals: &Signals,
+    group: Arc<Group>,
+) -> ExtractOptions {
+    let (batch_size, channels_last) = (config.train.micro_batch().clamp(64, 512), config.train.channels_last);
+    let signal = setup::signal(signals);
+    ExtractOptions { batch_size, loader, bad, channels_last, signal, progress: false, group }
+}
+
+/// The config's model is the encoder's; a file from elsewhere says itself what it is, but is checked against a section
+/// model beside it.
+fn check_architecture(encoder: &Encoder, config: &Config, foreign: bool) -> Result<()> {
+    let (found, wanted) = (encoder.config, config.model.encoder());
+    let asked = !foreign || wanted != Config::default().model.encoder();
+    if asked && (found.arch, found.width, found.stem) != (wanted.arch, wanted.width, wanted.stem) {
+        bail!(
+            "{}: found {:?} of width {} with stem {:?}, the config's model is {:?} of width {} with stem {:?}; name \
+             the checkpoint of that run, or leave section model out",
+            encoder.source.display(),
+            found.arch,
+            found.width,
+            found.stem,
+            wanted.arch,
+            wanted.width,
+            wanted.stem
+        );
+    }
+    Ok(())
+}
+
+/// A run's config with its relative paths to data resolved against the folder that the run was started in. `notes` gets
+/// a line for each.
+fn with_absolute_paths(manifest: &Manifest, notes: &mut Vec<String>) -> Value {
+    let mut config = manifest.config.clone();
+    let mut resolve = |key: &str, path: &mut Value| {
+        let Some(text) = path.as_str().filter(|text| !text.starts_with(['/', '~', '$']) && !text.is_empty()) else {
+            return;
+        };
+        match &manifest.started_in {
+            Some(folder) => {
+                let resolved = folder.join(text);
+                notes.push(format!("{key}: {text}, relative to where the run was started: {}", resolved.display()));
+                *path = json!(resolved);
+            }
+            None => notes.push(format!(
+                "{key}: {text}, relative to the current folder: the run's version did not record where it was started"
+            )),
+        }
+    };
+    for key in ["path", "eval_path"] {
+        match config.pointer_mut(&format!("/data/{key}")) {
+            Some(Value::Array(paths)) => paths.iter_mut().for_each(|path| resolve(&format!("data.{key}"), path)),
+            Some(path) => resolve(&format!("data.{key}"), path),
+            None => {}
+        }
+    }
+    config
 }
 
 /// Prints a result; whoever reads stdout may be gone, which changes nothing.

@@ -8,6 +8,7 @@ use super::MonitorConfig;
 use crate::augment::AugmentConfig;
 use crate::byol::Byol;
 use crate::data::Dataset;
+use crate::data::subset::spread;
 use crate::eval::{self, ExtractOptions, Features, Interrupted};
 
 /// Warns, once, when the projections of different images become nearly equal.
@@ -78,8 +79,7 @@ impl KnnWatch {
     /// Features of at most `limit` images of a set.
     fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, limit: Option<usize>) -> Result<Features> {
         let count = limit.map_or(dataset.len(), |limit| limit.min(dataset.len()));
-        // Spread over the whole set, which may be sorted by class.
-        let indices = (0..count).map(|i| (i * dataset.len() / count) as u32).collect();
+        let indices = spread(dataset.len(), count);
         eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images")
     }
 }

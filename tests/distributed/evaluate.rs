@@ -129,10 +129,11 @@ fn linear_evaluation_is_the_same_whatever_the_number_of_processes() {
     let cached = format!("{common} --random-baseline");
     // Steps of two batches, three in an epoch: for three processes a round is no whole step.
     let augmented = format!("{common} linear_eval.features=augmented linear_eval.batch_size=120");
-    for (name, args) in [("cached", cached), ("augmented", augmented)] {
+    let sgd = format!("{common} linear_eval.solver=sgd");
+    for (name, args) in [("cached", cached), ("augmented", augmented), ("cached", sgd)] {
         let of = |world: usize| {
             let file = folder.path().join(format!("{name}{world}.json"));
-            let output = output("linear-eval", &format!("{args} --nproc {world} --output {}", file.display()));
+            let output = output("linear-eval", &format!("{args} --force --nproc {world} --output {}", file.display()));
             let written: Value = serde_json::from_slice(&fs::read(file).expect("written")).expect("JSON");
             let report = report(&output);
             assert_eq!((&report["features"], &report["trials"]), (&Value::from(name), &written["trials"]));

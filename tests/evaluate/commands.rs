@@ -149,8 +149,17 @@ const QUICK: [&str; 2] = ["--set", "linear_eval.epochs=20"];
 fn a_linear_evaluation_reports_to_people_and_to_programs() {
     let run = Run::new();
     let table = run.stdout("linear-eval", &[&QUICK[..], &["--random-baseline"]].concat());
-    for part in ["features, computed once", "Nesterov momentum 0.9", "20 epochs", "chosen", "stripes", "random encoder"]
-    {
+    for part in [
+        "features, computed once",
+        "logistic regression with an L2 penalty",
+        "chosen by 5-fold cross-validation",
+        "200 training, 200 held-out in turn, 60 test images, 4 classes",
+        "  chosen\n",
+        "more penalties",
+        "stripes",
+        ", balanced ",
+        "random encoder",
+    ] {
         assert!(table.contains(part), "{part:?} is not in {table}");
     }
     let path = run.dir().join("linear_eval.json");
@@ -160,29 +169,44 @@ fn a_linear_evaluation_reports_to_people_and_to_programs() {
     assert_eq!(seen(&saved), seen(&report), "the same again, without the baseline");
     assert!(saved["random_baseline"]["top1"].is_f64() && report["random_baseline"].is_null());
     assert_eq!((report["features"].as_str(), report["step"].as_u64()), (Some("cached"), Some(20)));
-    // A tenth is held out and, with cached features, trained on in the end.
+    // Each is held out once, and all are trained on in the end.
     let counts = ["training_images", "validation_images", "test_images", "classes"].map(|key| report[key].as_u64());
-    assert_eq!(counts, [Some(200), Some(20), Some(60), Some(4)]);
-    assert_eq!((&report["refit"], &report["top5"]), (&Value::Bool(true), &Value::Null));
+    assert_eq!(counts, [Some(200), Some(200), Some(60), Some(4)]);
+    assert_eq!((&report["refit"], &report["top5"], &report["batch_size"]), (&true.into(), &Value::Null, &Value::Null));
+    assert_eq!((report["solver"].as_str(), report["class_weights"].as_str()), (Some("lbfgs"), Some("none")));
     let trials = report["trials"].as_array().expect("trials");
-    let best = trials.iter().map(|t| t["validation_top1"].as_f64().expect("a share")).fold(0.0, f64::max);
-    let chosen = trials.iter().find(|t| t["learning_rate"] == report["learning_rate"]).expect("one of them");
-    assert_eq!((trials.len(), chosen["validation_top1"].as_f64()), (5, Some(best)));
+    let accuracy = |trial: &Value| trial["validation_top1"].as_f64().expect("a share");
+    let best = trials.iter().map(accuracy).fold(0.0, f64::max);
+    // The strongest of the best.
+    let chosen = trials.iter().position(|trial| accuracy(trial) == best).expect("one of them");
+    assert_eq!((trials.len(), report["chosen"].as_u64()), (45, Some(chosen as u64)));
+    assert_eq!((&trials[0]["penalty"], &trials[chosen]["penalty"]), (&1e5.into(), &report["penalty"]));
     // The mean over the classes' images is the whole.
     let classes = report["per_class"].as_array().expect("classes");
     let hits: f64 = classes.iter().map(|c| c["top1"].as_f64().unwrap() * c["images"].as_f64().unwrap()).sum();
     assert!((hits / 60.0 - report["top1"].as_f64().unwrap()).abs() < 1e-9);
+    let recall = classes.iter().map(|c| c["top1"].as_f64().unwrap()).sum::<f64>() / 4.0;
+    assert!((recall - report["balanced_top1"].as_f64().unwrap()).abs() < 1e-9);
     assert!(report["top1"].as_f64().unwrap() > 0.4, "four classes of textures: {}", report["top1"]);
 }
 
 #[test]
-fn one_learning_rate_needs_no_held_out_images_and_a_fraction_takes_few() {
+fn one_setting_needs_no_held_out_images_and_a_fraction_takes_few() {
     let run = Run::new();
-    let one = ["--set", "linear_eval.learning_rates=[0.2]"];
+    let one = ["--set", "linear_eval.penalties=[1]"];
+    let report = run.json("linear-eval", &one);
+    assert_eq!((report["training_images"].as_u64(), report["validation_images"].as_u64()), (Some(200), Some(0)));
+    assert_eq!((report["penalty"].as_f64(), &report["trials"][0]["validation_top1"]), (Some(1.0), &Value::Null));
+    let report = run.json("linear-eval", &["--fraction", "0.1"]);
+    assert_eq!((report["training_images"].as_u64(), report["validation_images"].as_u64()), (Some(20), Some(20)));
+    assert_eq!((&report["refit"], &report["cross_validated"]), (&Value::Bool(false), &Value::Bool(false)));
+    run.failed("linear-eval", &["--fraction", "0.999"], &["--fraction: found 0.999", "give one penalty"]);
+    let sgd = ["--set", "linear_eval.solver=sgd"];
+    let one = ["--set", "linear_eval.learning_rates=[0.2]", sgd[0], sgd[1]];
     let report = run.json("linear-eval", &[&QUICK[..], &one].concat());
     assert_eq!((report["training_images"].as_u64(), report["validation_images"].as_u64()), (Some(200), Some(0)));
     assert_eq!((&report["refit"], &report["trials"][0]["validation_top1"]), (&Value::Bool(false), &Value::Null));
-    let report = run.json("linear-eval", &[&QUICK[..], &["--fraction", "0.1"]].concat());
+    let report = run.json("linear-eval", &[&QUICK[..], &sgd, &["--fraction", "0.1"]].concat());
     assert_eq!((report["training_images"].as_u64(), report["validation_images"].as_u64()), (Some(20), Some(20)));
     assert_eq!((&report["refit"], report["batch_size"].as_u64()), (&Value::Bool(false), Some(20)));
     assert!(run.dir().join("linear_eval-0.1.json").exists());
@@ -194,6 +218,100 @@ fn one_learning_rate_needs_no_held_out_images_and_a_fraction_takes_few() {
         run.failed("linear-eval", &["--fraction", bad], &["--fraction", "expected above 0 and below 1"]);
     }
     run.failed("linear-eval", &["--fraction", "0.999"], &["--fraction: found 0.999, which leaves 0 of 200 images"]);
+}
+
+/// Of two equal settings one is chosen; SGD says where it makes too few updates.
+#[test]
+fn sgd_is_there_by_choice_and_warns_of_few_updates() {
+    let run = Run::new();
+    let sgd = ["--set", "linear_eval.solver=sgd", "--set", "linear_eval.learning_rates=[0.1, 0.1]"];
+    let arguments = run.arguments("linear-eval", &[&QUICK[..], &sgd].concat());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let printed = output(&arguments);
+    let (table, log) = (text(&printed.stdout), text(&printed.stderr));
+    assert_eq!(table.matches("  chosen\n").count(), 1, "{table}");
+    for part in ["Nesterov momentum 0.9", "20 epochs", "batch 200", "chosen on 20 held-out training images"] {
+        assert!(table.contains(part), "{part:?} is not in {table}");
+    }
+    assert!(log.contains("20 SGD updates (20 epochs of 180 images) are too few to converge"), "{log}");
+    let many = output(&[&arguments[..], &["--set", "linear_eval.batch_size=3"]].concat());
+    assert!(!text(&many.stderr).contains("SGD updates"), "60 batches in each of 20 epochs");
+}
+
+#[test]
+fn class_weights_are_those_of_every_solver() {
+    let run = Run::new();
+    let images = run.folder.path().join("images");
+    draw_images(&images.join("train"), &["a"], 30);
+    draw_images(&images.join("train"), &["a", "b"], 6);
+    draw_images(&images.join("val"), &["a", "b"], 6);
+    let config = run.path("images.yaml");
+    fs::write(&config, format!("data: {{format: image_folder, path: {}, workers: 1}}\n", images.display()))
+        .expect("written");
+    let common = ["--config", &config, "--set", "linear_eval.class_weights=balanced"];
+    let finetune = ["--finetune", "--set", "linear_eval.finetune_epochs=[1]", "--set", "linear_eval.batch_size=9"];
+    let rate = ["--set", "linear_eval.finetune_learning_rates=[0.01]"];
+    for extra in [&[][..], &["--set", "linear_eval.solver=sgd"], &[&finetune[..], &rate].concat()] {
+        let report = run.json("linear-eval", &[&common[..], &QUICK, extra].concat());
+        assert_eq!(report["class_weights"], "balanced");
+        assert!(report["balanced_top1"].is_f64(), "{report}");
+    }
+    // The strongest penalty alone: without weights everything is of the larger class.
+    let strong = ["--set", "linear_eval.penalties=[1e9]"];
+    let plain = run.json("linear-eval", &[&common[..2], &strong].concat());
+    assert_eq!((plain["per_class"][0]["top1"].as_f64(), plain["top1"].as_f64()), (Some(1.0), Some(0.5)));
+    let weighted = run.json("linear-eval", &[&common[..], &strong].concat());
+    assert_ne!(weighted["per_class"], plain["per_class"], "the intercepts are equal");
+}
+
+#[test]
+fn where_there_is_one_class_there_is_no_accuracy() {
+    let run = Run::new();
+    let images = run.folder.path().join("images");
+    draw_images(&images.join("train"), &["a"], 6);
+    draw_images(&images.join("val"), &["a"], 4);
+    let config = run.path("images.yaml");
+    fs::write(&config, format!("data: {{format: image_folder, path: {}, workers: 1}}\n", images.display()))
+        .expect("written");
+    let finetune = ["linear-eval", "--finetune"];
+    for command in [&["knn-eval"][..], &["linear-eval"], &finetune] {
+        let extra = [&command[1..], &["--config", &config]].concat();
+        run.failed(command[0], &extra, &["data.path: found 1 class", "there is no accuracy to compute"]);
+    }
+}
+
+/// A run's relative paths are those of the folder it was started in, wherever it is evaluated.
+#[test]
+fn relative_paths_of_a_run_are_resolved_against_where_it_was_started() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (home, elsewhere) = (folder.path().join("home"), folder.path().join("elsewhere"));
+    for (at, each) in [(&home, 12), (&elsewhere, 20)] {
+        draw_images(&at.join("imgs/train"), &["a", "b"], each);
+        draw_images(&at.join("imgs/val"), &["a", "b"], 4);
+    }
+    let data = "data: {format: image_folder, path: imgs, workers: 1}\n";
+    let config = CONFIG.replace(
+        "data:\n  format: synthetic\n  workers: 1\n  synthetic: {images: 200, eval_images: 60, classes: 4, size: 16}\n",
+        data,
+    );
+    fs::write(home.join("c.yaml"), config).expect("written");
+    let at = |folder: &Path, arguments: &[&str]| {
+        let output = byol(arguments).current_dir(folder).output().expect("byol runs");
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    at(&home, &["train", "--config", "c.yaml", "--set", "output.dir=run"]);
+    let run = home.join("run").display().to_string();
+    let knn = ["knn-eval", "--checkpoint", &run, "--k", "1"];
+    let (table, log) = at(&elsewhere, &knn);
+    assert!(table.contains("8 held-out images, 24 training images"), "{table}");
+    let resolved = format!("data.path: imgs, relative to where the run was started: {}", home.join("imgs").display());
+    assert!(log.contains(&resolved) && !log.contains("are not the images"), "{log}");
+    let (table, _) = at(&elsewhere, &[&knn[..], &["--set", "data.path=imgs"]].concat());
+    assert!(table.contains("8 held-out images, 40 training images"), "{table}");
+    draw_images(&home.join("imgs/train"), &["a", "b"], 13);
+    let (_, log) = at(&home, &knn);
+    assert!(log.contains("these are not the images that the run was trained on"), "{log}");
 }
 
 #[test]
@@ -229,8 +347,16 @@ fn neighbors_vote_for_every_k_in_one_pass() {
     }
     let table = run.stdout("knn-eval", &["--k", "5"]);
     assert!(table.contains("60 held-out images, 200 training images"), "{table}");
-    run.failed("knn-eval", &["--k", "5,201"], &["--k: found 201, expected 1 to 200"]);
-    run.failed("knn-eval", &["--k", "0"], &["--k: found 0, expected 1 to 200"]);
+    assert!(table.contains("balanced") && !table.contains("top-5"), "four classes: {table}");
+    assert_eq!((&results[0]["top5"], results[0]["balanced_top1"].is_f64()), (&Value::Null, true));
+    // More than there are: all of them, once.
+    let arguments = run.arguments("knn-eval", &["--k", "5,200,201", "--json"]);
+    let printed = output(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let more: Value = serde_json::from_slice(&printed.stdout).expect("JSON");
+    assert_eq!(more["results"], Value::from(vec![results[0].clone(), results[2].clone()]));
+    let log = text(&printed.stderr);
+    assert!(log.contains("k = 201: there are 200 training images to compare with; k = 200 is used"), "{log}");
+    run.failed("knn-eval", &["--k", "0"], &["--k: found 0, expected 1 or more"]);
     run.failed("knn-eval", &["--temperature", "0"], &["--temperature: found 0.0, expected 0.001 to 100"]);
     run.failed("knn-eval", &["--temperature", "1e-300"], &["--temperature: found 1e-300, expected 0.001 to 100"]);
     run.failed("knn-eval", &["--k", "5,1,5"], &["--k: found 5 twice, expected different numbers"]);
@@ -258,8 +384,11 @@ fn extracted_features_are_whole_and_nothing_is_overwritten() {
         run.failed("extract-features", &["--output", output], &["exists already; add --force"]);
     }
     assert!(fs::read(&file).expect("read") == bytes);
+    // What a killed extraction left.
+    let stale = run.path(".partial-f.safetensors-Xy12z9");
+    fs::write(&stale, "half").expect("written");
     let said = run.stdout("extract-features", &["--output", &file, "--force"]);
-    assert!(said.contains("200 x 128 features"), "{said}");
+    assert!(said.contains("200 x 128 features") && !Path::new(&stale).exists(), "{said}");
     run.failed("extract-features", &["--output", &run.path("x.npy")], &["expected a folder"]);
 }
 

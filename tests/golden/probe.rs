@@ -1,9 +1,9 @@
-//! Linear classifiers and nearest neighbors against PyTorch, scikit-learn and numpy; fixture by
-//! `scripts/reference/probe.py`.
+//! Linear classifiers and nearest neighbors against PyTorch, scikit-learn and numpy; fixtures by
+//! `scripts/reference/probe.py` and `logistic.py`.
 
 use crate::support::{CPU, Fixture};
 use byol::data::loader::sampler::Sampler;
-use byol::eval::{Features, LinearEvalConfig, Probes, Tally, knn};
+use byol::eval::{Features, LinearEvalConfig, Logistic, Probes, Tally, knn};
 use byol::optim::learning_rate;
 use tch::{Kind, Tensor};
 
@@ -70,4 +70,31 @@ fn neighbors_are_numpys_exactly() {
     let found =
         knn(&part(0, 1000), Some(&part(1000, 500)), &[1, 20, 200], 0.1, None, &mut |_| Ok(())).expect("neighbors");
     assert_eq!(found.iter().map(|f| f.top1).collect::<Vec<_>>(), fixture.numbers("knn_top1"));
+}
+
+/// `LogisticRegression(C=1 / penalty)`, with and without `class_weight="balanced"`.
+#[test]
+fn logistic_regression_is_scikit_learns_at_every_penalty() {
+    let fixture = Fixture::open("logistic.safetensors");
+    let (x, y) = (fixture.get("x"), fixture.get("y"));
+    let (train_x, train_y) = (x.narrow(0, 0, 400), y.narrow(0, 0, 400));
+    let counts = train_y.bincount::<Tensor>(None, 5).to_kind(Kind::Double);
+    let balanced: Tensor = 80.0 / counts; // images / (classes * images of the class)
+    let balanced = balanced.index_select(0, &train_y);
+    for (name, weights) in [("none", None), ("balanced", Some(balanced))] {
+        let mut problem = Logistic::new(&train_x, &train_y, weights, 5).expect("a problem");
+        let mut fit = problem.start();
+        for (at, penalty) in fixture.numbers("penalties").into_iter().enumerate() {
+            fit = problem.fit(penalty, &fit, 1e-7, &mut || Ok(())).expect("a fit");
+            assert!(fit.converged, "{name}, penalty {penalty}");
+            let found = problem.classifier(&fit);
+            let expected = |part: &str| fixture.get(&format!("{name}.{part}")).get(at as i64);
+            let errors = [relative(&found.weight, &expected("weight")), relative(&found.bias, &expected("bias"))];
+            assert!(errors.iter().all(|&error| error < 1e-5), "{name}, penalty {penalty}: {errors:?}");
+            let scores = found.scores(&x.narrow(0, 400, 300)).expect("scores").squeeze_dim(1);
+            let right = scores.argmax(1, false).eq_tensor(&y.narrow(0, 400, 300)).to_kind(Kind::Double);
+            let top1 = right.mean(Kind::Double).double_value(&[]);
+            assert!((top1 - expected("top1").double_value(&[])).abs() < 0.001, "{name}, penalty {penalty}: {top1}");
+        }
+    }
 }

@@ -1,0 +1,236 @@
+//! The paper's protocol for transfer (arXiv 2006.07733, appendix D.2): logistic regression on features in memory for a
+//! grid of L2 penalties, the best of which on held-out training images is fitted again on all of them. A convex problem:
+//! no learning rate, and one answer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use super::linear::{FOLDS, Outcome, Protocol, Rows, Setting, Task, Trial, too_few};
+use super::logistic::{Classifier, Logistic};
+use super::{Represent, Tally};
+use crate::rng::{Purpose, Stream};
+
+/// Relative error of weights where penalties are compared: accuracies differ by some 0.01 points.
+const ROUGH: f64 = 1e-4;
+/// The same of the classifier that is tested.
+const FINE: f64 = 1e-6;
+/// Numbers in the features below which threads would wait for each other longer than they save; beside busy processes ten
+/// times as long.
+const SMALL: usize = 1 << 22;
+/// How often the processes that wait for the first one hear of it.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// Called before every step of L-BFGS.
+type Tick<'a> = &'a mut dyn FnMut() -> Result<()>;
+
+/// A penalty, chosen, and the classifier to test.
+struct Chosen {
+    trials: Vec<Trial>,
+    at: usize,
+    classifier: Classifier,
+}
+
+impl Task {
+    pub(super) fn logistic_regression(&self, encoder: &impl Represent) -> Result<Outcome> {
+        let split = &self.split;
+        let train = self.rows(encoder, &self.train, &split.train, "features of the training images")?;
+        let validation = self.rows(encoder, &self.train, &split.validation, "features of the held-out images")?;
+        let test = self.rows(encoder, &self.test, &self.test_images(), "features of the test images")?;
+        let started = Instant::now();
+        let refit = split.cross_validated
+            || validation.len() > 0 && split.fraction.is_none() && self.config.refit.unwrap_or(true);
+        let chosen = self.on_the_first(&train, || self.choose_penalty(&train, &validation, refit))?;
+        let mut tally = self.tally(1, test.features.device());
+        self.judge(&mut tally, &test, |features| chosen.classifier.scores(features))?;
+        let accuracy = tally.accuracies()?.swap_remove(0);
+        let held_out = if split.cross_validated { train.len() } else { validation.len() };
+        let trained = train.len() + if refit { validation.len() } else { 0 };
+        Ok(Outcome {
+            protocol: Protocol::Lbfgs,
+            trials: chosen.trials,
+            chosen: chosen.at,
+            accuracy,
+            images: [trained, held_out, test.len()],
+            batch_size: None,
+            refit,
+            training_seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Has the first process do `work`, on as many threads as it would have alone, and gives all of them its result:
+    /// the same bits, whatever their number.
+    fn on_the_first(&self, rows: &Rows, work: impl FnOnce() -> Result<Chosen>) -> Result<Chosen> {
+        let work = || {
+            let own = tch::get_num_threads();
+            native::set_threads(if rows.features.numel() < SMALL { 1 } else { self.threads });
+            let chosen = work();
+            native::set_threads(own as usize);
+            chosen
+        };
+        let group = &self.options.group;
+        let penalties = self.config.penalties();
+        let mut chosen = if group.is_first() {
+            let chosen = work();
+            // After an error the others do not wait: all have heard of the signal, or the group ends.
+            let chosen = chosen?;
+            group.from_first(&[0.0])?;
+            chosen
+        } else {
+            while group.from_first(&[1.0])?[0] > 0.0 {
+                self.options.check()?;
+            }
+            let options = (Kind::Double, rows.features.device());
+            let shape = [rows.features.size()[1], self.classes.count()];
+            let classifier =
+                Classifier { weight: Tensor::zeros(shape, options), bias: Tensor::zeros(shape[1], options) };
+            let trial = |&penalty: &f64| Trial::new(Setting::Lbfgs { penalty });
+            Chosen { trials: penalties.iter().map(trial).collect(), at: 0, classifier }
+        };
+        group.broadcast(&[chosen.classifier.weight.shallow_clone(), chosen.classifier.bias.shallow_clone()])?;
+        let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        let told = chosen.trials.iter().flat_map(|trial| {
+            [trial.validation_top1, trial.validation_balanced_top1, trial.validation_loss].map(number)
+        });
+        let told = group.from_first(&told.chain([chosen.at as f64]).collect::<Vec<_>>())?;
+        for (trial, told) in chosen.trials.iter_mut().zip(told.chunks(3)) {
+            let [top1, balanced, loss] = [told[0], told[1], told[2]].map(|value| Some(value).filter(|v| !v.is_nan()));
+            (trial.validation_top1, trial.validation_balanced_top1, trial.validation_loss) = (top1, balanced, loss);
+        }
+        chosen.at = told[penalties.len() * 3] as usize;
+        Ok(chosen)
+    }
+
+    fn choose_penalty(&self, train: &Rows, validation: &Rows, refit: bool) -> Result<Chosen> {
+        let penalties = self.config.penalties();
+        let mut trials: Vec<Trial> = penalties.iter().map(|&penalty| Trial::new(Setting::Lbfgs { penalty })).collect();
+        let device = train.features.device();
+        let mut tallies: Vec<Tally> = penalties.iter().map(|_| self.tally(1, device)).collect();
+        let parts = match self.split.cross_validated {
+            true => folds(train, self.config.seed)?,
+            false => Vec::new(),
+        };
+        let held_out = parts.len().max(usize::from(validation.len() > 0));
+        let mut tick = self.heartbeat();
+        let bar = self.options.bar("logistic regression: fits of the grid", held_out + 1);
+        for (at, [rest, part]) in parts.iter().enumerate() {
+            self.path(&train.at(rest), &train.at(part), &mut tallies, &mut tick)?;
+            bar.iter().for_each(|bar| bar.set(at + 1));
+        }
+        if validation.len() > 0 {
+            self.path(train, validation, &mut tallies, &mut tick)?;
+        }
+        if held_out > 0 {
+            for (trial, tally) in trials.iter_mut().zip(&tallies) {
+                trial.judged(&tally.accuracies()?[0]);
+            }
+        } else {
+            ensure!(trials.len() < 2, too_few(trials.len(), train.len(), "give one penalty"));
+        }
+        // Strictly more, from the strongest penalty on: equal ones are for the stronger.
+        let score = |at: usize| trials[at].score(self.config.class_weights).unwrap_or(0.0);
+        let at = (1..trials.len()).fold(0, |best, at| if score(at) > score(best) { at } else { best });
+        let classifier = match refit && validation.len() > 0 {
+            true => self.fit(
+                &Rows {
+                    features: Tensor::cat(&[&train.features, &validation.features], 0),
+                    classes: Tensor::cat(&[&train.classes, &validation.classes], 0),
+                },
+                penalties[at],
+                &mut tick,
+            )?,
+            false => self.fit(train, penalties[at], &mut tick)?,
+        };
+        Ok(Chosen { trials, at, classifier })
+    }
+
+    /// Fits all penalties on `train`, each from the one before, and counts what they make of `held_out`.
+    fn path(&self, train: &Rows, held_out: &Rows, tallies: &mut [Tally], tick: Tick) -> Result<()> {
+        let mut problem = self.problem(train)?;
+        let mut fit = problem.start();
+        for (penalty, tally) in self.config.penalties().into_iter().zip(tallies) {
+            fit = problem.fit(penalty, &fit, ROUGH, tick)?;
+            let classifier = problem.classifier(&fit);
+            self.judge(tally, held_out, |features| classifier.scores(features))?;
+        }
+        Ok(())
+    }
+
+    fn fit(&self, rows: &Rows, penalty: f64, tick: Tick) -> Result<Classifier> {
+        let mut problem = self.problem(rows)?;
+        let fit = problem.fit(penalty, &problem.start(), FINE, tick)?;
+        if !fit.converged {
+            log::warn!("linear_eval: L-BFGS did not converge in {} steps at penalty {penalty:e}", fit.iterations);
+        }
+        Ok(problem.classifier(&fit))
+    }
+
+    fn problem(&self, rows: &Rows) -> Result<Logistic> {
+        let weights = self.class_weights(&rows.classes).map(|weights| weights.index_select(0, &rows.classes));
+        Logistic::new(&rows.features, &rows.classes, weights, self.classes.count())
+    }
+
+    /// Looks for signals, and keeps the processes that wait from taking this one for lost.
+    fn heartbeat(&self) -> impl FnMut() -> Result<()> {
+        let mut last = Instant::now();
+        move || {
+            if last.elapsed() < HEARTBEAT {
+                return Ok(());
+            }
+            last = Instant::now();
+            self.options.group.from_first(&[1.0])?;
+            self.options.check()
+        }
+    }
+}
+
+/// Positions in `rows`, all but a part and the part, for parts that are equal to one image in every class. An image that
+/// is alone in its class is in no part.
+fn folds(rows: &Rows, seed: u64) -> Result<Vec<[Tensor; 2]>> {
+    let classes = Vec::<i64>::try_from(&rows.classes.to_device(Device::Cpu))?;
+    let mut by_class = vec![Vec::new(); classes.iter().max().map_or(0, |&most| most as usize + 1)];
+    classes.iter().enumerate().for_each(|(at, &class)| by_class[class as usize].push(at));
+    let (mut fold_of, mut next) = (vec![FOLDS; classes.len()], 0);
+    for (class, mut members) in by_class.into_iter().enumerate().filter(|(_, members)| members.len() > 1) {
+        Stream::new(seed, Purpose::Subset, 0, class as u64, 3).shuffle(&mut members);
+        for member in members {
+            fold_of[member] = next % FOLDS;
+            next += 1;
+        }
+    }
+    let positions = |part: bool, fold: usize| -> Tensor {
+        let chosen = fold_of.iter().enumerate().filter(|(_, own)| (**own == fold) == part).map(|(at, _)| at as i64);
+        Tensor::from_slice(&chosen.collect::<Vec<_>>()).to_device(rows.classes.device())
+    };
+    Ok((0..FOLDS.min(next)).map(|fold| [positions(false, fold), positions(true, fold)]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folds_are_stratified_and_hold_every_image_out_once() -> Result<()> {
+        // 23 of class 0, 11 of class 1, 1 of class 2.
+        let classes: Vec<i64> = (0..35).map(|i| if i == 34 { 2 } else { i64::from(i % 3 == 1) }).collect();
+        let rows = Rows {
+            features: Tensor::zeros([35, 2], (Kind::Float, Device::Cpu)),
+            classes: Tensor::from_slice(&classes),
+        };
+        let mut seen = Vec::new();
+        for [rest, part] in folds(&rows, 0)? {
+            let (rest, part) = (Vec::<i64>::try_from(rest)?, Vec::<i64>::try_from(part)?);
+            assert_eq!(rest.len() + part.len(), 35);
+            assert!(rest.contains(&34), "alone in its class");
+            let of_class = |class: i64| part.iter().filter(|&&at| classes[at as usize] == class).count();
+            assert!((4..=5).contains(&of_class(0)) && (2..=3).contains(&of_class(1)), "{part:?}");
+            seen.extend(part);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..34).collect::<Vec<i64>>());
+        let few = Rows { features: rows.features.narrow(0, 0, 2), classes: Tensor::from_slice(&[0i64, 1]) };
+        assert!(folds(&few, 0)?.is_empty());
+        Ok(())
+    }
+}
