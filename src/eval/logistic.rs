@@ -163,8 +163,8 @@ impl Objective for Logistic {
             let _ = slope.f_scatter_add_(1, &own, &Tensor::full_like(&losses, -1.0))?;
             if let Some(weights) = &self.weights {
                 let weights = part(weights).unsqueeze(1);
-                losses = losses * &weights;
-                slope = slope * weights;
+                losses *= &weights;
+                slope *= weights;
             }
             loss -= losses.sum(Kind::Double).double_value(&[]);
             gradient = gradient.f_addmm(&rows.tr(), &slope)?;

@@ -130,7 +130,7 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    /// A value that an instruction holds or takes from the stack.
+    /// A value that an instruction holds or takes from the stack. Long, because it is the table of these instructions.
     fn literal(&mut self, op: u8) -> Result<Object> {
         Ok(match op {
             b'N' => Object::Opaque,
