@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 /// Pairs of steps and gradient changes that are kept.
 const HISTORY: usize = 10;
 /// Iterations after which the preconditioner is made anew for the first time.
-const REFRESH: usize = 12;
+const REFRESH: usize = 30;
 /// Evaluations of one line search.
 const LINE_SEARCH: usize = 30;
 /// Share of a value that its rounding may come to.

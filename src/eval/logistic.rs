@@ -18,11 +18,11 @@ use crate::rng::{Purpose, Stream};
 /// Images whose scores are in memory at once.
 const BLOCK: i64 = 4096;
 /// Rows for each dimension that the preconditioner is made from, at most.
-const ROWS_PER_DIMENSION: i64 = 8;
+const ROWS_PER_DIMENSION: i64 = 4;
 /// Most numbers of the preconditioner: beyond it all classes share one block.
 const MAX_BLOCKS: i64 = 1 << 26;
 /// Steps up to which a preconditioner serves the next penalty, too.
-const REUSED: usize = 6;
+const REUSED: usize = 20;
 /// Most L-BFGS steps of one fit.
 const MAX_ITERATIONS: usize = 1000;
 

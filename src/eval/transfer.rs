@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
+use super::Represent;
 use super::linear::{FOLDS, Outcome, Protocol, Rows, Setting, Task, Trial, too_few};
-use super::logistic::{Classifier, Logistic};
-use super::{Represent, Tally};
+use super::logistic::{Classifier, Fit, Logistic};
 use crate::rng::{Purpose, Stream};
 
 /// Relative error of weights where penalties are compared: accuracies differ by some 0.01 points.
@@ -24,6 +24,17 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 
 /// Called before every step of L-BFGS.
 type Tick<'a> = &'a mut dyn FnMut() -> Result<()>;
+
+/// Penalties without a lower held-out loss or a higher held-out accuracy after which weaker ones are not tried: one and a
+/// half decades of the paper's grid.
+const PATIENCE: usize = 6;
+
+/// A fit that goes from penalty to penalty, and the images that it is judged by.
+struct Path {
+    problem: Logistic,
+    fit: Fit,
+    held_out: Rows,
+}
 
 /// A penalty, chosen, and the classifier to test.
 struct Chosen {
@@ -41,7 +52,10 @@ impl Task {
         let started = Instant::now();
         let refit = split.cross_validated
             || validation.len() > 0 && split.fraction.is_none() && self.config.refit.unwrap_or(true);
-        let chosen = self.on_the_first(&train, || self.choose_penalty(&train, &validation, refit))?;
+        let mut chosen = self.on_the_first(&train, || self.choose_penalty(&train, &validation, refit))?;
+        // Those that the walk did not come to; the chosen one is before them.
+        let judged = chosen.trials.iter().filter(|trial| trial.validation_top1.is_some()).count();
+        chosen.trials.truncate(judged.max(1));
         let mut tally = self.tally(1, test.features.device());
         self.judge(&mut tally, &test, |features| chosen.classifier.scores(features))?;
         let accuracy = tally.accuracies()?.swap_remove(0);
@@ -106,27 +120,22 @@ impl Task {
         let penalties = self.config.penalties();
         let mut trials: Vec<Trial> = penalties.iter().map(|&penalty| Trial::new(Setting::Lbfgs { penalty })).collect();
         let device = train.features.device();
-        let mut tallies: Vec<Tally> = penalties.iter().map(|_| self.tally(1, device)).collect();
         let parts = match self.split.cross_validated {
             true => folds(train, self.config.seed)?,
             false => Vec::new(),
         };
-        let held_out = parts.len().max(usize::from(validation.len() > 0));
         let mut tick = self.heartbeat();
-        let bar = self.options.bar("logistic regression: fits of the grid", held_out + 1);
-        for (at, [rest, part]) in parts.iter().enumerate() {
-            self.path(&train.at(rest), &train.at(part), &mut tallies, &mut tick)?;
-            bar.iter().for_each(|bar| bar.set(at + 1));
-        }
+        let mut paths =
+            parts.iter().map(|[rest, part]| self.path(&train.at(rest), train.at(part))).collect::<Result<Vec<_>>>()?;
         if validation.len() > 0 {
-            self.path(train, validation, &mut tallies, &mut tick)?;
+            paths.push(
+                self.path(train, validation.at(&Tensor::arange(validation.len() as i64, (Kind::Int64, device))))?,
+            );
         }
-        if held_out > 0 {
-            for (trial, tally) in trials.iter_mut().zip(&tallies) {
-                trial.judged(&tally.accuracies()?[0]);
-            }
-        } else {
+        if paths.is_empty() {
             ensure!(trials.len() < 2, too_few(trials.len(), train.len(), "give one penalty"));
+        } else {
+            self.walk(&mut paths, &mut trials, &mut tick)?;
         }
         // Strictly more, from the strongest penalty on: equal ones are for the stronger.
         let score = |at: usize| trials[at].score(self.config.class_weights).unwrap_or(0.0);
@@ -145,14 +154,34 @@ impl Task {
         Ok(Chosen { trials, at, classifier })
     }
 
-    /// Fits all penalties on `train`, each from the one before, and counts what they make of `held_out`.
-    fn path(&self, train: &Rows, held_out: &Rows, tallies: &mut [Tally], tick: Tick) -> Result<()> {
-        let mut problem = self.problem(train)?;
-        let mut fit = problem.start();
-        for (penalty, tally) in self.config.penalties().into_iter().zip(tallies) {
-            fit = problem.fit(penalty, &fit, ROUGH, tick)?;
-            let classifier = problem.classifier(&fit);
-            self.judge(tally, held_out, |features| classifier.scores(features))?;
+    fn path(&self, train: &Rows, held_out: Rows) -> Result<Path> {
+        let problem = self.problem(train)?;
+        Ok(Path { fit: problem.start(), problem, held_out })
+    }
+
+    /// Fits the penalties from the strongest on, each from the one before, on every path, and counts what they make of the
+    /// held-out images. Weaker and weaker ones take ever longer and only fit the training images better: the walk ends
+    /// where the held-out loss has kept rising, and the accuracy has not been the best, for [`PATIENCE`] penalties.
+    fn walk(&self, paths: &mut [Path], trials: &mut [Trial], tick: Tick) -> Result<()> {
+        let (count, weights) = (trials.len(), self.config.class_weights);
+        let bar = self.options.bar("logistic regression: penalties", count);
+        let (mut best, mut lowest, mut since) = (f64::NEG_INFINITY, f64::INFINITY, 0);
+        for (at, (penalty, trial)) in self.config.penalties().into_iter().zip(trials).enumerate() {
+            let mut tally = self.tally(1, paths[0].held_out.features.device());
+            for path in &mut *paths {
+                path.fit = path.problem.fit(penalty, &path.fit, ROUGH, tick)?;
+                let classifier = path.problem.classifier(&path.fit);
+                self.judge(&mut tally, &path.held_out, |features| classifier.scores(features))?;
+            }
+            trial.judged(&tally.accuracies()?[0]);
+            bar.iter().for_each(|bar| bar.set(at + 1));
+            let (score, loss) = (trial.score(weights).unwrap_or(0.0), trial.validation_loss.unwrap_or(f64::INFINITY));
+            since = if score > best || loss < lowest { 0 } else { since + 1 };
+            (best, lowest) = (best.max(score), lowest.min(loss));
+            if since == PATIENCE {
+                bar.iter().for_each(|bar| bar.set(count));
+                break;
+            }
         }
         Ok(())
     }
