@@ -91,8 +91,6 @@ fn piped(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// For processes that are given the same arguments: a copy of the pipe that was read, which they inherit, and the
 /// variable that tells them of it. `None` where no pipe was read.
-/// # Errors
-/// No memory for the copy.
 pub fn piped_for_children() -> Result<Option<(OwnedFd, [String; 2])>> {
     let read = PIPED.lock().unwrap_or_else(PoisonError::into_inner);
     let Some((path, bytes)) = read.first() else { return Ok(None) };

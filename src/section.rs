@@ -150,8 +150,6 @@ impl Shown for Words<'_> {
 }
 
 /// For `serde(deserialize_with)`: a count, or null. 0 is read as null, which it was written for formerly.
-/// # Errors
-/// Not a number.
 pub fn count_or_null<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -161,8 +159,6 @@ where
 }
 
 /// For `serde(deserialize_with)`: a list in which later repetitions of a value are dropped.
-/// # Errors
-/// Not a list.
 pub fn distinct<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,

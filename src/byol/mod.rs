@@ -103,8 +103,6 @@ impl StepOutput {
 
 impl Numbers {
     /// Waits for what [`StepOutput::fetch`] fetches.
-    /// # Errors
-    /// The step failed on the device.
     pub fn of(fetched: &PendingScalars) -> Result<Self> {
         let values = fetched.get()?;
         let request = StopRequest::of(&values[3..]);

@@ -83,7 +83,7 @@ impl Ranks {
     /// A step's output over all processes, with the signals that they received: one small reduction, which only the
     /// CPU waits for. `projections` `[N, D]` are those that [`StepOutput::z_std`] is of.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn averaged(&self, output: StepOutput, projections: &Tensor) -> Result<StepOutput> {
         let Some(Connected { group, arrived, .. }) = &self.0 else { return Ok(output) };
         let (kind, device) = (output.loss.kind(), output.loss.device());

@@ -54,8 +54,6 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
 }
 
 /// The length of a file according to its header; nothing else is read.
-/// # Errors
-/// It cannot be read, or has no such header.
 pub fn length_by_header(path: &Path) -> Result<u64> {
     let place = || format!("{}: damaged: not a whole safetensors file", path.display());
     let mut file = File::open(path).with_context(|| format!("reading {}", path.display()))?;

@@ -55,8 +55,6 @@ struct StageTimes {
 }
 
 /// Runs the command.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;

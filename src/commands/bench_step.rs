@@ -233,8 +233,6 @@ impl Bench {
 }
 
 /// Runs the command.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchStepArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
     let arguments = json!({"command": "bench step", "--steps": args.steps, "--synthetic": args.synthetic});

@@ -21,8 +21,6 @@ use native::{self, ImageLayout, Normalizer};
 const BATCH: usize = 256;
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExportArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
     let format = args.format;

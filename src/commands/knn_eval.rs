@@ -12,8 +12,6 @@ use crate::eval::{Classes, KnnAccuracy, extract, knn};
 use crate::run::evaluation::{Evaluation, print};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &KnnEvalArgs) -> Result<u8> {
     // The range of monitor.knn_temperature: beyond it all weights but the first vanish, or none differs.
     let temperature = args.temperature;

@@ -19,8 +19,6 @@ use crate::run::evaluation::{Evaluation, print};
 const SHOWN: usize = 10;
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &LinearEvalArgs) -> Result<u8> {
     if let Some(fraction) = args.fraction {
         let right = fraction > 0.0 && fraction < 1.0;

@@ -17,8 +17,6 @@ use crate::preview::{Layout, Picture};
 use crate::rng::{Purpose, Stream};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;

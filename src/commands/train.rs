@@ -27,8 +27,6 @@ use crate::signals::Signals;
 use crate::train::{Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
     // These change no weights, and so a resumed run may have others, but all processes need the same.

@@ -58,8 +58,6 @@ impl Config {
 
     /// The same on top of `base`, such as a run's own config: a section in the file replaces that of the base entirely,
     /// other sections stay.
-    /// # Errors
-    /// As [`Self::load`].
     pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let source = path.map(source::Source::read).transpose()?;
         let mut outdated = Vec::new();

@@ -106,8 +106,6 @@ impl Group {
 
     /// Fails unless `value` is rank 0's, for things that are known only after joining; a single process does not
     /// compute it.
-    /// # Errors
-    /// What differs.
     pub fn agree(&self, what: &str, value: impl FnOnce() -> Result<String>) -> Result<()> {
         let Some(Connection { store, timeout, .. }) = &self.connection else { return Ok(()) };
         let value = value()?;
@@ -121,7 +119,7 @@ impl Group {
 
     /// Sums of each number over all processes.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn sum(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let Some(processes) = self.processes() else { return Ok(numbers.to_vec()) };
         let tensor = Tensor::from_slice(numbers);
@@ -131,14 +129,14 @@ impl Group {
 
     /// Gives all processes the values that rank 0 has in these tensors.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn broadcast(&self, tensors: &[Tensor]) -> Result<()> {
         self.processes().map_or(Ok(()), |processes| processes.broadcast(tensors))
     }
 
     /// Rank 0's numbers.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn from_first(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let tensor = Tensor::from_slice(numbers);
         self.broadcast(&[tensor.shallow_clone()])?;
@@ -147,7 +145,7 @@ impl Group {
 
     /// The rows `[n, ...]` of each process, in the order of ranks; n may differ.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn gather_rows(&self, rows: &Tensor) -> Result<Vec<Tensor>> {
         let Some(processes) = self.processes() else { return Ok(vec![rows.shallow_clone()]) };
         let counts = processes.all_gather(&Tensor::from_slice(&[rows.size()[0]]))?;
@@ -165,7 +163,7 @@ impl Group {
 
     /// The texts of all processes, each once, in order.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn union(&self, texts: &BTreeSet<String>) -> Result<BTreeSet<String>> {
         let bytes: Vec<u8> = texts.iter().flat_map(|text| text.bytes().chain([0])).collect();
         let mut all = BTreeSet::new();
@@ -193,7 +191,7 @@ impl Group {
 
     /// Ends the group once every process has called this.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn leave(&self) -> Result<()> {
         let Some(Connection { processes, watch, .. }) = &self.connection else { return Ok(()) };
         // Until all are here this process still answers others that fail.

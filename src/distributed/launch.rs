@@ -28,7 +28,7 @@ const FOREIGN: &str = "TORCHELASTIC_USE_AGENT_STORE";
 
 /// In a process that `--nproc` started: has it killed when the launcher ends, for whatever reason.
 /// # Errors
-/// The launcher has ended already.
+/// The launcher has already exited.
 pub fn end_with_launcher() -> Result<()> {
     let Some(launcher) = std::env::var(LAUNCHER).ok().and_then(|pid| pid.parse::<i32>().ok()) else { return Ok(()) };
     set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;

@@ -224,8 +224,6 @@ impl Encoder {
 
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with
     /// the same weight: `torch.optim.swa_utils.update_bn`. Returns the number of batches.
-    /// # Errors
-    /// A batch's own; no batch with two images or more.
     pub fn recompute_batchnorm(&mut self, batches: impl Iterator<Item = Result<Tensor>>) -> Result<i64> {
         let _no_grad = tch::no_grad_guard();
         let buffers = &self.params.buffers;

@@ -60,7 +60,7 @@ pub struct ExtractOptions {
 impl ExtractOptions {
     /// Gives up where a signal has come, to whichever of the processes: all have to ask equally often.
     /// # Errors
-    /// [`Interrupted`]; a process is gone, or late.
+    /// [`Interrupted`]; another process was lost or timed out.
     pub fn check(&self) -> Result<()> {
         let own = (self.signal)();
         let counts = self.group.sum(&[143, 130].map(|code| f64::from(u8::from(own == Some(code)))))?;
@@ -195,8 +195,6 @@ pub fn stream(
 }
 
 /// The same for images without augmentation, all at once; `what` they are is shown with the progress.
-/// # Errors
-/// As [`stream`].
 pub fn extract(
     encoder: &impl Represent,
     dataset: &Arc<dyn Dataset>,

@@ -41,8 +41,6 @@ pub trait Exporter: Sync + RefUnwindSafe {
     fn describe(&self) -> String;
 
     /// Refuses options that it has no use for.
-    /// # Errors
-    /// Which, and what to do instead.
     fn check_options(&self, options: &ExportOptions) -> Result<()>;
 
     /// Refuses a number of parameters that it cannot hold.
@@ -68,8 +66,6 @@ pub trait Exporter: Sync + RefUnwindSafe {
     fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>>;
 
     /// Reads a file back.
-    /// # Errors
-    /// It is damaged.
     fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader>;
 
     /// The lines of Python that load `file`, a name as it stands between quotes.
@@ -157,8 +153,6 @@ impl Difference {
     }
 
     /// What was measured, in words.
-    /// # Errors
-    /// The same words, where it is more than [`TOLERANCE`] or not a number.
     pub fn check(&self) -> Result<String> {
         let measured = format!(
             "largest difference to the encoder {:.1e}, {:.1e} of the largest feature ({:.3})",
@@ -182,8 +176,6 @@ pub fn write(encoder: &Encoder, format: Format, options: &ExportOptions, output:
 
 /// Reads the written file back, runs it on a batch of random images, and compares its features with the encoder's.
 /// The batch is not of the size that was traced; where the image size is free, a second one is larger.
-/// # Errors
-/// The file cannot be read or run.
 pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> Result<Difference> {
     let _no_grad = tch::no_grad_guard();
     let written = format.open(encoder, output)?;

@@ -26,8 +26,6 @@ pub struct AppendFile {
 
 impl AppendFile {
     /// Appends to `file`, opened for appending at `path`. `header` begins a file that has to be created again.
-    /// # Errors
-    /// The file's length cannot be read.
     pub fn new(path: &Path, file: File, header: Vec<u8>) -> Result<Self> {
         let whole = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
         Ok(Self { path: path.into(), file, header, whole, waiting: VecDeque::new(), lost: 0 })
@@ -51,8 +49,6 @@ impl AppendFile {
     }
 
     /// Writes the records that wait.
-    /// # Errors
-    /// As [`Self::append`].
     pub fn flush(&mut self) -> Result<()> {
         let count = self.waiting.len();
         if count == 0 {

@@ -147,8 +147,6 @@ pub trait Sink {
     fn record(&mut self, record: &Metrics) -> Result<()>;
 
     /// Writes the records that wait.
-    /// # Errors
-    /// As [`Self::record`].
     fn flush(&mut self) -> Result<()> {
         Ok(())
     }
@@ -200,8 +198,6 @@ impl Logger {
     }
 
     /// Writes the records that wait.
-    /// # Errors
-    /// What could not be written.
     pub fn finish(&mut self) -> Result<()> {
         first_error(self.sinks.iter_mut().map(|sink| sink.flush()))
     }

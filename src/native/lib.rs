@@ -140,15 +140,13 @@ pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Runs `work`; where tch panics in it, as its operators do when they fail, that is an error.
 /// # Errors
-/// `work`'s own; what a panic said.
+/// Those of `work`; the message of a panic.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!(panic_line(&*panic))))
 }
 
 /// The same; the error after a panic begins with `what` panicked.
-/// # Errors
-/// `work`'s own; a panic's message.
 pub fn caught_in<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("{what} panicked: {}", panic_line(&*panic))))

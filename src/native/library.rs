@@ -12,7 +12,7 @@ pub(crate) struct Library(*mut c_void);
 impl Library {
     /// Loads one from its `bytes`, which are none where it could not be built: without these `headers`.
     /// # Errors
-    /// It is not part of this build, or libtorch_cuda is not there: the loader's own line.
+    /// Not part of this build, or libtorch_cuda is missing (the dynamic loader's message).
     pub fn load(name: &str, bytes: &[u8], headers: &str) -> Result<Self, String> {
         if bytes.is_empty() {
             return Err(format!(

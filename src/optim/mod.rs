@@ -231,8 +231,6 @@ impl Optimizer {
 
     /// L2 norm over all gradients, on the device. Where the config says so they are then scaled down as by
     /// `torch.nn.utils.clip_grad_norm_`: g <- g min(1, max_norm / (|g| + 1e-6)).
-    /// # Errors
-    /// No gradients.
     pub fn clip_grad_norm(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let gradients: Vec<_> = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();

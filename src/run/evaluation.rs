@@ -51,7 +51,7 @@ impl Evaluation {
     /// the exit code. Without `--config` a run's own config names the data. `arguments` are those that must be the same
     /// in all processes: an object of names and values.
     /// # Errors
-    /// No encoder there; data that nobody names; another architecture than the config's; `work`'s own.
+    /// No encoder there; no data path; an architecture other than the config's; those of `work`.
     pub fn run(
         args: &EncoderArgs,
         arguments: impl FnOnce(&Config) -> Value,
@@ -158,14 +158,12 @@ impl Evaluation {
 
     /// How many different images could not be read, in whichever process.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn images_skipped(&self) -> Result<usize> {
         ranks::bad_images(&self.options.bad, self.group())
     }
 
     /// The training images.
-    /// # Errors
-    /// They cannot be opened.
     pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
         let set = data::open_train(&self.config.data).context("data.path")?;
         ranks::agree_on_data(self.group(), "data.path", &*set)?;
@@ -195,8 +193,6 @@ impl Evaluation {
     }
 
     /// The held-out images, if there are any.
-    /// # Errors
-    /// They cannot be opened.
     pub fn held_out(&self) -> Result<Option<Arc<dyn Dataset>>> {
         let set = data::open_eval(&self.config.data).context("data.eval_path")?;
         if let Some(set) = &set {
@@ -207,7 +203,7 @@ impl Evaluation {
 
     /// The same, where there is no doing without.
     /// # Errors
-    /// There are none.
+    /// The data has none.
     pub fn test_set(&self) -> Result<Arc<dyn Dataset>> {
         match self.held_out()? {
             Some(set) => Ok(set),

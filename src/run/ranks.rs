@@ -117,22 +117,18 @@ fn differences(config: &Config, own: &Value, first: &Value) -> Result<Vec<String
 }
 
 /// Fails unless all processes have the same images.
-/// # Errors
-/// What differs.
 pub fn agree_on_data(group: &Group, what: &str, set: &dyn Dataset) -> Result<()> {
     group.agree(what, || Ok(format!("{} images, index {}", set.len(), set.fingerprint())))
 }
 
 /// How many different images were bad, over all processes.
 /// # Errors
-/// A process is gone, or late.
+/// Another process was lost or timed out.
 pub fn bad_images(bad: &BadImages, group: &Group) -> Result<usize> {
     Ok(group.union(&bad.names())?.len())
 }
 
 /// Fails unless every process gets the same number of images in every micro-batch, and BatchNorm more than one.
-/// # Errors
-/// What is found and expected.
 pub fn check_shares(config: &Config, world: usize) -> Result<()> {
     let (batch, parts) = (config.train.batch_size, config.train.accumulation_steps);
     ensure!(

@@ -27,7 +27,7 @@ pub struct Resume<'a> {
 impl Resume<'_> {
     /// Loads the checkpoint, and moves `manifest` and `plan` to its step.
     /// # Errors
-    /// It cannot be used; the config differs in what changes the result.
+    /// The checkpoint cannot be used; the config differs in a key that changes the result.
     pub fn load(&self, byol: &Byol, plan: &mut Plan, manifest: &mut Manifest) -> Result<()> {
         let Some((folder, saved)) = self.find(byol, plan, manifest)? else {
             log::info!("no checkpoint in {} yet: starting", self.checkpoints.display());

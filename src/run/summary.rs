@@ -65,8 +65,6 @@ impl Summary {
 }
 
 /// Replaces the summary of an earlier part of the run.
-/// # Errors
-/// It cannot be written.
 pub fn begin(trainer: &mut Trainer) -> Result<()> {
     let json = serde_json::to_vec_pretty(&Summary::new(trainer, "running"))?;
     trainer.saver.folder.put(NAME, json)

@@ -84,7 +84,7 @@ impl Drop for ProcessGroup {
 impl ProcessGroup {
     /// Connects to all others over Gloo; `timeout` is for this and for every collective.
     /// # Errors
-    /// Some other does not come, or this process cannot listen there.
+    /// Another process does not join in time, or this process cannot listen at that address.
     pub fn gloo(store: &Store, rank: usize, world: usize, listen: &Listen, timeout: Duration) -> Result<Self> {
         let (Listen::Address(name) | Listen::Interface(name)) = listen;
         let (name, interface) = (CString::new(name.as_str())?, matches!(listen, Listen::Interface(_)));
@@ -148,7 +148,7 @@ impl ProcessGroup {
 
     /// Sums a tensor over all processes, in place.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn all_reduce(&self, tensor: &Tensor) -> Result<()> {
         // SAFETY: the tensor is valid while borrowed; the call waits for the result, or has what is queued next wait.
         check(unsafe { byol_all_reduce(self.group.as_ptr(), tensor.as_ptr().cast_mut()) })
@@ -156,7 +156,7 @@ impl ProcessGroup {
 
     /// Tensors of one shape `[...]`, a process each, as `[world, ...]`.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn all_gather(&self, own: &Tensor) -> Result<Tensor> {
         let mut all = null_mut();
         // SAFETY: the tensor is valid while borrowed; the result is a new one that is handed over.
@@ -168,7 +168,7 @@ impl ProcessGroup {
 
     /// Gives all processes the values that rank 0 has in these tensors.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn broadcast(&self, tensors: &[Tensor]) -> Result<()> {
         let pointers: Vec<*mut C_tensor> = tensors.iter().map(|t| t.as_ptr().cast_mut()).collect();
         // SAFETY: the tensors are valid while borrowed.
@@ -178,7 +178,7 @@ impl ProcessGroup {
     /// `torch.nn.SyncBatchNorm` in train mode: x `[N, C]` or `[N, C, H, W]`, N the same in every process; the
     /// statistics are those of all processes' values, and so are the running ones afterwards.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn batch_norm(
         &self,
         x: &Tensor,

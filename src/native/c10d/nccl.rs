@@ -40,7 +40,7 @@ pub(super) struct Peer {
 /// A `c10d::ProcessGroupNCCL` for this process's GPU, to be handed to a process group. Sets variables of the
 /// environment that c10d and NCCL read.
 /// # Errors
-/// NCCL cannot be used here; what c10d says.
+/// NCCL cannot be used here.
 pub(super) fn backend(store: &Store, peer: Peer, listen: &Listen, timeout: Duration) -> Result<NonNull<Opaque>> {
     let (errors, new) = functions()?;
     let (Listen::Address(name) | Listen::Interface(name)) = listen;

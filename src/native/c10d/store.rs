@@ -73,7 +73,7 @@ impl Store {
     /// Connects to the store at `host:port`, whose keys get a prefix; with `listener`, which must be bound to that
     /// place, as its server.
     /// # Errors
-    /// Nobody answers within `timeout`.
+    /// No connection within `timeout`.
     pub fn open(host: &str, port: u16, listener: Option<TcpListener>, prefix: &str, timeout: Duration) -> Result<Self> {
         let (host, prefix) = (CString::new(host)?, CString::new(prefix)?);
         let fd = listener.map_or(-1, IntoRawFd::into_raw_fd); // c10d's from now on
@@ -86,7 +86,7 @@ impl Store {
 
     /// A second connection: one waits, the other asks.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn try_clone(&self) -> Result<Self> {
         // SAFETY: the store lives while it is borrowed.
         Ok(Self(made(|out| unsafe { byol_store_clone(self.0.as_ptr(), out) })?))
@@ -94,7 +94,7 @@ impl Store {
 
     /// Sets a key.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn set(&self, key: &str, value: &str) -> Result<()> {
         let key = CString::new(key)?;
         // SAFETY: key and value outlive the call, which copies them.
@@ -103,7 +103,7 @@ impl Store {
 
     /// A key's value, waited for.
     /// # Errors
-    /// Nobody sets it within `timeout`; the server is gone.
+    /// The key is not set within `timeout`; the store's process was lost.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<String> {
         let key = CString::new(key)?;
         let (mut bytes, mut length) = (null(), 0);
@@ -118,7 +118,7 @@ impl Store {
 
     /// Whether a key is set.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn has(&self, key: &str) -> Result<bool> {
         let key = CString::new(key)?;
         let mut there = 0;
@@ -129,7 +129,7 @@ impl Store {
 
     /// Counts how often it was called with this key, by whatever process: 1 the first time.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn count(&self, key: &str) -> Result<i64> {
         let key = CString::new(key)?;
         let mut value = 0;

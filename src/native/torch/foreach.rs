@@ -59,16 +59,12 @@ pub fn rate(device: Device) -> Tensor {
 }
 
 /// Gives a rate its value, in the order of what is queued on the device.
-/// # Errors
-/// What libtorch says.
 pub fn set_rate(rate: &Tensor, value: f64) -> Result<()> {
     let _ = rate.shallow_clone().f_fill_(value)?;
     Ok(())
 }
 
 /// `a + alpha b` for each pair (`torch._foreach_add`).
-/// # Errors
-/// Lists of different lengths; what libtorch says.
 pub fn sum(a: &[Tensor], b: &[Tensor], alpha: f64) -> Result<Vec<Tensor>> {
     let n = same_length(&[a, b])?;
     let mut out = vec![std::ptr::null_mut(); n];
@@ -79,8 +75,6 @@ pub fn sum(a: &[Tensor], b: &[Tensor], alpha: f64) -> Result<Vec<Tensor>> {
 }
 
 /// L2 norms as one tensor `[n]` (`torch._foreach_norm`).
-/// # Errors
-/// No tensors; what libtorch says.
 pub fn norms(tensors: &[Tensor]) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     // SAFETY: an array of pointers to borrowed tensors, and its length.
@@ -90,16 +84,12 @@ pub fn norms(tensors: &[Tensor]) -> Result<Tensor> {
 }
 
 /// All tensors times one factor, a tensor of no axes (`torch._foreach_mul_`).
-/// # Errors
-/// What libtorch says.
 pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     // SAFETY: an array of pointers to borrowed tensors, and its length.
     check(unsafe { byol_foreach_scale(list(tensors).as_ptr(), tensors.len(), factor.as_ptr()) })
 }
 
 /// `a = a + weight (b - a)` for each pair (`torch._foreach_lerp_`).
-/// # Errors
-/// Lists of different lengths; what libtorch says.
 pub fn lerp(a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
     let n = same_length(&[a, b])?;
     // SAFETY: arrays of `n` pointers to tensors that are borrowed for the call.
@@ -108,8 +98,6 @@ pub fn lerp(a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
 
 /// `torch.optim.SGD(fused=True)` without dampening: u = g + wd w; v = m v + u; w = w - lr v, or with Nesterov
 /// w = w - lr (u + m v). The momenta begin at 0.
-/// # Errors
-/// Lists of different lengths; what libtorch says.
 pub fn sgd(
     weights: &[Tensor],
     gradients: &[Tensor],
@@ -130,8 +118,6 @@ pub fn sgd(
 
 /// `torch.optim.AdamW(fused=True)`; `moments` are the averages of g and of g^2, `count` the updates with this one,
 /// a tensor of no axes.
-/// # Errors
-/// Lists of different lengths; what libtorch says.
 #[allow(clippy::too_many_arguments)] // they are the operator's
 pub fn adamw(
     weights: &[Tensor],

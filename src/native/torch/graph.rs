@@ -28,7 +28,7 @@ impl Functions {
 
 /// Loads the shared object, once.
 /// # Errors
-/// It is not part of this build, or libtorch_cuda is not there: the loader's own line.
+/// Not part of this build, or libtorch_cuda is missing (the dynamic loader's message).
 fn functions() -> Result<&'static Functions> {
     static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
     FUNCTIONS.get_or_init(load).as_ref().map_err(|why| anyhow!("CUDA graphs cannot be used: {why}"))
@@ -59,7 +59,7 @@ impl Graph {
     /// Records what `work` queues on the current stream, see [`own_stream`](super::stream::own_stream); none of it
     /// runs. Memory that it takes belongs to the graph. `work` must not wait for the device.
     /// # Errors
-    /// Graphs cannot be used here; work that cannot be recorded; `work`'s own, its panics too.
+    /// CUDA graphs cannot be used here; work that cannot be captured; errors and panics of `work`.
     pub fn record<T>(work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let functions = functions()?;
         let mut raw = std::ptr::null_mut();
@@ -75,8 +75,6 @@ impl Graph {
     }
 
     /// Queues the recorded work on the current stream.
-    /// # Errors
-    /// What CUDA says.
     pub fn replay(&self) -> Result<()> {
         // SAFETY: `raw` is alive and was recorded to its end.
         self.functions.check(unsafe { (self.functions.replay)(self.raw) })

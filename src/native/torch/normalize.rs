@@ -42,8 +42,6 @@ impl Normalizer {
     }
 
     /// `[N, H, W, 3]` bytes to `[N, 3, H, W]`. They cross to a GPU as bytes.
-    /// # Errors
-    /// What libtorch says; bytes of another number than the shape has.
     pub fn bytes(&self, bytes: &[u8], shape: [i64; 4]) -> Result<Tensor> {
         if self.there.is_some() {
             return self.tensor(&Tensor::f_from_data_size(bytes, &shape, Kind::Uint8)?.f_to_device(self.device)?);
@@ -63,8 +61,6 @@ impl Normalizer {
     }
 
     /// The same for bytes that are a tensor on the device, `[N, H, W, 3]`.
-    /// # Errors
-    /// What libtorch says.
     pub fn tensor(&self, bytes: &Tensor) -> Result<Tensor> {
         let floats = match &self.there {
             Some((scale, shift)) => bytes.f_mul(scale)?.f_add_(shift)?.f_to_kind(self.kind())?,

@@ -60,7 +60,7 @@ pub struct Ring(*mut RawRing);
 impl Ring {
     /// `slots` buffers of `bytes` each for GPU number `device`.
     /// # Errors
-    /// No such device, or no room.
+    /// No such device, or out of memory.
     pub fn new(device: usize, slots: usize, bytes: usize) -> Result<Self> {
         let mut ring = ptr::null_mut();
         // SAFETY: `ring` outlives the call; after success it is ours to free.
@@ -71,7 +71,7 @@ impl Ring {
     /// Starts copying both arrays, which have the same length `n`; gives the bytes on the device, `[2 n]`. What is
     /// queued on the device next waits for them; the host does not. `work` queues all that reads them.
     /// # Errors
-    /// Lengths that differ or exceed the buffers; what libtorch says; `work`'s own.
+    /// Lengths that differ or exceed the buffers; those of `work`.
     pub fn put<T>(&mut self, views: [&[u8]; 2], work: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
         let [first, second] = views;
         ensure!(first.len() == second.len(), "found views of {} and {} bytes", first.len(), second.len());
@@ -103,8 +103,6 @@ pub struct PendingScalars {
 
 impl PendingScalars {
     /// Begins to fetch `values`, `[n]`, from their device.
-    /// # Errors
-    /// What libtorch says.
     pub fn new(values: Tensor) -> Result<Self> {
         let mut there = ptr::null_mut();
         if values.device().is_cuda() {
@@ -115,8 +113,6 @@ impl PendingScalars {
     }
 
     /// The numbers; waits for the work that was queued before them, on a GPU.
-    /// # Errors
-    /// What that work met on the device.
     pub fn get(&self) -> Result<Vec<f64>> {
         if self.there.is_null() {
             return Ok(Vec::try_from(&self.values.f_to_kind(Kind::Double)?)?);
