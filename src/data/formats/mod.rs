@@ -12,6 +12,7 @@ mod splits;
 pub mod stl10;
 pub mod synthetic;
 mod tar_index;
+mod tar_member;
 mod tar_report;
 pub mod textures;
 mod unread;

@@ -6,7 +6,8 @@ use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::FileReader;
 
 use super::super::labels::{Known, Labels};
-use super::{columns, read};
+use super::columns;
+use super::reading::read;
 
 /// The labels of the files read so far.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use parquet::column::reader::ColumnReader;
 use parquet::file::reader::FileReader;
 
 use super::columns::ImageColumns;
-use super::read;
+use super::reading::read;
 
 /// Of so many rows at the start of a file one must name an existing file; else the paths start elsewhere.
 const MAX_MISSING: usize = 100;

@@ -9,36 +9,34 @@
 //! asked for ([`spill`]), and an image is then one positioned read. Memory holds the labels, the ends
 //! of the images (8 bytes each) and, while a row group is unpacked, its largest page.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use parquet::column::reader::ColumnReaderImpl;
-use parquet::data_type::{ByteArray, ByteArrayType, DataType};
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::metadata::ColumnChunkMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
+use parquet::file::reader::{FileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::labels::Known;
 use super::shards;
 use super::splits::Set;
 use crate::augment::Crop;
-use crate::data::decode::unsupported::lfs_pointer;
 use crate::data::decode::{DecodeOptions, caught, concise, decode_file, decode_part, decode_read, ensure_size};
 use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::files;
 use crate::pixels::Pixels;
 use columns::image_columns;
 use labels::LabelColumn;
+use reading::{State, read, state, with_file};
 use source::Source;
 use spill::{Spill, Unpacked};
 
 mod columns;
 mod labels;
 mod linked;
+mod reading;
 mod source;
 mod spill;
 
@@ -335,43 +333,6 @@ impl Dataset for Parquet {
         });
         digest(files.chain([self.rows.to_string()]).chain(linked))
     }
-}
-
-/// Length and time of the last change of a file.
-type State = (u64, Option<SystemTime>);
-
-/// Opens a parquet file for `work`; an error names it.
-fn with_file(path: &Path, work: impl FnOnce(&dyn FileReader, State) -> Result<()>) -> Result<()> {
-    let open = || {
-        let file = files::open_regular(path)?;
-        let mut start = [0; 64];
-        let read = file.read_at(&mut start, 0)?;
-        lfs_pointer(&start[..read]).map_or(Ok(()), Err)?;
-        let state = state(&file)?;
-        work(&SerializedFileReader::new(Source::new(file)?)?, state)
-    };
-    caught(open).map_err(concise).with_context(|| format!("cannot use {}", path.display()))
-}
-
-fn state(file: &File) -> Result<State> {
-    let metadata = file.metadata()?;
-    Ok((metadata.len(), metadata.modified().ok()))
-}
-
-/// The next `rows` values of a column; `None` for nulls.
-fn read<T: DataType>(
-    column: &mut ColumnReaderImpl<T>,
-    descriptor: &ColumnDescriptor,
-    rows: usize,
-) -> Result<Vec<Option<T::T>>> {
-    let (mut levels, mut values) = (Vec::new(), Vec::new());
-    let (found, ..) = column.read_records(rows, Some(&mut levels), None, &mut values)?;
-    ensure!(found == rows, "found {found} rows in a row group, expected {rows}");
-    let mut values = values.into_iter();
-    let present = descriptor.max_def_level();
-    // A column without nulls has no levels.
-    levels.resize(rows, present);
-    Ok(levels.into_iter().map(|level| if level == present { values.next() } else { None }).collect())
 }
 
 #[cfg(test)]
