@@ -1,4 +1,4 @@
-//! `byol bench loader`: how fast the loader turns images into pairs of views, with nothing else running.
+//! `byol bench loader`: throughput of the data loader (decoded images, two augmented views of each) by itself.
 
 use std::io::Write;
 use std::sync::Arc;

@@ -46,7 +46,7 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     let skipped = match set.len() - rows {
         0 => String::new(),
-        count => format!(", {count} unreadable images left out"),
+        count => format!(", {count} unreadable images skipped"),
     };
     let unlabelled = match unlabelled {
         0 => String::new(),

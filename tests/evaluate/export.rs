@@ -259,7 +259,7 @@ fn what_cannot_be_written_is_refused_before_any_work() {
     std::os::unix::fs::symlink("nowhere", path("link")).expect("linked");
     check(export(&path("link"), &[]), &["exists already; add --force"]);
     let model = RUN.checkpoint(4).join("model.safetensors").display().to_string();
-    check(export(&model, &["--force"]), &["is what is exported"]);
+    check(export(&model, &["--force"]), &["is the input of the export"]);
     Encoder::open(&RUN.checkpoint(4), &EncoderOptions::default()).expect("still whole");
 
     let new = path("new");

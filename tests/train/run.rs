@@ -202,7 +202,7 @@ fn a_second_run_in_the_same_folder_is_refused_and_a_second_signal_leaves_at_once
 fn a_run_is_not_overwritten_and_not_resumed_with_another_config() {
     let run = Run::new();
     succeeded(&run.train(&["--set", "train.max_steps=2"]));
-    failed(&run.train(&[]), &["holds a run already", "--resume auto"]);
+    failed(&run.train(&[]), &["already contains a run", "--resume auto"]);
     let changed = ["--resume", "auto", "--set", "optimizer.base_lr=1.0"];
     failed(&run.train(&changed), &["optimizer.base_lr: 1.0, was 2.0", "--allow-config-change"]);
     let stderr = succeeded(&run.train(&[&changed[..], &["--allow-config-change"]].concat()));
@@ -354,7 +354,7 @@ fn folders_named_train_and_val_are_sets_only_together() {
     // Held-out images without labels stop nothing, unless they were asked for.
     fs::rename(folder.join("val/a/0.png"), folder.join("val/0.png")).expect("moved");
     let stderr = succeeded(&Run::new().train(&images));
-    assert!(stderr.contains("have no labels and are left out"), "{stderr}");
+    assert!(stderr.contains("have no labels and are not used"), "{stderr}");
     let named = format!("data.eval_path={}", folder.join("val").display());
     failed(&Run::new().train(&[&images[..], &["--set", &named]].concat()), &["data.eval_path", "without labels"]);
     // A class may be called train.
