@@ -30,7 +30,8 @@ pub enum Command {
     /// Measure the speed of a part of the program on this machine; one line of JSON on stdout.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on a fraction of the labels.
+    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on a fraction of the
+    /// labels.
     LinearEval(LinearEvalArgs),
     /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),

@@ -1,7 +1,7 @@
 //! The signals of a run. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one
 //! ends it at once. SIGUSR1 and SIGUSR2, which batch schedulers send some time before they kill a job (Slurm's
-//! `--signal`, SGE's `-notify`, LSF at the run limit), write a checkpoint after the current step, and the run continues.
-//! SIGHUP, which a closed terminal sends, is ignored.
+//! `--signal`, SGE's `-notify`, LSF at the run limit), write a checkpoint after the current step, and the run
+//! continues. SIGHUP, which a closed terminal sends, is ignored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

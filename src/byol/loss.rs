@@ -23,8 +23,8 @@ pub fn z_std(projection: &Tensor) -> Tensor {
     l2_normalize(&projection.detach()).std_dim(Some([0].as_slice()), true, false).mean(None)
 }
 
-/// Sums of the normalized projections `[N, D]` and of their squares over the batch, `[2 D]` in fp64. Those of parts of a
-/// batch add up to those of the whole.
+/// Sums of the normalized projections `[N, D]` and of their squares over the batch, `[2 D]` in fp64. Those of parts of
+/// a batch add up to those of the whole.
 pub fn moments(projection: &Tensor) -> Tensor {
     let rows = l2_normalize(&projection.detach()).to_kind(Kind::Double);
     let sum = |x: &Tensor| x.sum_dim_intlist([0].as_slice(), false, None);

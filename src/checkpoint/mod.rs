@@ -67,8 +67,8 @@ pub struct Manifest {
     pub processes: usize,
     /// fp32 or bf16.
     pub precision: String,
-    /// Steps that the position in the schedule is ahead of `step`: not 0 where the run was resumed with another number of
-    /// steps an epoch.
+    /// Steps that the position in the schedule is ahead of `step`: not 0 where the run was resumed with another number
+    /// of steps an epoch.
     #[serde(default)]
     pub schedule_offset: i64,
     /// k-NN top-1 of the encoder before training, where it was measured.
@@ -198,8 +198,8 @@ pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
 
 /// Loads the newest valid checkpoint below `root`; every damaged one is logged. `None` without any checkpoint.
 /// # Errors
-/// `accept` refuses the manifest; the checkpoint is of another model or optimizer ([`Mismatch`]), as the older ones are,
-/// too; or all checkpoints are damaged (the run must not start over by itself).
+/// `accept` refuses the manifest; the checkpoint is of another model or optimizer ([`Mismatch`]), as the older ones
+/// are, too; or all checkpoints are damaged (the run must not start over by itself).
 pub fn load_newest(
     root: &Path,
     byol: &Byol,

@@ -1,10 +1,11 @@
 //! When one process fails, the others exit too, one of them prints the error in one line, and none hangs.
 //!
 //! The first process that sees an error (its own, or a failed collective) increments `failed` in the store and pings
-//! the others: each process has a thread that answers, whatever its main thread is doing. A process that does not answer
-//! has exited, is stopped, or is unreachable. If all answer, the error is the pinging process's own, or one of the
-//! others hangs: the one whose progress lags behind. The pinging process prints the error; all others exit silently. On
-//! a GPU the main thread may block on the device, and so on a collective, forever; a second thread detects that.
+//! the others: each process has a thread that answers, whatever its main thread is doing. A process that does not
+//! answer has exited, is stopped, or is unreachable. If all answer, the error is the pinging process's own, or one of
+//! the others hangs: the one whose progress lags behind. The pinging process prints the error; all others exit
+//! silently. On a GPU the main thread may block on the device, and so on a collective, forever; a second thread detects
+//! that.
 
 use std::fmt;
 use std::io::Write;
@@ -130,7 +131,8 @@ impl Watch {
                 notified.store(true, SeqCst);
                 let _ = own.set(&format!("alive/{rank}"), &progress.load(SeqCst).to_string());
             }
-            // The main thread usually sees the failure too; if it hangs, this terminates it. Pings are answered by then.
+            // The main thread usually sees the failure too; if it hangs, this terminates it. Pings are answered by
+            // then.
             std::thread::sleep(5 * grace / 2);
             if !ended.load(SeqCst) {
                 if !failed && speaks {

@@ -133,7 +133,8 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
     loop {
         for (rank, process) in processes.iter_mut().enumerate().filter(|(_, p)| p.status.is_none()) {
             process.status = process.child.try_wait().context("--nproc")?;
-            // 130 and 143: stopped by a signal, with a checkpoint; or by a forwarded one before there was anything to save.
+            // 130 and 143: stopped by a signal, with a checkpoint; or by a forwarded one before there was anything to
+            // save.
             let signaled = |s: &ExitStatus| s.signal().is_some_and(|signal| forwarded.contains(&signal));
             let ok = |s: &ExitStatus| matches!(s.code(), Some(0 | 130 | 143)) || signaled(s);
             if let Some(status) = process.status.filter(|s| !ok(s)) {

@@ -38,8 +38,8 @@ pub enum Backend {
 pub struct DistConfig {
     /// auto, nccl or gloo. Default auto. With nccl `--nproc 1` makes a process group of one.
     pub backend: Backend,
-    /// Seconds within which the run stops when a process dies, hangs or cannot be reached. No step, no checkpoint and, in
-    /// evaluations, no batch of images may take half of it. Default 600.
+    /// Seconds within which the run stops when a process dies, hangs or cannot be reached. No step, no checkpoint and,
+    /// in evaluations, no batch of images may take half of it. Default 600.
     pub timeout: u64,
     /// Network interface for traffic between processes, such as eth0. Default null: the one that routes to MASTER_ADDR.
     pub interface: Option<String>,

@@ -166,10 +166,11 @@ impl Encoded {
     }
 }
 
-/// What a frozen encoder makes of images, batch by batch to `each`. Several processes take batches in turn, and all get all
-/// of them.
+/// What a frozen encoder makes of images, batch by batch to `each`. Several processes take batches in turn, and all get
+/// all of them.
 /// # Errors
-/// Unreadable images where the options call them fatal; a signal ([`Interrupted`]); `each`'s own; a process is gone, or late.
+/// Unreadable images where the options call them fatal; a signal ([`Interrupted`]); `each`'s own; a process is gone, or
+/// late.
 pub fn stream(
     encoder: &impl Represent,
     images: Images,

@@ -1,5 +1,5 @@
-//! A safetensors or PyTorch file with torchvision's names, whoever trained it. Names and shapes tell which encoder it is, the
-//! metadata of this program's own exports what its inputs are.
+//! A safetensors or PyTorch file with torchvision's names, whoever trained it. Names and shapes tell which encoder it
+//! is, the metadata of this program's own exports what its inputs are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;

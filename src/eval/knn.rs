@@ -62,7 +62,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick look.
+/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick
+/// look.
 pub fn knn_top1(
     bank: &Features,
     queries: Option<&Features>,

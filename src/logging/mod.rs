@@ -50,8 +50,8 @@ fn prefix(level: Level) -> &'static str {
     }
 }
 
-/// A text as one line that is safe on a terminal: line ends, escapes and other control characters, and those that change
-/// the direction of text, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
+/// A text as one line that is safe on a terminal: line ends, escapes and other control characters, and those that
+/// change the direction of text, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
 pub fn one_line(text: &str) -> String {
     let control = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut line = String::with_capacity(text.len());

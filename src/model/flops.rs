@@ -38,7 +38,8 @@ mod tests {
     use super::super::{Arch, ModelConfig, Stem};
     use super::*;
 
-    /// `FlopCounterMode` of torch 2.11 over torchvision's networks without their classifier: forward, and with backward.
+    /// `FlopCounterMode` of torch 2.11 over torchvision's networks without their classifier: forward, and with
+    /// backward.
     #[test]
     fn a_forward_and_a_backward_pass_count_as_in_pytorch() {
         for (arch, stem, size, forward, both) in [
@@ -60,8 +61,8 @@ mod tests {
         }
     }
 
-    /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The counter
-    /// takes the backward pass of a grouped convolution for that of one group, so there it is not compared.)
+    /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The
+    /// counter takes the backward pass of a grouped convolution for that of one group, so there it is not compared.)
     #[test]
     fn grouped_and_wide_convolutions_count_as_in_pytorch() {
         for (arch, at_224, at_97, cifar) in [

@@ -47,7 +47,8 @@ pub struct ModelConfig {
     pub predictor_hidden: i64,
     /// A bias on the last layer of projector and predictor. Default false, as in the paper.
     pub output_bias: bool,
-    /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default auto: on.
+    /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default
+    /// auto: on.
     pub sync_batchnorm: SyncBatchNorm,
 }
 

@@ -31,7 +31,8 @@ pub struct Params {
     group: SharedGroup,
 }
 
-/// The processes whose batches count as one for BatchNorm; each layer holds the same cell, empty for this process alone.
+/// The processes whose batches count as one for BatchNorm; each layer holds the same cell, empty for this process
+/// alone.
 pub(super) type SharedGroup = Arc<OnceLock<Arc<ProcessGroup>>>;
 
 /// How a new parameter is filled.

@@ -48,8 +48,8 @@ impl Estimate {
         let images = 2 * 3 * side * side * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
         let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
-        // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a step
-        // are in use.
+        // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a
+        // step are in use.
         let waiting = images.saturating_mul(config.data.prefetch_batches as u64 + 2);
         let waiting = waiting.min(images.max(config.data.prefetch_bytes as u64));
         let batches = images.saturating_mul(train.accumulation_steps as u64).saturating_add(waiting);

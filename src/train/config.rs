@@ -58,11 +58,12 @@ pub struct TrainConfig {
     /// auto, on or off: record a whole step as a CUDA graph and replay it, one launch in place of thousands. The first
     /// replays are compared with the step as it is without. Default auto.
     pub cuda_graph: CudaGraph,
-    /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null: run to the end.
+    /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null:
+    /// run to the end.
     pub max_steps: Option<u64>,
-    /// What to do when the loss or gradient of a step is NaN or Inf: stop (the default), or skip_step, which restores the
-    /// state before the step. On CUDA skip_step waits for the device in every step; stop does not, and detects NaN one
-    /// step later.
+    /// What to do when the loss or gradient of a step is NaN or Inf: stop (the default), or skip_step, which restores
+    /// the state before the step. On CUDA skip_step waits for the device in every step; stop does not, and detects NaN
+    /// one step later.
     pub on_non_finite: OnNonFinite,
     /// Start even where the estimated memory exceeds what the machine or the GPU has. Default false.
     pub ignore_memory: bool,
@@ -130,7 +131,8 @@ impl Section for TrainConfig {
 pub struct MonitorConfig {
     /// Steps between log records, at least 1. Default 50.
     pub log_every: u64,
-    /// Epochs between k-NN evaluations, or null for none; needs labels. The first one is of the random encoder. Default 10.
+    /// Epochs between k-NN evaluations, or null for none; needs labels. The first one is of the random encoder. Default
+    /// 10.
     #[serde(deserialize_with = "count_or_null")]
     pub knn_every: Option<u64>,
     /// Neighbors that vote. Default 200.

@@ -17,8 +17,8 @@ const WARM_UP: u32 = 3;
 /// detects a graph that does not read its input.
 const COMPARED: u32 = 2;
 
-/// Maximum relative difference of loss and momentum between the two. Both run the same kernels; atomic additions come in
-/// another order.
+/// Maximum relative difference of loss and momentum between the two. Both run the same kernels; atomic additions come
+/// in another order.
 const MAX_DIFFERENCE: f64 = 0.05;
 
 /// Runs the steps of a run, which all have the same shapes.
@@ -48,8 +48,8 @@ struct Recorded {
 }
 
 impl Executor {
-    /// For `train.cuda_graph` and steps on `device`. `obstacle` says what in the config prevents recording. From here on
-    /// a GPU's work goes to a stream of its own.
+    /// For `train.cuda_graph` and steps on `device`. `obstacle` says what in the config prevents recording. From here
+    /// on a GPU's work goes to a stream of its own.
     /// # Errors
     /// `on`, but there is an obstacle, no GPU, or this build cannot record.
     pub fn new(choice: CudaGraph, device: Device, obstacle: Option<&str>) -> Result<Self> {
@@ -169,8 +169,9 @@ impl Recorded {
         compared
     }
 
-    /// The same step twice from the same state, replayed and operation by operation; the latter counts. Also returns the
-    /// larger of the relative differences of loss and momentum, `None` where the loss or the momentum is NaN or Inf.
+    /// The same step twice from the same state, replayed and operation by operation; the latter counts. Also returns
+    /// the larger of the relative differences of loss and momentum, `None` where the loss or the momentum is NaN or
+    /// Inf.
     fn compare(
         &self,
         start: &Snapshot,

@@ -27,8 +27,8 @@ impl Saver {
         Self { folder, output, saved, failure: None }
     }
 
-    /// Whether the config asks for a checkpoint after `done` steps, the last one of epoch `epoch` (from 1) where there is
-    /// one.
+    /// Whether the config asks for a checkpoint after `done` steps, the last one of epoch `epoch` (from 1) where there
+    /// is one.
     pub fn due(&self, done: u64, epoch: Option<u64>) -> bool {
         let due = |count: Option<u64>, every: Option<u64>| {
             every.zip(count).is_some_and(|(every, count)| count.is_multiple_of(every))
@@ -36,8 +36,8 @@ impl Saver {
         due(epoch, self.output.checkpoint_every_epochs) || due(Some(done), self.output.checkpoint_every_steps)
     }
 
-    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, the oldest ones are removed
-    /// to make room, but never the newest. A failure is logged, and the next checkpoint tries again.
+    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, the oldest ones are
+    /// removed to make room, but never the newest. A failure is logged, and the next checkpoint tries again.
     /// # Errors
     /// It cannot be written and `output.on_write_error` is `stop`; another run has locked the folder.
     pub fn save(&mut self, byol: &Byol, manifest: &Manifest) -> Result<()> {

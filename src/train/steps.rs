@@ -182,9 +182,9 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// Reads numbers that have arrived and fails where they are not finite. On the CPU they are the step's own. On a GPU
-    /// they are those of the step before, which has long ended when this one is queued, except where this one is logged
-    /// or saved: that waits for it.
+    /// Reads numbers that have arrived and fails where they are not finite. On the CPU they are the step's own. On a
+    /// GPU they are those of the step before, which has long ended when this one is queued, except where this one is
+    /// logged or saved: that waits for it.
     fn check(&mut self, done: u64, output: &StepOutput, skipped: bool, due: Due) -> Result<Option<Numbers>> {
         let byol = &self.trainer.byol;
         let previous = self.pending.replace(Pending { step: done, numbers: output.fetch()? });

@@ -379,7 +379,7 @@ fn cuda_without_a_gpu_says_what_is_missing() {
     let output = Run::new().train(&["--set", "train.device=cuda"]);
     let stderr = text(&output.stderr);
     failed(&output, &["train.device", "cuda:0"]);
-    let causes = ["the CUDA library is missing", "the NVIDIA driver is missing", "the driver shows no device"];
+    let causes = ["the CUDA library is missing", "the NVIDIA driver is missing", "the driver reports no device"];
     assert!(causes.iter().any(|cause| stderr.contains(cause)), "{stderr}");
 }
 
