@@ -8,11 +8,11 @@ use super::decode::DecodeOptions;
 use super::{Paths, formats, loader};
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 
-/// How the images are stored.
+/// `data.format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// Drawn on the fly; needs no files.
+    /// Generated on the fly; needs no files.
     #[default]
     Synthetic,
     /// Parquet shards with encoded images, as Hugging Face datasets publish them.
@@ -51,10 +51,10 @@ pub enum KeyRule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadImage {
-    /// Name it once in the log, count it, train on the next readable image instead.
+    /// Log it once, count it, and train on the next readable image instead.
     #[default]
     Skip,
-    /// End the run with an error that names it.
+    /// Stop the run with an error that names it.
     Fail,
 }
 
@@ -70,11 +70,11 @@ pub struct DataConfig {
     /// if it has one beside held-out ones) or a text file of paths. CIFAR: the archive, the unpacked folder, or the
     /// folder with either; STL-10: the unpacked folder, or the one that holds it. Required unless synthetic.
     pub path: Option<Paths>,
-    /// Held-out labelled images for k-NN, a path or a list. Default: of the shards or subfolders named `val`, `valid`,
+    /// Held-out labeled images for k-NN, a path or a list. Default: of the shards or subfolders named `val`, `valid`,
     /// `validation`, `dev`, `eval` or `test` next to the training ones the first found; none if there are none. CIFAR
     /// and STL-10 have their own, always.
     pub eval_path: Option<Paths>,
-    /// Folder that relative paths start at: those in a list of images (default: the list's folder), and those in
+    /// Folder that paths are relative to: those in a list of images (default: the list's folder), and those in
     /// parquet files without the images themselves (default: the file's folder, or its `images`).
     pub root: Option<PathBuf>,
     /// Webdataset: `first_dot` or `last_dot`, where the key ends that the members of a sample share. Default first_dot.
@@ -95,9 +95,9 @@ pub struct DataConfig {
     pub fraction: Option<f64>,
     /// `skip` or `fail`. Default skip.
     pub on_bad_image: OnBadImage,
-    /// Turn and mirror images as their EXIF orientation says. Default true.
+    /// Apply the EXIF orientation of images. Default true.
     pub exif_orientation: bool,
-    /// Images of more pixels count as bad; at least 1. They cost up to 32 bytes a pixel and worker
+    /// Images of more pixels count as bad; at least 1. They take up to 32 bytes per pixel and worker
     /// while they are decoded. Default 100 000 000.
     pub max_pixels: usize,
     /// Images of more encoded bytes count as bad; at least 1. Default 67 108 864 (64 MiB).
@@ -110,12 +110,12 @@ pub struct DataConfig {
     /// Threads that decode and augment, 1 to 1024. Default null: by command, device and cores.
     #[serde(deserialize_with = "count_or_null")]
     pub workers: Option<usize>,
-    /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
+    /// Finished batches queued for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,
-    /// Most bytes of batches that wait, are being made or are kept for reuse, in each loader; at least 1, and one
-    /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one being made).
+    /// Maximum bytes of batches that are queued, in progress or kept for reuse, in each loader; at least 1, and one
+    /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one in progress).
     pub prefetch_bytes: usize,
-    /// The drawn images of format `synthetic`.
+    /// The generated images of format `synthetic`.
     pub synthetic: formats::synthetic::SyntheticConfig,
 }
 
@@ -169,13 +169,13 @@ impl DataConfig {
         }
     }
 
-    /// How a loader of these images works on one machine alone.
+    /// Loader options for a single process.
     pub fn loader(&self, workers: usize) -> loader::LoaderOptions {
         let (prefetch, prefetch_bytes) = (self.prefetch_batches, self.prefetch_bytes);
         loader::LoaderOptions { workers, prefetch, prefetch_bytes, ..Default::default() }
     }
 
-    /// The one path of a format that takes no list.
+    /// The path for formats that take no list.
     pub(super) fn only_path(&self) -> Option<&PathBuf> {
         self.path.as_ref().and_then(|paths| paths.first())
     }
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_the_fields_own() {
+    fn formats_are_written_without_underscores() {
         let json = |format: Format| serde_json::to_value(format).unwrap();
         let names = [Format::Webdataset, Format::Cifar10, Format::Cifar100, Format::Stl10].map(json);
         assert_eq!(names, ["webdataset", "cifar10", "cifar100", "stl10"]);

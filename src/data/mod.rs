@@ -1,8 +1,8 @@
 //! From files on disk to batches of augmented views in memory; no tensors here.
 //!
-//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`loader::sampler`] says which
-//! images make up a step, [`loader`] decodes and augments them in parallel. What a batch holds
-//! depends on the seed and its number only, never on the workers.
+//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`loader::sampler`] chooses the
+//! images of each step, [`loader`] decodes and augments them in parallel. A batch depends on the seed and its number
+//! only, never on the number of workers.
 
 use std::sync::Arc;
 
@@ -32,21 +32,21 @@ pub trait Dataset: Send + Sync {
     fn len(&self) -> usize;
     /// Class of an image, if it has one.
     fn label(&self, index: usize) -> Option<i64>;
-    /// Names of the classes in the order of the labels; empty where they have none.
+    /// Names of the classes in the order of the labels; empty if they have none.
     fn class_names(&self) -> Vec<String>;
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
     /// Decodes at least the part of an image that `want` returns, which may be cheaper, and returns the part that `out`
     /// holds. The pixels of the wanted part equal those of the whole image; others may differ. `want` is called once,
-    /// or at most once for an unreadable image; which images are unreadable does not depend on it.
+    /// or at most once for an unreadable image; whether an image is unreadable does not depend on it.
     fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         self.load(index, out)?;
         want(out.width, out.height);
         Ok(Crop::whole(out.width, out.height))
     }
-    /// Where an image comes from, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
+    /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
-    /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: shows whether a resumed
+    /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
     /// run reads the same set.
     fn fingerprint(&self) -> String;
     /// Whether there are no images. What `open_*` returns is never empty.

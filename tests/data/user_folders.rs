@@ -282,7 +282,7 @@ fn members_of_shards_are_paired_wherever_they_are() {
     let (set, lines) = logged(|| open_train(&dots).unwrap());
     assert_eq!(set.len(), 1);
     assert!(
-        lines[0].contains("1 of 2 images are left out, such as c.1.ppm in dots.tar, because")
+        lines[0].contains("1 of 2 images are skipped, such as c.1.ppm in dots.tar, because")
             && lines[0].ends_with("set data.key=last_dot"),
         "{lines:?}"
     );
@@ -294,7 +294,7 @@ fn members_of_shards_are_paired_wherever_they_are() {
         let dotted = config(Format::Webdataset, dots);
         let all = open_train(&DataConfig { key: KeyRule::LastDot, ..dotted.clone() }).unwrap().len();
         let (set, lines) = logged(|| open_train(&dotted).unwrap());
-        let count = format!("{} of {all} images are left out", all - set.len());
+        let count = format!("{} of {all} images are skipped", all - set.len());
         assert!(set.len() < all && lines[0].contains(&count), "{lines:?}");
     }
 }

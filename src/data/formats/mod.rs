@@ -1,4 +1,4 @@
-//! How images are stored: a module per format, and what only formats use.
+//! Data set formats: a module for each, and their helpers.
 
 pub mod cifar;
 pub mod image_folder;

@@ -117,7 +117,7 @@ impl Seek for Positioned<'_> {
     }
 }
 
-/// Reads all headers and labels of a shard. Fails for what is no tar file, is compressed, damaged or cut off.
+/// Reads all headers and labels of a shard. Fails for what is not a tar file, is compressed, damaged or truncated.
 pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
     let file = files::open_regular(path)?;
     let length = file.metadata()?.len();
@@ -128,7 +128,7 @@ pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
     for entry in archive.entries_with_seek()? {
         // Of a damaged header the library repeats the bytes, line ends and all.
         let mut entry = entry.map_err(|error| concise(error.into())).with_context(|| {
-            let kind = if end == 0 { "no tar file" } else { "damaged or cut off; get it again" };
+            let kind = if end == 0 { "not a tar file" } else { "damaged or truncated; download it again" };
             format!("found no valid header after byte {end} of {length}: {kind}")
         })?;
         let (start, bytes) = (end, entry.raw_file_position());
@@ -136,7 +136,7 @@ pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
         let size = entry.size();
         let padded = bytes.checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK));
         end = padded.unwrap_or(u64::MAX);
-        ensure!(end <= length, "cut off: found {length} bytes, expected {end} up to member {name}; get it again");
+        ensure!(end <= length, "truncated: found {length} bytes, expected {end} up to member {name}; download it again");
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous => {}
             EntryType::GNUSparse => bail!("found sparse member {name}, expected plain files; pack it without --sparse"),

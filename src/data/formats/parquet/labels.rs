@@ -14,7 +14,7 @@ use super::reading::read;
 pub(super) struct LabelColumn {
     numbers: Vec<i64>,
     texts: Option<Labels>,
-    /// Names that the first file's metadata has for the numbers.
+    /// Class names in the first file's metadata.
     names: Vec<String>,
 }
 

@@ -16,7 +16,7 @@ use crate::data::decode::unsupported::lfs_pointer;
 use crate::data::decode::{caught, concise};
 use crate::files;
 
-/// Length and time of the last change of a file.
+/// Size and modification time of a file.
 pub(super) type State = (u64, Option<SystemTime>);
 
 /// Opens a parquet file for `work`; an error names it.
@@ -32,7 +32,7 @@ pub(super) fn with_file(path: &Path, work: impl FnOnce(&dyn FileReader, State) -
     caught(open).map_err(concise).with_context(|| format!("cannot use {}", path.display()))
 }
 
-/// What tells whether a file has changed.
+/// The state of a file, by which changes are detected.
 pub(super) fn state(file: &File) -> Result<State> {
     let metadata = file.metadata()?;
     Ok((metadata.len(), metadata.modified().ok()))
