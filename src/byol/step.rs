@@ -20,7 +20,7 @@ impl Byol {
         self.run(micro_batches)
     }
 
-    /// For the next update.
+    /// Sets the rates of the next update.
     pub fn set_rates(&self, Rates { lr, tau, step }: Rates) -> Result<()> {
         self.optimizer.set(lr, step)?;
         self.ema.set(tau)

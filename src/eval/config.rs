@@ -43,7 +43,7 @@ pub enum ClassWeights {
 }
 
 /// Section `linear_eval`. Learning rates are for 256 images a step and scaled by `batch_size / 256`, as in DeepMind's
-/// code; they decay to 0 along half a cosine, without warm-up.
+/// code; they decay to 0 along half a cosine, without warmup.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinearEvalConfig {
@@ -65,7 +65,7 @@ pub struct LinearEvalConfig {
     pub learning_rates: Vec<f64>,
     /// Momentum of SGD, 0 to below 1. Default 0.9.
     pub momentum: f64,
-    /// Nesterov's form of it. Default true.
+    /// Nesterov momentum. Default true.
     pub nesterov: bool,
     /// L2 penalty. Default 0.
     pub weight_decay: f64,
@@ -74,7 +74,7 @@ pub struct LinearEvalConfig {
     /// 10000 training images. Default 10009.
     pub validation_images: usize,
     /// Train the chosen setting once more, on the held-out images too, before the test. Never with
-    /// `--fraction`, whose labels would then not be the only ones. Default null: with cached features.
+    /// `--fraction`, which limits the labels. Default null: with cached features.
     pub refit: Option<bool>,
     /// Seed of the held-out part, the fraction, the order and the crops. Default 0.
     pub seed: u64,

@@ -28,7 +28,7 @@ struct StderrLog;
 
 impl Log for StderrLog {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        // Details of other crates are not what `--verbose` asks for.
+        // `--verbose` does not include debug output of other crates.
         metadata.level() <= Level::Warn || metadata.target().starts_with(env!("CARGO_PKG_NAME"))
     }
 
@@ -61,7 +61,7 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
-/// One line on stderr, above the bars. Not `eprintln!`, which panics when nobody reads.
+/// One line on stderr, above the bars. Not `eprintln!`, which panics if stderr is closed.
 fn write_line(line: &str) {
     Progress::suspend(|| {
         let _ = stderr().lock().write_all(format!("{line}\n").as_bytes());
@@ -121,7 +121,7 @@ impl Metrics {
         }
     }
 
-    /// The numbers with a name for each, as TensorBoard groups them.
+    /// The values with their TensorBoard tags.
     pub fn scalars(&self) -> Vec<(&'static str, f64)> {
         match self {
             Self::Step(metrics) => vec![
@@ -139,28 +139,28 @@ impl Metrics {
     }
 }
 
-/// A place where a run's numbers go. A new one is added here, in [`Logger::open`], and has a file of its own.
+/// A destination of metrics. To add one, write a file for it and open it in [`Logger::open`].
 pub trait Sink {
-    /// Records numbers; what goes to a file is with the operating system when this returns.
+    /// Records metrics; file writes have reached the operating system when this returns.
     /// # Errors
-    /// Why nothing could be written; the record waits for the next try.
+    /// Why nothing could be written; the record stays pending.
     fn record(&mut self, record: &Metrics) -> Result<()>;
 
-    /// Writes the records that wait.
+    /// Writes the pending records.
     fn flush(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Notes that `done` updates are done; called after every one.
+    /// Called after every update with the number of updates done.
     fn advance(&self, _done: u64) {}
 }
 
-/// Hands a run's numbers to every sink.
+/// Sends a run's metrics to every sink.
 pub struct Logger {
     sinks: Vec<Box<dyn Sink>>,
-    /// Whether records that cannot be written wait for the next ones, or end the run.
+    /// Whether records that cannot be written are retried with the next ones, or stop the run.
     retry: bool,
-    /// The last try failed, and a warning said so.
+    /// The last write failed, and a warning was logged.
     failing: bool,
 }
 
@@ -177,7 +177,7 @@ impl Logger {
         Ok(Self { sinks, retry: false, failing: false })
     }
 
-    /// Records that cannot be written wait for the next ones; one warning says so.
+    /// Records that cannot be written are retried with the next ones; this logs a single warning.
     pub fn retrying(self, retry: bool) -> Self {
         Self { retry, ..self }
     }
@@ -187,7 +187,7 @@ impl Logger {
         self.sinks.iter().for_each(|sink| sink.advance(done));
     }
 
-    /// Records and shows the numbers of an interval; they are on their way to disk when this returns.
+    /// Records and shows the numbers of an interval; they have been written when this returns.
     pub fn log(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.record(&Metrics::Step(metrics.clone()))
     }
@@ -197,7 +197,7 @@ impl Logger {
         self.record(&Metrics::Knn(KnnMetrics { step, epoch, knn_top1: top1 }))
     }
 
-    /// Writes the records that wait.
+    /// Writes the pending records.
     pub fn finish(&mut self) -> Result<()> {
         first_error(self.sinks.iter_mut().map(|sink| sink.flush()))
     }
@@ -210,7 +210,7 @@ impl Logger {
                 self.failing = true;
             }
             (Ok(()), _) if self.failing => {
-                log::info!("the metrics could be written again");
+                log::info!("the metrics were written after an earlier failure");
                 self.failing = false;
             }
             _ => {}
@@ -219,7 +219,7 @@ impl Logger {
     }
 }
 
-/// The first of the errors, after everything was tried.
+/// The first error, after all sinks were tried.
 fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
     results.fold(Ok(()), Result::and)
 }

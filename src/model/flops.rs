@@ -1,5 +1,5 @@
 //! FLOPs of a training step: multiplications and additions of convolutions and linear layers, as
-//! `torch.utils.flop_counter` counts them. BatchNorm, ReLU and the loss are left out there, too.
+//! `torch.utils.flop_counter` counts them. BatchNorm, ReLU and the loss are not counted, as there.
 
 use super::Network;
 use super::graph::{Layer, Op, shapes};
@@ -7,7 +7,7 @@ use super::graph::{Layer, Op, shapes};
 impl Network {
     /// FLOPs of one step of BYOL for one image of `size` pixels, two views: a forward pass of the target's encoder and
     /// projector, and forward and backward passes of the online network (`self`).
-    /// A backward pass takes two products where a forward pass takes one, but for the first layer.
+    /// A backward pass takes two products for each of the forward pass, except in the first layer.
     pub fn step_flops(&self, size: i64) -> f64 {
         let (encoder, first) = forward_flops(&self.encoder.layers, size);
         let head = |prefix: &str| -> f64 {

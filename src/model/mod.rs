@@ -81,7 +81,7 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// The encoder's part.
+    /// The encoder's architecture.
     pub fn encoder(&self) -> EncoderConfig {
         let &Self { arch, width, stem, zero_init_residual, .. } = self;
         EncoderConfig { arch, width, stem, zero_init_residual }

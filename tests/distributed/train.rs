@@ -272,10 +272,10 @@ fn one_gpu_takes_the_whole_path_over_nccl() {
     }
     succeeded(&alone);
     let stderr = succeeded(&runs.train("group", &format!("{cuda} dist.backend=nccl --nproc 1")));
-    assert!(stderr.contains("no CUDA graph: a step exchanges numbers with other processes"), "{stderr}");
+    assert!(stderr.contains("no CUDA graph: a step communicates with other processes"), "{stderr}");
     assert!(runs.checkpoint("group", 8).exists());
     let demanded = runs.train("graph", &format!("{cuda} dist.backend=nccl --nproc 1 train.cuda_graph=on"));
-    failed(&demanded, &["train.cuda_graph: found on", "a step exchanges numbers with other processes"]);
+    failed(&demanded, &["train.cuda_graph: found on", "a step communicates with other processes"]);
     failed(&runs.train("gloo", &format!("{cuda} dist.backend=gloo --nproc 2")), &["dist.backend: found gloo"]);
 }
 

@@ -212,7 +212,7 @@ fn one_setting_needs_no_held_out_images_and_a_fraction_takes_few() {
     assert!(run.dir().join("linear_eval-0.1.json").exists());
     let output = run.path("elsewhere.json");
     run.json("linear-eval", &[&QUICK[..], &["--output", &output]].concat());
-    run.failed("linear-eval", &["--output", &output], &["elsewhere.json exists already", "--force"]);
+    run.failed("linear-eval", &["--output", &output], &["elsewhere.json already exists", "--force"]);
     run.json("linear-eval", &[&QUICK[..], &["--output", &output, "--force"]].concat());
     for bad in ["0", "1", "1.5", "nan"] {
         run.failed("linear-eval", &["--fraction", bad], &["--fraction", "expected above 0 and below 1"]);
@@ -381,7 +381,7 @@ fn extracted_features_are_whole_and_nothing_is_overwritten() {
     assert_eq!(npy("labels.npy"), labels);
     assert_eq!(npy("indices.npy"), (0..60i64).flat_map(i64::to_le_bytes).collect::<Vec<u8>>());
     for output in [&file, &folder] {
-        run.failed("extract-features", &["--output", output], &["exists already; add --force"]);
+        run.failed("extract-features", &["--output", output], &["already exists; add --force"]);
     }
     assert!(fs::read(&file).expect("read") == bytes);
     // What a killed extraction left.

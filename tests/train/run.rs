@@ -141,7 +141,7 @@ fn a_good_checkpoint_is_never_the_one_that_goes() {
     fs::write(run.checkpoint(8).join("model.safetensors"), "damaged").expect("damaged");
     let one = ["--resume", "auto", "--set", "output.keep_checkpoints=1", "--set", "output.checkpoint_every_steps=1"];
     let stderr = succeeded(&run.train(&[&one[..], &["--set", "train.max_steps=6"]].concat()));
-    assert!(stderr.contains("set aside as") && stderr.contains("abandoned-step-00000008"), "{stderr}");
+    assert!(stderr.contains("renamed to") && stderr.contains("abandoned-step-00000008"), "{stderr}");
     assert!(run.checkpoint(6).exists() && !run.checkpoint(8).exists());
     // Going on from an older one opens a branch; the checkpoints of the other are neither lost nor resumed.
     succeeded(&run.train(&[
@@ -227,7 +227,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint() 
     let every =
         ["--set", "output.checkpoint_every_steps=1", "--set", "schedule.epochs=50", "--set", "monitor.knn_every=0"];
     let output = run.train(&[&diverging[..], &every].concat());
-    failed(&output, &["step ", "is not finite", "the last good checkpoint is", "optimizer.base_lr"]);
+    failed(&output, &["step ", "is not finite", "the last valid checkpoint is", "optimizer.base_lr"]);
     let last = fs::read_dir(run.dir().join("checkpoints")).expect("listed").map(|e| e.expect("entry").path()).max();
     let bytes = fs::read(last.expect("a checkpoint").join("model.safetensors")).expect("read");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
@@ -336,7 +336,7 @@ fn steps_done_before_an_error_in_the_data_are_kept() {
     fs::remove_file(folder.join("a/2.png")).expect("removed");
     let output = child.wait_with_output().expect("ended");
     failed(&output, &["2.png"]);
-    assert!(text(&output.stderr).contains("before ending"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("before exiting"), "{}", text(&output.stderr));
     let saved = fs::read_dir(run.dir().join("checkpoints")).expect("listed").count();
     assert_eq!(saved, 1);
 }

@@ -44,8 +44,8 @@ pub struct DecodeOptions {
 }
 
 thread_local! {
-    /// Encoded bytes, and pixels that are not yet RGB8 or upright. Kept between images, so that a thread allocates only
-    /// for an image larger than all before it.
+    /// Buffers for encoded bytes and for pixels that are not yet RGB8 or upright. Reused, so that a thread allocates
+    /// only for an image larger than all before it.
     static ENCODED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static RAW: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
