@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::eval::Branch;
 use crate::export::{Format, ImageSize};
 
-/// BYOL pre-training of vision encoders on your own unlabelled images.
+/// BYOL pre-training of vision encoders on your own unlabeled images.
 #[derive(Debug, Parser)]
 #[command(name = "byol", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {

@@ -160,7 +160,7 @@ impl Unfinished {
                 .permissions(Permissions::from_mode(0o666))
                 .tempfile_in(folder_of(target));
             let (file, partial) = file.map(NamedTempFile::into_parts).with_context(|| writing(target))?;
-            // Locked as long as this process has it open, where the file system can do that; `remove_stale` of another
+            // Locked as long as this process has it open, if the file system supports it; `remove_stale` of another
             // one may have come first.
             let _ = file.try_lock();
             if partial.exists() {

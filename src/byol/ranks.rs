@@ -21,7 +21,7 @@ pub struct Ranks(Option<Connected>);
 struct Connected {
     group: Arc<ProcessGroup>,
     reducer: Reducer,
-    /// SIGINT, SIGTERM, a request for a checkpoint: 1 where it has arrived.
+    /// SIGINT, SIGTERM, a request for a checkpoint: 1 if it has arrived.
     arrived: Cell<[f32; 3]>,
 }
 

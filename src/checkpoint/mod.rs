@@ -199,7 +199,7 @@ pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
 /// Loads the latest valid checkpoint below `root`; damaged ones are logged. `None` if there is no checkpoint.
 /// # Errors
 /// `accept` refuses the manifest; the checkpoint is of another model or optimizer ([`Mismatch`]), as the older ones
-/// are, too; or all checkpoints are damaged (the run must not start over by itself).
+/// are, too; or all checkpoints are damaged (the run must not silently start over).
 pub fn load_newest(
     root: &Path,
     byol: &Byol,

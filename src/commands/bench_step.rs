@@ -69,7 +69,7 @@ struct Report {
     communication_share: Option<f64>,
     /// 10^12 FLOP/s in convolutions and linear layers.
     tflops: f64,
-    /// The GPU's data sheet value for dense products in this precision, where it is known.
+    /// The GPU's data sheet value for dense products in this precision, if known.
     peak_tflops: Option<f64>,
     share_of_peak: Option<f64>,
 }

@@ -81,10 +81,9 @@ fn available(ks: &[usize], images: usize, speaks: bool) -> Vec<usize> {
 fn table(encoder: &str, report: &serde_json::Value, results: &[KnnAccuracy]) -> String {
     let against = match report["leave_one_out"] == true {
         false => format!("{} held-out images, {} training images", report["test_images"], report["training_images"]),
-        true => format!(
-            "{} training images, leave-one-out (no held-out images: data.eval_path)",
-            report["test_images"]
-        ),
+        true => {
+            format!("{} training images, leave-one-out (no held-out images: data.eval_path)", report["test_images"])
+        }
     };
     let top5 = results.iter().any(|result| result.top5.is_some());
     let mut text = format!(

@@ -15,7 +15,7 @@ use crate::eval::{ClassWeights, Classes, Encoder, LinearEvalConfig, Outcome, Pro
 use crate::logging;
 use crate::run::evaluation::{Evaluation, print};
 
-/// Classes shown in the table from either end of the ranking, where there are many.
+/// Classes shown in the table from either end of the ranking, if there are many.
 const SHOWN: usize = 10;
 
 /// Runs the command; the value is the process's exit code.

@@ -210,9 +210,7 @@ impl Setup<'_> {
         }
         match &queries {
             Some(set) => log::info!("k-NN: {} held-out images", set.len()),
-            None => log::info!(
-                "k-NN: no held-out images (data.eval_path); leave-one-out on training images"
-            ),
+            None => log::info!("k-NN: no held-out images (data.eval_path); leave-one-out on training images"),
         }
         Ok(Some(KnnWatch {
             bank: labelled,

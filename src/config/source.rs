@@ -109,7 +109,7 @@ impl Source {
         serde_yaml::from_value(whole).with_context(place)
     }
 
-    /// `file:line` of a key such as `train.batch_size`: its own line, or its section's where the key is absent
+    /// `file:line` of a key such as `train.batch_size`: its own line, or its section's if the key is absent
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {
         let old = Config::default().renamed().find(|(_, new)| new == key).map(|(old, _)| old);
@@ -228,7 +228,7 @@ pub(super) fn set(config: &Config, text: &str, outdated: &mut Vec<String>) -> Re
     Err(anyhow!("--set {text}: {}", plain(&message)))
 }
 
-/// The value of a key; what is wrong where there is none.
+/// The value of a key, or what is wrong with the key.
 fn find<'a>(root: &'a mut Value, key: &str) -> Result<&'a mut Value> {
     let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
         map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()

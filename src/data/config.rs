@@ -77,7 +77,7 @@ pub struct DataConfig {
     /// Folder that paths are relative to: those in a list of images (default: the list's folder), and those in
     /// parquet files without the images themselves (default: the file's folder, or its `images`).
     pub root: Option<PathBuf>,
-    /// Webdataset: `first_dot` or `last_dot`, where the key ends that the members of a sample share. Default first_dot.
+    /// Webdataset: `first_dot` or `last_dot`, the end of the key that the members of a sample share. Default first_dot.
     pub key: KeyRule,
     /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
     /// Default `train+unlabeled`.

@@ -257,7 +257,7 @@ fn ask(store: &Store, rank_info: &RankInfo, grace: Duration, own: u64, late: boo
     if store.count("failed")? > 1 {
         store.set(&format!("alive/{}", rank_info.rank), &own.to_string())?;
         if rank_info.rank == 0 {
-            let _ = store.get("told", grace); // the store must outlive the other process's pings
+            let _ = store.get("reported", grace); // the store must outlive the other process's pings
         }
         return Ok(Verdict::Reported);
     }
@@ -279,7 +279,7 @@ fn ask(store: &Store, rank_info: &RankInfo, grace: Duration, own: u64, late: boo
         ([], []) => Verdict::Own,
         (gone, _) => Verdict::Lost(named_all(gone, host)),
     };
-    let _ = store.set("told", "");
+    let _ = store.set("reported", "");
     Ok(verdict)
 }
 

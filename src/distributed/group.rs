@@ -280,7 +280,7 @@ mod tests {
         );
         let names = BTreeSet::from(["a".to_string(), "b".to_string()]);
         assert_eq!(group.union(&names)?, names);
-        group.agree("data", || panic!("nobody to agree with"))?;
+        group.agree("data", || panic!("a single process must not compute it"))?;
         assert!(group.is_first() && group.processes().is_none() && group.waited().is_zero());
         assert_eq!(group.explain(anyhow::anyhow!("why")).to_string(), "why");
         group.leave()

@@ -58,7 +58,7 @@ pub struct LinearEvalConfig {
     pub penalties: Option<Vec<f64>>,
     /// Passes of SGD over the training images. Default 80.
     pub epochs: u64,
-    /// Images per step, all of them where there are fewer. Default 1024.
+    /// Images per step, all of them if there are fewer. Default 1024.
     pub batch_size: usize,
     /// Tried side by side; the best on held-out training images is tested. Default [0.4, 0.3, 0.2, 0.1, 0.05].
     #[serde(deserialize_with = "distinct")]
@@ -70,7 +70,7 @@ pub struct LinearEvalConfig {
     /// L2 penalty. Default 0.
     pub weight_decay: f64,
     /// Training images held out, stratified, to choose the learning rate or penalty: at most a tenth of them. None are
-    /// held out where there is nothing to choose; lbfgs chooses by five-fold cross-validation where there are at most
+    /// held out if there is nothing to choose; lbfgs chooses by five-fold cross-validation if there are at most
     /// 10000 training images. Default 10009.
     pub validation_images: usize,
     /// Train the chosen setting once more, on the held-out images too, before the test. Never with

@@ -70,7 +70,7 @@ impl Task {
     /// Trains encoder and classifier together for every learning rate and length, one after the other, and tests the
     /// best on the held-out images. BatchNorm is trained too.
     /// # Errors
-    /// Unreadable images where the options make them fatal; a signal; divergence.
+    /// Unreadable images if the options make them fatal; a signal; divergence.
     pub fn finetune(&self, encoder: &Encoder) -> Result<Outcome> {
         let config = &self.config;
         let settings: Vec<(u64, f64)> = (config.finetune_epochs.iter())

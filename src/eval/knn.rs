@@ -63,8 +63,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick
-/// look.
+/// Top-1 accuracy, 0 to 1, for one `k`, which is limited to the number of images to compare with; in fp32, for
+/// monitoring.
 pub fn knn_top1(
     bank: &Features,
     queries: Option<&Features>,
@@ -187,7 +187,7 @@ impl<'a> Search<'a> {
             let count = self.block.min(total - from);
             let mut cosine = query_rows.f_matmul(&self.rows_of(self.bank, from, count).tr())?; // [rows, count]
             if self.leave_one_out {
-                // Each image's own place, where it falls into this block.
+                // The image itself, if it is in this block.
                 let own = Tensor::arange_start(start - from, start - from + rows, (Kind::Int64, device)).unsqueeze(1);
                 let here = Tensor::arange(count, (Kind::Int64, device)).eq_tensor(&own);
                 cosine = cosine.f_masked_fill(&here, f64::NEG_INFINITY)?;

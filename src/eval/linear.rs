@@ -276,7 +276,7 @@ impl Task {
 
     /// Trains and tests on `encoder`, with features cached or, under augmentation, computed anew.
     /// # Errors
-    /// Unreadable images where the options make them fatal; a signal; divergence.
+    /// Unreadable images if the options make them fatal; a signal; divergence.
     pub fn linear(&self, encoder: &impl Represent) -> Result<Outcome> {
         match self.config.protocol(self.augment.size) {
             Protocol::Lbfgs => self.logistic_regression(encoder),

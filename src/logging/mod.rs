@@ -1,5 +1,5 @@
 //! What a run reports: log lines and progress on stderr, metrics to every [`Sink`].
-//! A closed or full stderr never stops a run; a metrics file that cannot be written does where the config says so.
+//! A closed or full stderr never stops a run; a metrics file that cannot be written does if the config says so.
 
 pub mod append;
 pub mod metrics;

@@ -117,7 +117,7 @@ impl Encoder {
             let inputs = inputs.collect();
             values.push(Some(step.run(layer.op, inputs, train)));
         }
-        values.pop().flatten().expect("the last layer's output is used by nobody else")
+        values.pop().flatten().expect("the last layer's output has no other use")
     }
 }
 

@@ -62,7 +62,7 @@ mod tests {
     }
 
     /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The
-    /// counter takes the backward pass of a grouped convolution for that of one group, so there it is not compared.)
+    /// counter counts only one group in the backward pass of a grouped convolution, so that is not compared.)
     #[test]
     fn grouped_and_wide_convolutions_count_as_in_pytorch() {
         for (arch, at_224, at_97, cifar) in [

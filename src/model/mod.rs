@@ -56,7 +56,7 @@ pub struct ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncBatchNorm {
-    /// On where there are several processes.
+    /// On if there are several processes.
     Auto,
     /// Every process sees the statistics of the global batch: a run's result does not depend on their number.
     On,

@@ -115,14 +115,14 @@ impl Evaluation {
         if group.is_first() {
             notes.iter().for_each(|note| log::info!("{note}"));
         }
-        let told = !foreign || config.augment != AugmentConfig::default();
+        let known = !foreign || config.augment != AugmentConfig::default();
         let encoder = Encoder::open(
             &args.checkpoint,
             &EncoderOptions {
                 device: machine.device,
                 bf16: machine.bf16,
                 channels_last: config.train.channels_last,
-                augment: told.then(|| config.augment.clone()),
+                augment: known.then(|| config.augment.clone()),
                 ..EncoderOptions::default()
             },
         )?;
@@ -298,7 +298,10 @@ fn with_absolute_paths(manifest: &Manifest, notes: &mut Vec<String>) -> Value {
         match &manifest.started_in {
             Some(folder) => {
                 let resolved = folder.join(text);
-                notes.push(format!("{key}: {text}, relative to the folder the run was started in: {}", resolved.display()));
+                notes.push(format!(
+                    "{key}: {text}, relative to the folder the run was started in: {}",
+                    resolved.display()
+                ));
                 *path = json!(resolved);
             }
             None => notes.push(format!(

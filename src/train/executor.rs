@@ -170,7 +170,7 @@ impl Recorded {
     }
 
     /// The same step twice from the same state, replayed and eagerly; the result of the latter is kept. Also returns
-    /// the larger of the relative differences of loss and momentum, `None` where the loss or the momentum is NaN or
+    /// the larger of the relative differences of loss and momentum, `None` if the loss or the momentum is NaN or
     /// Inf.
     fn compare(
         &self,

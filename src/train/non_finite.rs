@@ -64,7 +64,7 @@ impl Guard {
             self.in_a_row = 0;
             return Ok(Stepped::Taken(output));
         };
-        // Skipping does not help where a parameter is not finite.
+        // Skipping does not help if a parameter is not finite.
         let (culprit, skippable) = match bad_parameter(byol) {
             Some(name) => (format!("{name} is not finite"), false),
             None => (bad_gradients(byol), true),

@@ -99,7 +99,9 @@ impl Saver {
     pub fn finish(&self, step: u64) -> Result<()> {
         if let Some((_, why)) = &self.failure {
             let kept = self.kept();
-            bail!("step {step}, the run's last, could not be saved: {why}; {kept}; free some space, then add --resume auto");
+            bail!(
+                "step {step}, the run's last, could not be saved: {why}; {kept}; free some space, then add --resume auto"
+            );
         }
         Ok(())
     }

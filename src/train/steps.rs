@@ -121,7 +121,9 @@ impl<'a> Steps<'a> {
     fn share_cores(&mut self) {
         if self.contention.observe() && self.trainer.logger.is_some() {
             let threads = self.trainer.manifest.threads;
-            log::info!("the CPU is busy with other processes, which slows down {threads} threads; fewer train.threads may be faster");
+            log::info!(
+                "the CPU is busy with other processes, which slows down {threads} threads; fewer train.threads may be faster"
+            );
         }
     }
 
@@ -181,7 +183,7 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// Reads numbers that have arrived and fails where they are not finite. On the CPU they are the step's own. On a
+    /// Reads loss and statistics and fails if they are not finite. On the CPU they are the step's own. On a
     /// GPU they are those of the step before, which has long ended when this one is queued, except where this one is
     /// logged or saved: that waits for it.
     fn check(&mut self, done: u64, output: &StepOutput, skipped: bool, due: Due) -> Result<Option<Numbers>> {

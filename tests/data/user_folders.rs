@@ -159,7 +159,7 @@ fn a_stray_image_costs_no_other_its_label() {
     scratch.images(&["ant/0.ppm", "bee/1.ppm", "sample.ppm"]);
     let (set, lines) = logged(|| open_train(&config(Format::ImageFolder, scratch.at(""))).unwrap());
     assert_eq!((labels(&set), set.class_names().len()), (vec![0, 1, -1], 2));
-    let line = "1 of 3 images, such as sample.ppm, are next to the class folders and count as unlabelled";
+    let line = "1 of 3 images, such as sample.ppm, are next to the class folders and count as unlabeled";
     assert!(lines.len() == 1 && lines[0].ends_with(line), "{lines:?}");
     if let Some(path) = case("stray_image") {
         let set = open_train(&config(Format::ImageFolder, path)).unwrap();

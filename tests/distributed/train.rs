@@ -232,7 +232,10 @@ fn processes_that_disagree_or_do_not_come_say_so() {
         vec![runs.rank("run", "dist.timeout=5", 0, 2, port())],
         &["rank 0 on", "rank 1 did not join within 5 s"],
     );
-    one_failed(vec![runs.rank("run", "dist.timeout=5", 1, 2, port())], &["rank 1", "no answer from rank 0 at 127.0.0.1"]);
+    one_failed(
+        vec![runs.rank("run", "dist.timeout=5", 1, 2, port())],
+        &["rank 1", "no answer from rank 0 at 127.0.0.1"],
+    );
 }
 
 #[test]

@@ -305,7 +305,8 @@ fn relative_paths_of_a_run_are_resolved_against_where_it_was_started() {
     let knn = ["knn-eval", "--checkpoint", &run, "--k", "1"];
     let (table, log) = at(&elsewhere, &knn);
     assert!(table.contains("8 held-out images, 24 training images"), "{table}");
-    let resolved = format!("data.path: imgs, relative to the folder the run was started in: {}", home.join("imgs").display());
+    let resolved =
+        format!("data.path: imgs, relative to the folder the run was started in: {}", home.join("imgs").display());
     assert!(log.contains(&resolved) && !log.contains("are not the images"), "{log}");
     let (table, _) = at(&elsewhere, &[&knn[..], &["--set", "data.path=imgs"]].concat());
     assert!(table.contains("8 held-out images, 40 training images"), "{table}");

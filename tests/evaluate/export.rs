@@ -200,7 +200,7 @@ fn the_target_gets_statistics_of_its_own() {
 }
 
 #[test]
-fn a_file_that_differs_from_its_encoder_is_told() {
+fn a_file_that_differs_from_its_encoder_is_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let graph = ExportOptions::default();
     let change = |encoder: &Encoder, name: &str, by: f64| {

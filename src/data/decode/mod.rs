@@ -80,7 +80,7 @@ pub(super) fn decode_read(
     })
 }
 
-/// Decodes a file. Fails for anything but a regular file, too.
+/// Decodes a file. Also fails for anything but a regular file.
 pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
     decode_read(options, want, out, |encoded| {
         let file = files::open_regular(path)?;
@@ -100,7 +100,7 @@ pub(super) fn ensure_size(bytes: u64, options: DecodeOptions) -> Result<()> {
     Ok(())
 }
 
-/// Turns a panic into an error: libraries that read untrusted files have bugs, too.
+/// Turns a panic into an error: libraries that read untrusted files have bugs.
 pub(super) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     native::caught_in("decoder", work)
 }

@@ -107,7 +107,10 @@ impl Cifar {
             let labels = content.chunks_exact(size).map(|record| record[variant.label_bytes - 1]);
             if let Some((row, label)) = labels.enumerate().find(|(_, label)| *label >= variant.classes) {
                 let most = variant.classes - 1;
-                bail!("found label {label} in record {row} of {name} of {place}, expected 0 to {most}: another version of CIFAR?");
+                bail!(
+                    "found label {label} in record {row} of {name} of {place}, expected 0 to {most}: another version \
+                     of CIFAR?"
+                );
             }
             set.files.push((name, content));
         }

@@ -54,7 +54,7 @@ struct Part {
     path: PathBuf,
     file: File,
     images: usize,
-    /// One per image, from 1; empty where there are none.
+    /// One per image, from 1; empty if there are none.
     labels: Vec<u8>,
 }
 

@@ -136,7 +136,10 @@ pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
         let size = entry.size();
         let padded = bytes.checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK));
         end = padded.unwrap_or(u64::MAX);
-        ensure!(end <= length, "truncated: found {length} bytes, expected {end} up to member {name}; download it again");
+        ensure!(
+            end <= length,
+            "truncated: found {length} bytes, expected {end} up to member {name}; download it again"
+        );
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous => {}
             EntryType::GNUSparse => bail!("found sparse member {name}, expected plain files; pack it without --sparse"),

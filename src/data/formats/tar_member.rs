@@ -6,8 +6,8 @@ use crate::data::KeyRule;
 /// Longest class name, bytes; a longer text is something else.
 const MAX_CLASS_BYTES: usize = 200;
 
-/// How good a member is as a label, smaller is better; `None` if it is none: `x.cls`, `x.output.cls`, `x.json` and
-/// `x.meta.json`.
+/// Priority of a member as the label, the lowest wins; `None` if it is not a label: `x.cls`, `x.output.cls`, `x.json`
+/// and `x.meta.json`.
 pub(super) fn label_rank(suffix: &str) -> Option<u8> {
     let (last, dotted) = suffix.rsplit_once('.').map_or((suffix, 0), |(_, last)| (last, 1));
     match last {
@@ -17,8 +17,8 @@ pub(super) fn label_rank(suffix: &str) -> Option<u8> {
     }
 }
 
-/// Key and suffix (in lower case) of a member; `None` for what belongs to no sample: hidden files and those whose
-/// name begins with a part such as `__info__`.
+/// Key and suffix (in lower case) of a member; `None` for members outside of samples: hidden files and those whose
+/// path starts with a component such as `__info__`.
 pub(super) fn split(name: &str, rule: KeyRule) -> Option<(&str, String)> {
     let first = name.split('/').next().unwrap_or_default();
     if first.len() >= 4 && first.starts_with("__") && first.ends_with("__") {
@@ -43,7 +43,7 @@ pub(super) fn class(text: &str) -> Option<Option<String>> {
     (name && fits).then(|| class_text(text).map(str::to_string))
 }
 
-/// The same of `label` or `cls` in a JSON object; `Some(None)` where it has neither.
+/// The class of `label` or `cls` in a JSON object; `Some(None)` if it has neither.
 pub(super) fn from_json(text: &str) -> Option<Option<String>> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
     match json.get("label").or_else(|| json.get("cls")) {

@@ -81,7 +81,7 @@ impl Opened<'_> {
         out.resize(most * height * self.pixel_bytes(), 0);
         let mut decoded = region.map(|value| value as c_uint);
         // SAFETY: the handle and the bytes given to `open` are still borrowed; `decoded` has four values; the callee
-        // writes at most as many bytes as it is told there are.
+        // writes at most the capacity that is passed.
         check(self.handle, unsafe {
             byol_jpeg_decode(self.handle.as_ptr(), decoded.as_mut_ptr(), out.as_mut_ptr(), out.len() as c_ulong)
         })?;

@@ -144,7 +144,7 @@ pub fn out_of_memory(message: &str) -> Option<String> {
     // free. [how it is used, and advice on PyTorch's allocator]"
     let cuda = &message[message.find("CUDA out of memory")?..];
     let end = cuda.find("is free").map_or(cuda.len(), |at| at + "is free".len());
-    Some(format!("{}; {OOM_ADVICE}", &told[..end]))
+    Some(format!("{}; {OOM_ADVICE}", &cuda[..end]))
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ fn whole<T: Into<i64>>(values: Vec<Option<T>>) -> Vec<Option<i64>> {
     values.into_iter().map(|value| value.map(Into::into)).collect()
 }
 
-/// Class names that Hugging Face datasets keep in the footer; empty where there are none.
+/// Class names that Hugging Face datasets keep in the footer; empty if there are none.
 fn class_names(metadata: &ParquetMetaData, label: &str) -> Vec<String> {
     let pairs = metadata.file_metadata().key_value_metadata();
     let pair = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == "huggingface"));
