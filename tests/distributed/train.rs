@@ -117,7 +117,7 @@ fn a_process_that_hangs_ends_the_run_within_the_timeout() {
     send("-STOP", ranks[1]);
     let output = child.wait_with_output().expect("ended");
     assert!(at.elapsed() < PATIENCE, "ended after {:?}", at.elapsed());
-    failed(&output, &[&format!("rank 1 on {}", host()), "gone or cannot be reached", "--resume auto"]);
+    failed(&output, &[&format!("rank 1 on {}", host()), "exited or cannot be reached", "--resume auto"]);
     assert!(gone(&ranks));
     // The last checkpoint is valid: one process resumes from it.
     let folder = runs.dir("run").join("checkpoints");
