@@ -1,4 +1,4 @@
-//! Build script: bakes the commit and the way to libtorch into the binary. What is compiled here is src/native's.
+//! Build script: writes the commit and the rpath of libtorch into the binary. C++ code is compiled in src/native.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,19 +12,19 @@ fn main() {
     }
 }
 
-/// What git says on this checkout; nothing where there is no git, or where the sources are a part of someone else's.
+/// Output of git for this checkout; `None` without git, or if the sources are part of another repository.
 fn git(args: &[&str]) -> Option<String> {
     let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_string())
 }
 
-/// The commit that is being built, with `-changed` where the sources are not what was committed.
+/// The commit that is being built, with `-changed` if there are uncommitted changes.
 fn commit() -> Option<String> {
     if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None; // unpacked within another repository
     }
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    // Whatever moves HEAD writes to one of these; a path that does not exist would mean a build every time.
+    // Whatever moves HEAD writes to one of these; a path that does not exist would mean a rebuild every time.
     let branch = git(&["symbolic-ref", "-q", "HEAD"]).unwrap_or("HEAD".into());
     for name in ["HEAD", "logs/HEAD", "packed-refs", &branch] {
         let path = git(&["rev-parse", "--git-path", name])?;

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::eval::Branch;
 use crate::export::{Format, ImageSize};
 
-/// BYOL pre-training of vision encoders on your own unlabelled images.
+/// BYOL pre-training of vision encoders on your own unlabeled images.
 #[derive(Debug, Parser)]
 #[command(name = "byol", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
@@ -30,7 +30,8 @@ pub enum Command {
     /// Measure the speed of a part of the program on this machine; one line of JSON on stdout.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on a fraction of the labels.
+    /// Linear evaluation of an encoder: top-1, top-5 and per-class accuracy; or fine-tuning on a fraction of the
+    /// labels.
     LinearEval(LinearEvalArgs),
     /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),

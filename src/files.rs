@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::{NamedTempFile, TempPath};
 
-/// How the names of unfinished files begin.
+/// Prefix of the names of unfinished files.
 pub const UNFINISHED: &str = ".partial-";
 
 /// The unfinished files of this process, to be removed when a signal ends it.
@@ -23,17 +23,17 @@ fn pending() -> MutexGuard<'static, Vec<PathBuf>> {
     PENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Paths of pipes and the like that were read, which bring nothing a second time, and what they brought.
+/// Content of pipes and the like that were read, by path, because they cannot be read twice.
 static PIPED: Mutex<Vec<(PathBuf, Vec<u8>)>> = Mutex::new(Vec::new());
 
-/// For processes started by `--nproc`: what the launcher has read from a pipe, as `<file descriptor>:<path>`.
+/// For processes started by `--nproc`: a pipe that the launcher has read, as `<file descriptor>:<path>`.
 const PIPED_FD: &str = "BYOL_PIPED";
 
-/// How long to wait for a named pipe to be opened by a writer, and for more bytes from it.
+/// Timeouts for a writer to open a named pipe, and for more bytes from it.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(1);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Opens a regular file for reading. Never blocks: anything else at the path is an error that says what it is.
+/// Opens a regular file for reading. Never blocks: anything else at the path is an error that names its type.
 /// # Errors
 /// No such file; a folder, pipe, socket or device; no permission.
 pub fn open_regular(path: &Path) -> Result<File> {
@@ -57,10 +57,10 @@ pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 }
 
 /// The content of a regular file or a pipe (`<(command)`, `/dev/stdin`) of at most `max_bytes`. A pipe must be opened
-/// by a writer within a second and deliver bytes at least every half minute. What it brought can be read again, also by
+/// by a writer within a second and deliver bytes at least every half minute. Its content can be read again, also by
 /// processes started with [`piped_for_children`].
 /// # Errors
-/// As [`open_regular`]; more bytes; a pipe that times out.
+/// As [`open_regular`]; more bytes; a pipe timed out.
 pub fn read_text_or_pipe(path: &Path, max_bytes: usize) -> Result<Vec<u8>> {
     if let Some(bytes) = piped(path)? {
         return Ok(bytes);
@@ -69,14 +69,14 @@ pub fn read_text_or_pipe(path: &Path, max_bytes: usize) -> Result<Vec<u8>> {
     let kind = file.metadata().context("cannot read the file")?.file_type();
     ensure!(kind.is_file() || kind.is_fifo(), "found {}, expected a file", name(kind));
     let bytes = read_all(&file, kind, max_bytes)?;
-    // Standard input may be a regular file, but not that of another process.
+    // Standard input may be a regular file, but not of another process.
     if kind.is_fifo() || path.starts_with("/dev") || path.starts_with("/proc") {
         PIPED.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_path_buf(), bytes.clone()));
     }
     Ok(bytes)
 }
 
-/// What was read from a pipe before, by this process or by its launcher.
+/// The content of a pipe that was read before, by this process or by its launcher.
 fn piped(path: &Path) -> Result<Option<Vec<u8>>> {
     let read = PIPED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, bytes)) = read.iter().find(|(name, _)| name == path) {
@@ -89,10 +89,8 @@ fn piped(path: &Path) -> Result<Option<Vec<u8>>> {
     from_launcher.map(|copy| std::fs::read(copy).context("cannot read the launcher's copy")).transpose()
 }
 
-/// For processes that are given the same arguments: a copy of the pipe that was read, which they inherit, and the
-/// variable that tells them of it. `None` where no pipe was read.
-/// # Errors
-/// No memory for the copy.
+/// For child processes with the same arguments: a copy of the pipe that was read, which they inherit, and the
+/// environment variable that describes it. `None` if no pipe was read.
 pub fn piped_for_children() -> Result<Option<(OwnedFd, [String; 2])>> {
     let read = PIPED.lock().unwrap_or_else(PoisonError::into_inner);
     let Some((path, bytes)) = read.first() else { return Ok(None) };
@@ -144,7 +142,7 @@ fn name(kind: FileType) -> &'static str {
 }
 
 /// A file that is written under a temporary name in the same folder and renamed once it is complete; dropped before
-/// that, it is deleted. Two processes that write the same file do not clash: the last to finish wins.
+/// that, it is deleted. Two processes can write the same file: the last to finish wins.
 pub struct Unfinished {
     file: BufWriter<File>,
     partial: TempPath,
@@ -156,13 +154,13 @@ impl Unfinished {
     pub fn create(target: &Path) -> Result<Self> {
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let (file, partial) = loop {
-            // The umask is taken off by the system.
+            // The system applies the umask.
             let file = tempfile::Builder::new()
                 .prefix(&format!("{UNFINISHED}{name}-"))
                 .permissions(Permissions::from_mode(0o666))
                 .tempfile_in(folder_of(target));
             let (file, partial) = file.map(NamedTempFile::into_parts).with_context(|| writing(target))?;
-            // Locked as long as this process has it open, where the file system can do that; `remove_stale` of another
+            // Locked as long as this process has it open, if the file system supports it; `remove_stale` of another
             // one may have come first.
             let _ = file.try_lock();
             if partial.exists() {
@@ -199,14 +197,14 @@ impl Unfinished {
     }
 }
 
-/// Removes what killed processes left of the file `target`; those that are being written are locked and stay.
+/// Removes temporary files of `target` that killed processes left; those being written are locked and stay.
 pub fn remove_stale(target: &Path) {
     let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let prefix = format!("{UNFINISHED}{name}-");
     for path in std::fs::read_dir(folder_of(target)).into_iter().flatten().flatten().map(|entry| entry.path()) {
         let own = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()));
         if own && open_regular(&path).is_ok_and(|file| file.try_lock().is_ok()) {
-            // Not worth more than a try.
+            // Best effort.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -214,7 +212,7 @@ pub fn remove_stale(target: &Path) {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // The temporary path deletes the file itself.
+        // Dropping the temporary path deletes the file.
         pending().retain(|path| *path != *self.partial);
     }
 }
@@ -266,13 +264,14 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// From now on SIGINT and SIGTERM end the process at once, with exit code 130 or 143, and remove its unfinished files.
+/// From now on SIGINT and SIGTERM end the process immediately, with exit code 130 or 143, and remove its unfinished
+/// files.
 /// For commands that have nothing else to save.
 pub fn end_clean_on_signals() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).context("signal handler")?;
     let wait = move || {
         let Some(signal) = signals.forever().next() else { return };
-        // The lock is held until the exit: no file is finished or started any more.
+        // The lock is held until the exit: no file is finished or started after that.
         for path in pending().iter() {
             let _ = std::fs::remove_file(path);
         }
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_goes_and_what_is_being_written_stays() {
+    fn files_of_killed_processes_are_removed_and_files_being_written_stay() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.bin");
         for stale in [".partial-a.bin-Xy12z9", ".partial-b.bin-Xy12z9", "a.bin-other"] {
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_of_one_name_do_not_clash() {
+    fn two_writers_of_one_file_do_not_interfere() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.bin");
         let (mut first, mut second) = (Unfinished::create(&target).unwrap(), Unfinished::create(&target).unwrap());

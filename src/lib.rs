@@ -1,10 +1,11 @@
 //! BYOL pre-training of vision encoders (Bootstrap Your Own Latent, arXiv 2006.07733) on libtorch.
 //!
-//! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each; [`byol`] is
-//! the algorithm, [`train`] the loop around it. Read [`byol`]'s `step.rs` first: it is Algorithm 1 of the paper.
+//! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each; [`byol`]
+//! is the algorithm, [`train`] the loop around it. Read [`byol`]'s `step.rs` first: it is Algorithm 1 of the paper.
 //!
 //! The map, from the ground up. A module imports only from lines above its own, and a test keeps it so
-//! (`tests/house/layers.rs`). Everything unsafe, and all C and C++, is below the ground, in a crate of its own (`src/native`).
+//! (`tests/house/layers.rs`). All unsafe code, C and C++ is below that, in a crate of its own
+//! (`src/native`).
 //!
 //! ```text
 //! rng           random numbers as functions of (seed, purpose, epoch, index)
@@ -54,5 +55,5 @@ pub mod section;
 pub mod signals;
 pub mod train;
 
-/// The commit this program was built from, `-changed` after it if the sources were; `unknown` without git.
+/// The commit this program was built from, with `-changed` if there were uncommitted changes; `unknown` without git.
 pub const COMMIT: &str = env!("BYOL_COMMIT");

@@ -9,7 +9,7 @@ use byol::{commands, logging};
 use clap::Parser;
 use native::{one_line, panic_line};
 
-/// Counts for `byol bench`.
+/// Counts allocations for `byol bench`.
 #[global_allocator]
 static ALLOCATOR: native::Counted = native::Counted;
 
@@ -20,9 +20,9 @@ fn main() -> ExitCode {
         (_, true) => log::LevelFilter::Warn,
         _ => log::LevelFilter::Info,
     });
-    // At a limit on file sizes (ulimit -f) this signal would kill the process; caught, the write fails with an error.
+    // At the file size limit (ulimit -f) SIGXFSZ would kill the process; if handled, the write fails with an error.
     let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
-    // tch panics where an operator fails; the message is printed in one line below instead.
+    // tch panics when an operator fails; the message is printed in one line below instead.
     std::panic::set_hook(Box::new(|_| {}));
     let run = || match &cli.command {
         Command::Train(args) => commands::train::run(args),

@@ -1,7 +1,7 @@
 //! The one image type: 8-bit RGB, rows top to bottom, no padding.
 
-/// An RGB image, `data[(y * width + x) * 3 + channel]`. Decoders refill one in place, so a worker
-/// that reuses it allocates only when an image is larger than all before it.
+/// An RGB image, `data[(y * width + x) * 3 + channel]`. Decoders refill it in place, so a worker
+/// allocates only when an image is larger than all before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pixels {
     /// Columns.

@@ -1,5 +1,5 @@
 //! The picture of `byol preview`: a grid with one row per image, the original first, then draws of view 1 and of
-//! view 2. [`Layout`] says where everything lies, [`Picture`] draws it.
+//! view 2. [`Layout`] computes positions, [`Picture`] draws.
 
 use std::convert::Infallible;
 
@@ -13,7 +13,7 @@ use image::{Rgb, RgbImage};
 
 use crate::pixels::Pixels;
 
-/// Pixels, as all lengths here.
+/// In pixels, as all lengths here.
 const MARGIN: u32 = 20;
 /// Width of the text before each row.
 const LABEL: u32 = 210;
@@ -25,7 +25,7 @@ const GROUP_GAP: u32 = 20;
 const HEADER: [u32; 5] = [16, 38, 66, 83, 100];
 /// Between two lines of a label.
 const LINE: u32 = 16;
-/// A picture is not wider than this, about what a screen shows.
+/// Maximum width of a picture, about that of a screen.
 const MAX_WIDTH: u32 = 2400;
 /// Small views are enlarged as long as they stay within this.
 const ENLARGED: u32 = 160;
@@ -48,7 +48,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Room for `rows` images with `draws` draws of each of two views of `size` x `size` pixels. Views keep their
+    /// A grid for `rows` images with `draws` draws of each of two views of `size` x `size` pixels. Views keep their
     /// size, but small ones are enlarged by an integer factor, and those that would make the picture too wide are
     /// reduced.
     pub fn new(rows: usize, draws: usize, size: usize) -> Self {

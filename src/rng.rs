@@ -1,11 +1,11 @@
 //! Counter-based random streams. Every random choice of a run is a pure function of
-//! (seed, purpose, epoch, index, part), so neither the number of workers nor a resume can change it,
-//! and a checkpoint needs no generator state.
+//! (seed, purpose, epoch, index, part), so it depends neither on the number of workers nor on resuming, and checkpoints
+//! need no generator state.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What a stream is for; streams of different purposes are independent.
+/// The purpose of a stream; streams of different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -15,7 +15,7 @@ pub enum Purpose {
     Augment = 2,
     /// Initial weights; `index` is the parameter's position.
     Init = 3,
-    /// Drawing of a synthetic image; `part` is 0 for training and 1 for held-out images.
+    /// A synthetic image; `part` is 0 for training and 1 for held-out images.
     Synthetic = 4,
     /// Choice of a subset.
     Subset = 5,

@@ -1,5 +1,5 @@
-//! What the sections of a config have in common. A section stands beside what it configures and checks itself;
-//! `config` puts them together.
+//! The interface of config sections. Each is defined next to the code it configures and validates itself; `config`
+//! combines them.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -12,8 +12,8 @@ pub trait Section {
     /// Reports every value out of range, alone or against the section's others.
     fn check(&self, problems: &mut Problems);
 
-    /// The keys that do not change the result of training: where things are, how fast they go, what is reported. A run
-    /// may be resumed with other values of these.
+    /// The keys that do not change the result of training: paths, speed, reporting. A run may be resumed with other
+    /// values of these.
     fn no_effect(&self) -> Keys {
         Keys::Only(&[])
     }
@@ -39,7 +39,7 @@ pub trait Section {
 
 /// Keys of a section.
 pub enum Keys {
-    /// All of them, now and later.
+    /// All keys, present and future.
     All,
     /// These.
     Only(&'static [&'static str]),
@@ -73,7 +73,7 @@ impl Problems {
         self.require(range.contains(&value), key, value, expected);
     }
 
-    /// Reports a number outside `range` where there is one.
+    /// Reports a number outside `range`, unless null.
     pub fn range_or_null<T: PartialOrd + Shown>(&mut self, key: &str, value: Option<T>, range: RangeInclusive<T>) {
         if let Some(value) = value {
             let expected = format!("null or {} to {}", range.start().shown(), range.end().shown());
@@ -81,7 +81,7 @@ impl Problems {
         }
     }
 
-    /// Reports 0 where at least 1 is needed.
+    /// Reports 0 if at least 1 is required.
     pub fn at_least_one<T: PartialOrd + Shown + From<u8>>(&mut self, key: &str, value: T) {
         self.require(value >= T::from(1), key, value, "at least 1");
     }
@@ -97,7 +97,7 @@ impl Problems {
     }
 }
 
-/// A value as a message shows it: about as a config has it, and never hundreds of digits.
+/// A value as shown in a message: as in a config, but never hundreds of digits.
 pub trait Shown {
     /// As text.
     fn shown(&self) -> String;
@@ -140,7 +140,7 @@ impl<T: Shown + ?Sized> Shown for &T {
     }
 }
 
-/// Words of the message itself.
+/// Text that is part of the message.
 pub struct Words<'a>(pub &'a str);
 
 impl Shown for Words<'_> {
@@ -149,9 +149,7 @@ impl Shown for Words<'_> {
     }
 }
 
-/// For `serde(deserialize_with)`: a count, or null. 0 is read as null, which it was written for formerly.
-/// # Errors
-/// Not a number.
+/// For `serde(deserialize_with)`: a count, or null. 0 is read as null, its former spelling.
 pub fn count_or_null<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -161,8 +159,6 @@ where
 }
 
 /// For `serde(deserialize_with)`: a list in which later repetitions of a value are dropped.
-/// # Errors
-/// Not a list.
 pub fn distinct<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,

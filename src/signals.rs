@@ -1,7 +1,7 @@
 //! The signals of a run. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one
 //! ends it at once. SIGUSR1 and SIGUSR2, which batch schedulers send some time before they kill a job (Slurm's
-//! `--signal`, SGE's `-notify`, LSF at the run limit), write a checkpoint after the current step, and the run continues.
-//! SIGHUP, which a closed terminal sends, is ignored.
+//! `--signal`, SGE's `-notify`, LSF at the run limit), write a checkpoint after the current step, and the run
+//! continues. SIGHUP, which a closed terminal sends, is ignored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::flag;
 
-/// What has arrived; clones see the same.
+/// The signals that have arrived; shared between clones.
 #[derive(Clone, Default)]
 pub struct Signals {
     end: Arc<AtomicUsize>,
@@ -18,7 +18,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over the signals that must not end a run, not even one that has just begun: SIGUSR1, SIGUSR2 and SIGHUP.
+    /// Handles the signals that must not end a run, not even one that has just started: SIGUSR1, SIGUSR2 and SIGHUP.
     pub fn install_nonfatal(&self) -> Result<()> {
         for signal in [SIGUSR1, SIGUSR2] {
             flag::register(signal, self.checkpoint.clone()).context("signal handler")?;
@@ -27,7 +27,7 @@ impl Signals {
         Ok(())
     }
 
-    /// Takes over SIGINT and SIGTERM; until there is something to save, their default action loses nothing.
+    /// Handles SIGINT and SIGTERM; until there is something to save, their default action loses nothing.
     pub fn listen(&self) -> Result<()> {
         let arrived = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
@@ -40,7 +40,7 @@ impl Signals {
         Ok(())
     }
 
-    /// The exit code of the signal to end that has arrived: 130 or 143.
+    /// The exit code of a SIGINT or SIGTERM that has arrived: 130 or 143.
     pub fn exit_code(&self) -> Option<i32> {
         match self.end.load(Ordering::Relaxed) {
             0 => None,

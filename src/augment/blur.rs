@@ -1,14 +1,14 @@
 //! Gaussian blur: Pillow's `GaussianBlur` (BoxBlur.c), byte for byte: three box blurs along the rows, then
 //! three along the columns, each rounded to bytes, with the edge pixels repeated.
 //!
-//! A box of real radius weighs `2 * whole + 1` pixels alike and the next one on either side less. Its sum
-//! slides along, so the cost does not depend on sigma.
+//! A box of real radius weights `2 * whole + 1` pixels equally and the next one on either side less. It is a running
+//! sum, so the cost does not depend on sigma.
 
 /// Box blurs in each direction.
 const PASSES: usize = 3;
-/// Most pixels on each side of a box that is added up anew instead of slid along.
+/// Maximum pixels on each side of a box that is summed directly instead of by a running sum.
 const MAX_ADDED: usize = 2;
-/// One in the fixed point of the weights.
+/// 1 in the weights' fixed point.
 const ONE: f32 = 16_777_216.0;
 
 /// A box: `whole` pixels to each side with `inner` weight, one more with `outer`, in units of 2^-24.
@@ -20,7 +20,7 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// The box whose threefold application has standard deviation `sigma`; all single precision, as in Pillow.
+    /// The box that has standard deviation `sigma` when applied three times; in single precision, as in Pillow.
     #[inline(always)]
     fn new(sigma: f32) -> Self {
         let radius = radius(sigma);
@@ -48,10 +48,10 @@ pub(super) fn window(sigma: f64) -> f64 {
 /// The blur and its buffers.
 #[derive(Default)]
 pub(super) struct Blur {
-    /// Planes with their edges.
+    /// Planes with padding.
     from: Vec<u8>,
     to: Vec<u8>,
-    /// Rows with their edges.
+    /// Rows with padding.
     lines: [Vec<u8>; 2],
     sums: Vec<u32>,
 }
@@ -78,7 +78,7 @@ impl Blur {
         }
     }
 
-    /// Blurs with a box of `N` pixels, few enough to be added up anew for each sum.
+    /// Blurs with a box of `N` pixels, few enough to be summed directly.
     #[inline(always)]
     fn small<const N: usize>(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
         let edge = N / 2;
@@ -94,7 +94,7 @@ impl Blur {
             kernel.pass::<N>(b, 1, &mut a[inside.clone()]);
             kernel.pass::<N>(a, 1, out);
         }
-        // The columns at once: the pixel below is the one a row further.
+        // All columns at once: the pixel below is one row further.
         let inside = edge * size..(edge + size) * size;
         kernel.pass::<N>(from, size, &mut to[inside.clone()]);
         kernel.pass::<N>(to, size, &mut from[inside]);
@@ -109,7 +109,7 @@ impl Blur {
         self.from[..size * size].copy_from_slice(plane);
         for _ in 0..PASSES {
             let line = |y: usize| &self.from[y.min(size - 1) * size..][..size];
-            // Sums of the pixels alike around the line before the first.
+            // Sums of the equally weighted pixels around the line before the first.
             self.sums.iter_mut().zip(line(0)).for_each(|(sum, &v)| *sum = u32::from(v) * (whole as u32 + 1));
             for y in 0..whole {
                 self.sums.iter_mut().zip(line(y)).for_each(|(sum, &v)| *sum += u32::from(v));
@@ -129,7 +129,7 @@ impl Blur {
     }
 }
 
-/// Exchanges rows and columns.
+/// Transposes rows and columns.
 fn turn(plane: &[u8], size: usize, out: &mut [u8]) {
     for (y, row) in plane.chunks_exact(size).enumerate() {
         row.iter().zip(out[y..].iter_mut().step_by(size)).for_each(|(v, out)| *out = *v);
@@ -137,8 +137,8 @@ fn turn(plane: &[u8], size: usize, out: &mut [u8]) {
 }
 
 impl Kernel {
-    /// Blurs with a box of `N` pixels that lie `step` apart. `pixels` begin and end with room for `N / 2` steps, where
-    /// this repeats their first and last one.
+    /// Blurs with a box of `N` pixels that lie `step` apart. `pixels` start and end with padding for `N / 2` steps,
+    /// which this fills with the first and last one.
     #[inline(always)]
     fn pass<const N: usize>(self, pixels: &mut [u8], step: usize, out: &mut [u8]) {
         let (edge, length) = (N / 2 * step, out.len());
@@ -159,7 +159,7 @@ impl Kernel {
         }
     }
 
-    /// Weighs the sum of the pixels alike and that of the two beyond them, and rounds half up.
+    /// Weights the sum of the inner pixels and that of the two outer ones, and rounds half up.
     #[inline(always)]
     fn weigh(self, near: u32, far: u16) -> u8 {
         // At most 255.5 in this fixed point, which fits.
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!((whole, inner, outer), (1, 4_473_924, 1_677_722));
     }
 
-    /// Any sigma, also beyond the image, against sums over the window in integers.
+    /// Any sigma, also with boxes larger than the image, against integer sums over the window.
     #[test]
     fn blurs_equal_plain_integer_sums() {
         let size = 37;

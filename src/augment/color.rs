@@ -2,11 +2,11 @@
 //! `adjust_hue`, `to_grayscale` and `solarize` on Pillow images (ImageEnhance, Blend.c, Convert.c).
 //!
 //! [`Steps`] are collected and applied together, a few pixels at a time: only contrast needs the whole image first, so
-//! the usual view takes two passes.
+//! a typical view takes two passes.
 
 /// 2^23: adding it to a float in 0 to 255 leaves the rounded value in the low bits.
 const MAGIC: f32 = 8_388_608.0;
-/// Pixels worked on together.
+/// Pixels processed together.
 const LANES: usize = 32;
 
 /// Groups stored together.
@@ -15,7 +15,7 @@ const STRETCH: usize = 8;
 /// Red, green and blue of some pixels, whole numbers from 0 to 255.
 type Colors = [[f32; LANES]; 3];
 
-/// Bytes of a plane of `size` x `size` pixels: whole groups, the last pixels of which have no meaning.
+/// Bytes of a plane of `size` x `size` pixels: whole groups; the last pixels are padding.
 pub(super) fn plane_length(size: usize) -> usize {
     (size * size).next_multiple_of(LANES)
 }
@@ -25,9 +25,9 @@ pub(super) fn plane_length(size: usize) -> usize {
 pub enum ColorOp {
     /// Multiplies by the factor.
     Brightness(f64),
-    /// Moves away from the image's mean luma by the factor.
+    /// Scales the distance to the image's mean luma by the factor.
     Contrast(f64),
-    /// Moves away from the pixel's luma by the factor.
+    /// Scales the distance to the pixel's luma by the factor.
     Saturation(f64),
     /// Shifts the hue by this part of a turn, -0.5 to 0.5, in steps of 1/256.
     Hue(f64),
@@ -63,12 +63,12 @@ impl Steps {
         self.pending.push(step);
     }
 
-    /// Adds the luma in place of the colors.
+    /// Adds the conversion to luma.
     pub fn grayscale(&mut self) {
         self.pending.push(Step::Grayscale);
     }
 
-    /// Adds the inversion of values from `threshold` on.
+    /// Adds solarization: inversion of values from `threshold` on.
     pub fn solarize(&mut self, threshold: u8) {
         self.pending.push(Step::Solarize(f32::from(threshold)));
     }
@@ -91,7 +91,7 @@ impl Steps {
             #[inline(always)]
             |colors| {
                 let mut lumas = luma(colors);
-                // All but the last group are whole.
+                // All groups but the last are full.
                 if left < LANES {
                     lumas[left..].fill(0.0);
                 }
@@ -189,7 +189,8 @@ fn interleave(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
     }
 }
 
-// Arrays are filled in loops: `map` and `from_fn` are not always inlined, and so not compiled for the widest vectors.
+// Arrays are filled in loops: `map` and `from_fn` are not always inlined, and so not vectorized for the target
+// features.
 
 /// Bytes as floats.
 #[inline(always)]
@@ -247,7 +248,7 @@ fn to_hsv(r: f32, g: f32, b: f32) -> (f32, f32, f32) {
     let min = |a: f32, b: f32| if a < b { a } else { b };
     let value = max(max(r, g), b);
     let range = value - min(min(r, g), b);
-    // The hue, in sixths of a turn, lies on one side of the largest channel's, towards the middle channel.
+    // The hue, in sixths of a turn, is offset from the largest channel's towards the middle channel.
     let (center, difference) = if g == value { (2.0, b - r) } else { (4.0, r - g) };
     let (center, difference) = if r == value { (0.0, g - b) } else { (center, difference) };
     let side = 1.0f32.copysign(difference);
@@ -261,7 +262,7 @@ fn to_hsv(r: f32, g: f32, b: f32) -> (f32, f32, f32) {
 /// HSV to RGB, both 0 to 255. Equal to Pillow for all 2^24 inputs.
 #[inline(always)]
 fn to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
-    // A channel is the value less a trapezoid over the circle of 6 * 255 steps, all exact until the division.
+    // A channel is the value minus a trapezoid over the circle of 6 * 255 steps, exact until the division.
     let depth = value * saturation;
     [5.0, 3.0, 1.0].map(|start: f32| {
         let position = hue * 6.0 + start * 255.0;
@@ -277,7 +278,7 @@ fn to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
 mod tests {
     use super::*;
 
-    /// An image of one pixel, through `ops`.
+    /// Applies `ops` to an image of one pixel.
     fn changed(ops: &[ColorOp], pixel: [u8; 3]) -> [u8; 3] {
         let mut planes = [0; 3 * LANES];
         planes.iter_mut().step_by(LANES).zip(pixel).for_each(|(plane, v)| *plane = v);
@@ -311,7 +312,7 @@ mod tests {
         }
     }
 
-    /// The mean counts the pixels of the view only, not those that fill up the last group.
+    /// The mean covers the pixels of the view only, not the padding of the last group.
     #[test]
     fn contrast_moves_from_the_mean_of_the_whole_image() {
         let size = 7;

@@ -16,12 +16,12 @@ pub struct Crop {
 }
 
 impl Crop {
-    /// All of an image.
+    /// The whole image.
     pub fn whole(width: usize, height: usize) -> Self {
         Self { left: 0, top: 0, width, height }
     }
 
-    /// The smallest box around both.
+    /// The bounding box of both.
     pub fn around(self, other: Self) -> Self {
         let (left, top) = (self.left.min(other.left), self.top.min(other.top));
         let right = (self.left + self.width).max(other.left + other.width);
@@ -29,9 +29,9 @@ impl Crop {
         Self { left, top, width: right - left, height: bottom - top }
     }
 
-    /// Draws up to 10 boxes, of uniform area and log-uniform aspect, and takes the first that fits; failing
-    /// that the largest central box with an aspect in `ratio`. Only for aspects beyond the image's size in
-    /// pixels does this differ from torchvision: the box then has one row or column, not none.
+    /// Draws up to 10 boxes, of uniform area and log-uniform aspect, and takes the first that fits;
+    /// otherwise the largest central box with an aspect in `ratio`. Only for aspects beyond the image's size in
+    /// pixels does this differ from torchvision: the box then has one row or column, not zero.
     pub fn random(width: usize, height: usize, scale: [f64; 2], ratio: [f64; 2], rng: &mut Stream) -> Self {
         let area = (width * height) as f64;
         let side = |square: f64| square.sqrt().round_ties_even() as usize;

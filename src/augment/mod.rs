@@ -3,10 +3,10 @@
 //! Every operation gives torchvision's result on an 8-bit Pillow image, byte for byte, so that
 //! published recipes keep their meaning: crop and resize, flip, brightness, contrast,
 //! saturation and hue in random order, grayscale, blur, solarize.
-//! The float code of these operations is exact because their inputs are bytes: either the rounding was checked
-//! over every input, or results too near a rounding boundary are computed again in integers.
+//! The float code of these operations is exact because their inputs are bytes: either the rounding was checked for
+//! every input, or results too close to a rounding boundary are recomputed in integers.
 //!
-//! Random choices ([`Draws`]) are made apart from the work on pixels ([`apply`]).
+//! Random choices ([`Draws`]) are separate from the work on pixels ([`apply`]).
 
 mod blur;
 mod color;
@@ -141,7 +141,7 @@ mod tests {
         assert_uniform("saturation", &factors(saturation), 0.8, 1.2);
         assert_uniform("hue", &factors(hue), -0.1, 0.1);
         assert_uniform("sigma", &values(&|d| d.blur), 0.1, 2.0);
-        // Up to 0.75 of a square, every aspect fits, so that nothing is tried again.
+        // Up to 0.75 of a square, every aspect fits, so there are no retries.
         let area = |d: &Draws| (d.crop.width * d.crop.height) as f64 / 4e6;
         let fits: Vec<&Draws> = draws.iter().filter(|d| area(d) < 0.749).collect();
         let areas: Vec<f64> = fits.iter().map(|d| area(d)).filter(|a| *a > 0.081).collect();
@@ -181,7 +181,7 @@ mod tests {
             out
         };
         let first = views(1, 2, 3, &mut Scratch::default());
-        // A scratch that has seen other images and sizes makes no difference.
+        // Scratch buffers used for other images and sizes make no difference.
         let mut used = Scratch::default();
         eval_view(&AugmentConfig { size: 100, ..Default::default() }, &noise(200, 300), &mut used, &mut [0; 30_000]);
         views(7, 7, 7, &mut used);

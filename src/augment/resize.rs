@@ -1,9 +1,9 @@
 //! Antialiased resizing: Pillow's `Image.resize` with BICUBIC or BILINEAR (Resample.c), byte for byte.
 //!
 //! Pillow resamples along rows and then along columns (or the other way round, see [`Resizer::run`]), with weights
-//! in 22-bit fixed point, and rounds to bytes after each; so does this. Along rows, eight of them are resampled
-//! together, turned so that the pixels of a column lie side by side and one weight serves many lanes. What they
-//! become is turned back, split into planes, and kept in a ring that holds just the rows an output row needs.
+//! in 22-bit fixed point, and rounds to bytes after each pass; so does this. Rows are resampled eight at a time,
+//! transposed so that the pixels of a column are adjacent and one weight serves many lanes. The result is transposed
+//! back, split into planes, and kept in a ring buffer with just the rows that an output row needs.
 
 use std::ops::Range;
 
@@ -17,10 +17,10 @@ const ROWS: usize = 8;
 const BLOCK: usize = ROWS * 3;
 /// Lanes of an output row computed together, in four arrays of `ROWS`.
 const CHUNK: usize = 4 * ROWS;
-/// Bits after the point of the weights.
+/// Fractional bits of the weights.
 const BITS: u32 = 22;
 
-/// What to make: an image of `width` x `height`, of which only the square of `size` at (left, top) is wanted.
+/// The output: an image of `width` x `height`, of which only the square of `size` at (left, top) is computed.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
     pub width: usize,
@@ -28,7 +28,7 @@ pub(super) struct Target {
     pub left: usize,
     pub top: usize,
     pub size: usize,
-    /// Mirror left and right?
+    /// Horizontal flip.
     pub flip: bool,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Target {
 struct Taps {
     /// First input pixel and one past the last, for each output pixel.
     spans: Vec<(usize, usize)>,
-    /// `stride` places for each output pixel, in fixed point.
+    /// `stride` weights for each output pixel, in fixed point.
     weights: Vec<i32>,
     stride: usize,
     exact: Vec<f64>,
@@ -116,7 +116,7 @@ pub(super) struct Resizer {
     down: Taps,
     block: Block,
     ring: Ring,
-    /// Rows that leave the pass down.
+    /// Rows after the vertical pass.
     rows: Vec<u8>,
 }
 
@@ -129,7 +129,7 @@ impl Resizer {
         self.across.fill(kernel, crop.width, width, left..left + size);
         self.down.fill(kernel, crop.height, height, top..top + size);
         planes.resize(plane_length(size) * 3, 0);
-        // Pillow's rule since version 13; older ones always begin with the rows.
+        // Pillow's rule since version 13; older versions always start with the rows.
         if crop.height > height + 2 * crop.width.saturating_sub(width) {
             self.columns_first(image, crop, target, planes);
         } else {
@@ -145,7 +145,7 @@ impl Resizer {
         self.rows.resize(size * 3, 0);
         for y in 0..size {
             while made < self.down.spans[y].1 {
-                // Below the last row it is repeated, and not used.
+                // Past the last row it is repeated, and not used.
                 self.block.gather(crop.width, |lane| crop.row(image, (made + lane).min(crop.height - 1)));
                 self.block.resample(&self.across, target.flip);
                 (0..ROWS).for_each(|lane| self.ring.row_mut(made + lane).copy_from_slice(self.block.row(lane)));
@@ -185,7 +185,7 @@ impl Crop {
 struct Block {
     /// `columns[x]`: the reds of all rows, the greens, the blues.
     columns: Vec<u8>,
-    /// What they become: first all reds, `ROWS` for each pixel, then all greens, all blues; and again row by row.
+    /// The output: first all reds, `ROWS` for each pixel, then all greens, all blues; and the same row by row.
     made: Vec<u8>,
     spare: Vec<u8>,
 }
@@ -197,7 +197,7 @@ impl Block {
         let n = width * 3;
         self.columns.resize(n * ROWS, 0);
         self.spare.resize(self.spare.len().max(n * ROWS), 0);
-        // Interleaving twice the distance each time is a transposition: rows 0 4, then 0 2 4 6, then all.
+        // Interleaving at doubled distance each time is a transposition: rows 0 4, then 0 2 4 6, then all.
         for (i, out) in self.columns.chunks_exact_mut(2 * n).enumerate() {
             interleave(&row(i)[..n], &row(i + 4)[..n], out);
         }
@@ -208,7 +208,7 @@ impl Block {
         interleave(even, odd, &mut self.columns);
     }
 
-    /// Resamples across. The rows are then at [`Self::row`].
+    /// Resamples horizontally. The rows are then at [`Self::row`].
     #[inline(always)]
     fn resample(&mut self, taps: &Taps, flip: bool) {
         let size = taps.spans.len();
@@ -223,7 +223,7 @@ impl Block {
             let taps = weights.iter().zip(first..).map_while(|(weight, x)| Some((weight, columns.get(x)?)));
             weigh(taps, [&mut red[to], &mut green[to], &mut blue[to]]);
         }
-        // The transposition backwards: even rows and odd ones, then those of the same remainder by 4, by 8.
+        // The inverse transposition: even and odd rows, then rows equal modulo 4, modulo 8.
         let (made, spare) = (&mut self.made[..], &mut self.spare[..size * BLOCK]);
         let half = size * BLOCK / 2;
         separate(made, spare);
@@ -235,7 +235,7 @@ impl Block {
     #[inline(always)]
     fn row(&self, lane: usize) -> &[u8] {
         let n = self.made.len() / ROWS;
-        // Separating three times has put the rows in the order of their reversed bits.
+        // Separating three times leaves the rows in bit-reversed order.
         &self.spare[[0, 4, 2, 6, 1, 5, 3, 7][lane] * n..][..n]
     }
 }
@@ -245,7 +245,7 @@ impl Block {
 struct Ring {
     bytes: Vec<u8>,
     stride: usize,
-    /// A power of two, as it divides in the innermost loop.
+    /// A power of two, because the innermost loop takes a modulus by it.
     capacity: usize,
 }
 
@@ -267,7 +267,7 @@ impl Ring {
     }
 }
 
-/// Resamples the rows that `row` gives down into output row `y`.
+/// Resamples vertically: the rows from `row` into output row `y`.
 #[inline(always)]
 fn resample_down<'a>(taps: &Taps, y: usize, row: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
     let (first, weights) = taps.at(y);
@@ -290,8 +290,8 @@ fn resample_down<'a>(taps: &Taps, y: usize, row: impl Fn(usize) -> &'a [u8], out
 
 /// Weighted sums in Pillow's fixed point, rounded half up and clipped.
 ///
-/// Their shape is for the compiler: lanes in arrays of eight, and taps that (for all it knows) may end early.
-/// Else it computes eight taps together, a lane at a time, which takes three times as long.
+/// Written for the auto-vectorizer: lanes in arrays of eight, and a loop over taps that could end early. Otherwise it
+/// vectorizes over eight taps, one lane at a time, which takes three times as long.
 #[inline(always)]
 fn weigh<'a, const L: usize, const N: usize>(
     taps: impl Iterator<Item = (&'a i32, &'a [[u8; L]; N])>,
@@ -320,7 +320,7 @@ fn interleave(a: &[u8], b: &[u8], out: &mut [u8]) {
     }
 }
 
-/// The bytes at even places into the first half of `out`, the others into the second.
+/// The bytes at even indices into the first half of `out`, the others into the second.
 #[inline(always)]
 fn separate(pairs: &[u8], out: &mut [u8]) {
     let (even, odd) = out.split_at_mut(pairs.len() / 2);
@@ -341,7 +341,7 @@ fn store(row: &[u8], size: usize, y: usize, planes: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// Both passes in integers, straight from the definition.
+    /// Both passes in integers, directly from the definition.
     fn slow(image: &Pixels, crop: Crop, size: usize, kernel: Interpolation) -> Vec<u8> {
         let (mut across, mut down) = (Taps::default(), Taps::default());
         across.fill(kernel, crop.width, size, 0..size);

@@ -1,4 +1,4 @@
-//! Where the time of a view goes.
+//! Timing of the stages of a view.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub struct Stages {
     pub blur: Duration,
 }
 
-/// A stopwatch for [`Stages`]; does nothing where none are wanted.
+/// A stopwatch for [`Stages`]; does nothing if none are given.
 pub(super) struct Laps<'a>(Option<(&'a mut Stages, Instant)>);
 
 impl<'a> Laps<'a> {

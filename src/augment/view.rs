@@ -1,5 +1,5 @@
-//! One view: its settings, the random choices made from them, and the pixels. An operation is added here and in a file
-//! of its own: its settings, its [`Draws`] and its place in [`apply`].
+//! One view: its settings, the random choices made from them, and the pixels. To add an operation, put its settings,
+//! its [`Draws`] and its call in [`apply`] here, and its pixels in a file of its own.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -69,7 +69,7 @@ struct View2 {
 }
 
 impl ViewConfig {
-    /// The paper's T (table 6): what view 1 has for keys that are left out.
+    /// The paper's T (table 6): view 1's defaults.
     pub fn view1() -> Self {
         Self {
             crop_scale: [0.08, 1.0],
@@ -89,7 +89,7 @@ impl ViewConfig {
         }
     }
 
-    /// The paper's T': what view 2 has for keys that are left out.
+    /// The paper's T': view 2's defaults.
     pub fn view2() -> Self {
         Self { blur_prob: 0.1, solarize_prob: 0.2, ..Self::view1() }
     }
@@ -145,11 +145,11 @@ impl ViewConfig {
 pub struct Draws {
     /// Part of the image to keep.
     pub crop: Crop,
-    /// Mirror left and right?
+    /// Horizontal flip.
     pub flip: bool,
     /// Color changes, first to last.
     pub color: [Option<ColorOp>; 4],
-    /// Replace the colors by their luma?
+    /// Grayscale.
     pub grayscale: bool,
     /// Standard deviation of the blur, pixels.
     pub blur: Option<f64>,
@@ -186,15 +186,15 @@ impl ViewConfig {
     }
 }
 
-/// Buffers of one worker; after the first few images nothing is allocated any more.
+/// Scratch buffers of one worker, reused so that no memory is allocated after the first few images.
 #[derive(Default)]
 pub struct Scratch {
     pub(super) resizer: Resizer,
     blur: Blur,
     pub(super) steps: Steps,
-    /// Red, green and blue, `size * size` bytes each and some.
+    /// Red, green and blue, `size * size` bytes each plus padding.
     pub(super) planes: Vec<u8>,
-    /// Set it to have the time of every part added up.
+    /// If set, the time of every stage is added to it.
     pub stages: Option<Stages>,
 }
 
@@ -233,7 +233,7 @@ pub fn apply(
         );
         laps.end(|stages| &mut stages.color);
         if draws.grayscale {
-            // Its planes are and stay the same: one is enough.
+            // All planes are equal and stay so: one is enough.
             planes = &mut planes[..plane_length(size)];
         }
         for plane in planes.chunks_exact_mut(plane_length(size)) {

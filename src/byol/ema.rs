@@ -14,12 +14,12 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// With tau = 1: the target stays.
+    /// With tau = 1: the target does not move.
     pub fn new(device: Device) -> Self {
         Self { weight: foreach::rate(device) }
     }
 
-    /// tau of the updates to come, 0 to 1.
+    /// Sets tau of later updates, 0 to 1.
     pub fn set(&self, tau: f64) -> Result<()> {
         foreach::set_rate(&self.weight, 1.0 - tau)
     }

@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-/// `torch.nn.functional.normalize(x, dim=1)`, half precision raised to fp32 first: rows of `[N, D]` to length 1,
-/// norms below 1e-12 taken as that.
+/// `torch.nn.functional.normalize(x, dim=1)`, half precision converted to fp32 first: rows of `[N, D]` to length 1,
+/// norms clamped to at least 1e-12.
 pub fn l2_normalize(x: &Tensor) -> Tensor {
     let x = if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
     let norm = x.norm_scalaropt_dim(2, [1].as_slice(), true).clamp_min(1e-12);
@@ -18,13 +18,13 @@ pub fn regression_loss(prediction: &Tensor, projection: &Tensor) -> Tensor {
 }
 
 /// Standard deviation over the batch of the normalized projections `[N, D]`, averaged over D: about
-/// `1 / sqrt(D)` in health, towards 0 when the network maps every image to the same point.
+/// `1 / sqrt(D)` when healthy, near 0 when collapsed: the network maps every image to the same point.
 pub fn z_std(projection: &Tensor) -> Tensor {
     l2_normalize(&projection.detach()).std_dim(Some([0].as_slice()), true, false).mean(None)
 }
 
-/// Sums of the normalized projections `[N, D]` and of their squares over the batch, `[2 D]` in fp64. Those of parts of a
-/// batch add up to those of the whole.
+/// Sums of the normalized projections `[N, D]` and of their squares over the batch, `[2 D]` in fp64. Those of parts of
+/// a batch add up to those of the whole.
 pub fn moments(projection: &Tensor) -> Tensor {
     let rows = l2_normalize(&projection.detach()).to_kind(Kind::Double);
     let sum = |x: &Tensor| x.sum_dim_intlist([0].as_slice(), false, None);

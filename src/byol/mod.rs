@@ -21,25 +21,25 @@ pub use state::Snapshot;
 /// The two views of a micro-batch: v from T and v' from T', each `[N, 3, H, W]`, normalized.
 pub type Views = [Tensor; 2];
 
-/// What is trained.
+/// The networks and their optimizer.
 pub struct Byol {
     /// theta: encoder, projector, predictor.
     pub online: Network,
     /// xi: encoder, projector.
     pub target: Network,
-    /// Moves theta.
+    /// Updates theta.
     pub optimizer: Optimizer,
-    /// Moves xi.
+    /// Updates xi.
     pub ema: Ema,
     /// The processes that share each batch.
     pub ranks: Ranks,
     /// Forward passes in bf16 autocast; weights, loss, optimizer and EMA stay in fp32.
     pub bf16: bool,
-    /// Where the networks are.
+    /// Device of the networks.
     pub device: Device,
 }
 
-/// What the schedules say for one step.
+/// The schedules' values for one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Learning rate of the optimizer's update.
@@ -58,11 +58,11 @@ pub struct StepOutput {
     pub z_std: Tensor,
     /// L2 norm of the whole gradient, before clipping; a scalar.
     pub grad_norm: Tensor,
-    /// How many of several processes received each signal, see [`StopRequest`]; `[3]`.
+    /// How many processes received each signal, see [`StopRequest`]; `[3]`.
     pub signals: Option<Tensor>,
 }
 
-/// The numbers of a [`StepOutput`].
+/// The values of a [`StepOutput`] on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbers {
     /// The loss.
@@ -71,7 +71,7 @@ pub struct Numbers {
     pub z_std: f64,
     /// The norm of the gradient.
     pub grad_norm: f64,
-    /// What the signals at any of several processes request; nothing for a single process.
+    /// What signals at any process request; empty for a single process.
     pub request: StopRequest,
 }
 
@@ -91,7 +91,7 @@ impl StepOutput {
         Self { loss, z_std, grad_norm, signals: self.signals.as_ref().map(Tensor::shallow_clone) }
     }
 
-    /// Begins to fetch the numbers; [`Numbers::of`] waits for them.
+    /// Starts copying the values to the host; [`Numbers::of`] waits for them.
     pub fn fetch(&self) -> Result<PendingScalars> {
         let numbers = Tensor::f_stack(&[&self.loss, &self.z_std, &self.grad_norm], 0)?;
         PendingScalars::new(match &self.signals {
@@ -102,9 +102,7 @@ impl StepOutput {
 }
 
 impl Numbers {
-    /// Waits for what [`StepOutput::fetch`] fetches.
-    /// # Errors
-    /// The step failed on the device.
+    /// Waits for the copy that [`StepOutput::fetch`] started.
     pub fn of(fetched: &PendingScalars) -> Result<Self> {
         let values = fetched.get()?;
         let request = StopRequest::of(&values[3..]);

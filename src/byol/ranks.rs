@@ -1,4 +1,4 @@
-//! What a step exchanges with the other processes of its run.
+//! Communication of a step with the other processes of its run.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,29 +13,29 @@ use super::loss::{moments, z_std_of_moments};
 use crate::model::Params;
 use crate::signals::Signals;
 
-/// The processes that share each batch, as [`super::Byol`] sees them. By default this process is the only one:
-/// nothing is exchanged.
+/// The processes that share each batch, as [`super::Byol`] sees them. By default this process is the only one
+/// and does not communicate.
 #[derive(Default)]
 pub struct Ranks(Option<Connected>);
 
 struct Connected {
     group: Arc<ProcessGroup>,
     reducer: Reducer,
-    /// SIGINT, SIGTERM, a request for a checkpoint: 1 where it has arrived.
+    /// SIGINT, SIGTERM, a request for a checkpoint: 1 if it has arrived.
     arrived: Cell<[f32; 3]>,
 }
 
-/// What signals request. With several processes those at any of them count: all have to do the same at the same step.
+/// What signals request. Signals to any process count: all processes must act on them at the same step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StopRequest {
-    /// The exit code of a signal to end; SIGTERM's where both came.
+    /// The exit code of a SIGINT or SIGTERM; SIGTERM's if both came.
     pub end: Option<i32>,
     /// A checkpoint.
     pub checkpoint: bool,
 }
 
 impl StopRequest {
-    /// From how many processes got SIGINT, SIGTERM and a request for a checkpoint; nothing from nothing.
+    /// From the number of processes that received SIGINT, SIGTERM and a request for a checkpoint.
     pub fn of(counts: &[f64]) -> Self {
         let [int, term, checkpoint] = [0, 1, 2].map(|index| counts.get(index).is_some_and(|&count| count > 0.0));
         Self { end: term.then_some(143).or(int.then_some(130)), checkpoint }
@@ -60,7 +60,7 @@ impl Ranks {
         Ok(Self(Some(Connected { group: group.clone(), reducer, arrived: Cell::default() })))
     }
 
-    /// Before a step: tells the others, with the step's output, which signals have arrived here.
+    /// Before a step: the signals that have arrived here are sent to the others with the step's output.
     pub fn share_signals(&self, signals: &Signals) {
         if let Some(Connected { arrived, .. }) = &self.0 {
             let request = StopRequest::from_signals(signals);
@@ -69,8 +69,8 @@ impl Ranks {
         }
     }
 
-    /// After a step: what a single process's signals request. Where there are several processes nothing, because
-    /// [`super::Numbers::request`] has it for all.
+    /// After a step: what a single process's signals request. Empty with several processes, for which
+    /// [`super::Numbers::request`] has it.
     pub fn own_request(&self, signals: &Signals) -> StopRequest {
         if self.0.is_some() { StopRequest::default() } else { StopRequest::from_signals(signals) }
     }
@@ -80,14 +80,14 @@ impl Ranks {
         self.0.as_ref().map_or(Ok(()), |connected| connected.reducer.prepare())
     }
 
-    /// A step's output over all processes, with the signals that they received: one small reduction, which only the
-    /// CPU waits for. `projections` `[N, D]` are those that [`StepOutput::z_std`] is of.
+    /// A step's output over all processes, with the signals that they received: one small all-reduce, which blocks on
+    /// the CPU only. `projections` `[N, D]` are those that [`StepOutput::z_std`] is of.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn averaged(&self, output: StepOutput, projections: &Tensor) -> Result<StepOutput> {
         let Some(Connected { group, arrived, .. }) = &self.0 else { return Ok(output) };
         let (kind, device) = (output.loss.kind(), output.loss.device());
-        // Zeros are made on the device; other numbers wait for it, but signals are rare.
+        // Zeros are created on the device; other values need a synchronizing copy, but signals are rare.
         let arrived = match arrived.get() {
             [0.0, 0.0, 0.0] => Tensor::f_zeros([3], (Kind::Double, device))?,
             flags => Tensor::from_slice(&flags).f_to_device(device)?.f_to_kind(Kind::Double)?,

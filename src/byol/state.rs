@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::Byol;
 use crate::model::{Named, Network};
 
-/// Copies of some of [`Byol`]'s tensors, to go back to.
+/// Copies of some of [`Byol`]'s tensors, to restore.
 pub struct Snapshot {
     tensors: Vec<Tensor>,
     values: Vec<Tensor>,
@@ -84,7 +84,7 @@ impl Byol {
         Snapshot { tensors, values, batches_tracked: self.batches_tracked() }
     }
 
-    /// Goes back to a snapshot of this object.
+    /// Restores a snapshot of this object.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for (tensor, value) in snapshot.tensors.iter().zip(&snapshot.values) {

@@ -20,7 +20,7 @@ impl Byol {
         self.run(micro_batches)
     }
 
-    /// For the next update.
+    /// Sets the rates of the next update.
     pub fn set_rates(&self, Rates { lr, tau, step }: Rates) -> Result<()> {
         self.optimizer.set(lr, step)?;
         self.ema.set(tau)
@@ -66,8 +66,8 @@ impl Byol {
         Ok(())
     }
 
-    /// The loss of one micro-batch, and the projections of its first view, detached. Each view goes through each network by itself, so that BatchNorm
-    /// sees one view at a time.
+    /// The loss of one micro-batch, and the projections of its first view, detached. Each view goes through each
+    /// network by itself, so that BatchNorm sees one view at a time.
     fn forward(&self, [v1, v2]: &Views) -> Result<(Tensor, Tensor)> {
         let autocast = Autocast::bf16(self.device, self.bf16)?;
         let z1 = self.online.project(v1); // z = g(f(v))                 [N, D]

@@ -1,6 +1,6 @@
 //! A checkpoint on disk: a folder `step-00001234` with `model.safetensors`, `optimizer.safetensors`,
-//! `manifest.json` and `SHA256SUMS` (which `sha256sum -c` reads too). It is written under another name, synced,
-//! and renamed, so a folder of that name is complete; later damage is detected by the checksums.
+//! `manifest.json` and `SHA256SUMS` (which `sha256sum -c` reads too). It is written under a temporary name, synced
+//! and renamed, so a folder with the final name is complete; later damage is detected by the checksums.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,9 +10,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 const SUMS: &str = "SHA256SUMS";
-/// Prefix of folders that are being written or removed; a killed run may leave one.
+/// Prefix of folders that are being written or deleted; a killed run may leave one.
 const TEMPORARY: &str = crate::files::UNFINISHED;
-/// Prefix of checkpoints of a branch that the run has left, see [`set_aside`].
+/// Prefix of checkpoints of an abandoned branch of the run, see [`set_aside`].
 const ABANDONED: &str = "abandoned-";
 
 /// SHA-256 of `bytes` in hex.
@@ -52,7 +52,7 @@ pub fn write(root: &Path, step: u64, files: &[(&str, Vec<u8>)]) -> Result<PathBu
     let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     let written = write_all();
     if written.is_err() {
-        // Frees its space, if the disk is full.
+        // Frees its space if the disk is full.
         let _ = fs::remove_dir_all(&partial);
     }
     written.with_context(|| {
@@ -70,23 +70,23 @@ fn free_bytes(path: &Path) -> Option<u64> {
 }
 
 /// Renames the checkpoints of step `from` and later to `abandoned-...`: a run that continues from before them is
-/// another branch, which must neither count them among its newest nor delete them. [`clean`] keeps as many of
-/// them as of the others.
+/// another branch, which must neither count them as its latest nor delete them. [`clean`] keeps the latest of them
+/// too.
 pub fn set_aside(root: &Path, from: u64) -> Result<()> {
     for path in list(root).into_iter().take_while(|path| *path >= path_of(root, from)) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let aside = root.join(format!("{ABANDONED}{name}"));
         remove_if_there(&aside)?;
         fs::rename(&path, &aside).with_context(|| format!("renaming {}", path.display()))?;
-        log::warn!("set aside as {}: the run continues from an earlier step", aside.display());
+        log::warn!("renamed to {}: the run continues from an earlier step", aside.display());
     }
     Ok(())
 }
 
 /// Checks before any work that `output` can be written.
 /// # Errors
-/// It exists (a dangling link, too) and `force` is not given; it is no regular file, such as a folder or a device,
-/// which a rename would replace; its folder does not exist or cannot be written.
+/// It exists (even as a dangling link) and `force` is not set; it is not a regular file but a folder, device or the
+/// like, which a rename would replace; its folder does not exist or cannot be written.
 pub fn check_output(output: &Path, force: bool) -> Result<()> {
     let name = output.display();
     if output.is_dir() {
@@ -94,14 +94,14 @@ pub fn check_output(output: &Path, force: bool) -> Result<()> {
     }
     let there = fs::symlink_metadata(output).is_ok();
     if there && output.exists() && !output.is_file() {
-        bail!("--output: {name} is no regular file, and is not replaced; choose another name");
+        bail!("--output: {name} is not a regular file and will not be replaced; choose another name");
     }
     if there && !force {
-        bail!("--output: {name} exists already; add --force to replace it, or choose another name");
+        bail!("--output: {name} already exists; add --force to replace it, or choose another name");
     }
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        bail!("--output: found no folder {}, expected one that exists; make it, or choose another", folder.display());
+        bail!("--output: found no folder {}, expected one that exists; create it, or choose another", folder.display());
     }
     let trial = tempfile::NamedTempFile::new_in(folder);
     trial.map(drop).with_context(|| format!("--output: folder {} cannot be written", folder.display()))
@@ -132,7 +132,7 @@ pub fn read(folder: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     let expected = sums
         .lines()
         .find_map(|line| line.split_once("  ").filter(|(_, file)| *file == name).map(|(sum, _)| sum.to_string()))
-        .ok_or_else(|| anyhow!("{}: {SUMS} does not name {name}", folder.display()))?;
+        .ok_or_else(|| anyhow!("{}: {SUMS} does not list {name}", folder.display()))?;
     let path = folder.join(name);
     let bytes = read_at_most(&path, most)?;
     let found = sha256(&bytes);
@@ -161,12 +161,12 @@ fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The checkpoints of a run, newest first.
+/// The checkpoints of a run, latest first.
 pub fn list(root: &Path) -> Vec<PathBuf> {
     numbered(root, "step-")
 }
 
-/// What is called `prefix` and a step, latest step first.
+/// Folders named `prefix` and a step, latest step first.
 fn numbered(root: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut steps: Vec<(u64, PathBuf)> = entries(root)
         .into_iter()
@@ -179,7 +179,7 @@ fn numbered(root: &Path, prefix: &str) -> Vec<PathBuf> {
     steps.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// Removes the unfinished files of a killed run, all but the newest `keep` checkpoints, and all but the newest `keep`
+/// Removes the unfinished files of a killed run, all but the latest `keep` checkpoints, and all but the latest `keep`
 /// of those that were set aside.
 pub fn clean(root: &Path, keep: usize) {
     let leftovers = entries(root)
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_are_kept_and_leftovers_go() -> Result<()> {
+    fn the_latest_are_kept_and_leftovers_removed() -> Result<()> {
         let root = tempfile::tempdir()?;
         for step in [5, 20, 100] {
             write(root.path(), step, &[("a", vec![step as u8])])?;
@@ -235,7 +235,7 @@ mod tests {
                 fs::write(&path, &flipped)?;
                 assert!(!readable(), "{name}: byte {at} flipped");
                 fs::write(&path, &good[..at])?;
-                // The final newline of the sums says nothing.
+                // The final newline of the checksums is redundant.
                 assert!(!readable() || (name == SUMS && at + 1 == good.len()), "{name}: cut to {at}");
             }
             fs::write(&path, &good)?;

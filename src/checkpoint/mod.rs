@@ -1,6 +1,6 @@
 //! Saving and resuming a run: both networks with their buffers, the optimizer's state, the step, the
 //! config and the data's fingerprint. Learning rate, tau, the order of images and the views are functions of
-//! the step, so nothing else is needed for the same weights, bit for bit.
+//! the step, so nothing else is needed for bit-identical weights.
 
 mod folder;
 mod tensors;
@@ -18,25 +18,25 @@ pub use tensors::{Mismatch, load_views, serialize, views};
 use crate::byol::Byol;
 use crate::model::Named;
 
-/// Version of the layout below; a newer one is refused.
+/// Version of the layout below; newer ones are refused.
 const FORMAT: u32 = 1;
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 
-/// What a checkpoint holds; `manifest.json`.
+/// A checkpoint's metadata, `manifest.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// Layout version.
     pub format: u32,
     /// Optimizer steps done.
     pub step: u64,
-    /// Steps of the whole run.
+    /// Total steps of the run.
     pub total_steps: u64,
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
-    /// Images of the training set.
+    /// Number of training images.
     pub images: usize,
     /// Fingerprint of the data set's index.
     pub data: String,
@@ -49,16 +49,16 @@ pub struct Manifest {
     pub commit: String,
     /// Version of libtorch.
     pub libtorch: String,
-    /// SHA-256 over the keys of the config that change the result.
+    /// SHA-256 over the config keys that change the result.
     #[serde(default)]
     pub config_sha256: String,
-    /// Seed of weights, order and views.
+    /// Seed of initial weights, order and views.
     #[serde(default)]
     pub seed: u64,
-    /// Only algorithms that repeat bit for bit were allowed (`train.deterministic`); those of the CPU always do.
+    /// Whether only deterministic algorithms were allowed (`train.deterministic`); those of the CPU always are.
     #[serde(default)]
     pub deterministic: bool,
-    /// Device and CPU threads, on which bit-identical repetition depends.
+    /// Device; bit-identical results depend on it and on the CPU threads.
     pub device: String,
     /// Threads of libtorch's CPU operators.
     pub threads: usize,
@@ -67,11 +67,11 @@ pub struct Manifest {
     pub processes: usize,
     /// fp32 or bf16.
     pub precision: String,
-    /// Steps that the position in the schedule is ahead of `step`: not 0 where the run was resumed with another number of
-    /// steps an epoch.
+    /// Steps that the position in the schedule is ahead of `step`: not 0 if the run was resumed with another number
+    /// of steps per epoch.
     #[serde(default)]
     pub schedule_offset: i64,
-    /// k-NN top-1 of the encoder before training, where it was measured.
+    /// k-NN top-1 of the encoder before training, if measured.
     pub knn_random: Option<f64>,
     /// The folder the run was started in, against which relative paths in its config are resolved.
     #[serde(default)]
@@ -85,7 +85,7 @@ fn one() -> usize {
 }
 
 impl Manifest {
-    /// A manifest of this program and this layout, to be filled in.
+    /// A manifest with the versions of this program and layout, to be filled in.
     pub fn new(config: serde_json::Value) -> Self {
         Self {
             format: FORMAT,
@@ -112,7 +112,7 @@ impl Manifest {
         }
     }
 
-    /// What a run depends on, in one line.
+    /// What a run's result depends on, in one line.
     pub fn line(&self) -> String {
         let Self { byol, commit, libtorch, device, threads, precision, seed, .. } = self;
         let deterministic = match (self.deterministic, device.as_str()) {
@@ -131,7 +131,7 @@ impl Manifest {
     }
 }
 
-/// Writes the checkpoint of `manifest.step` below `root` atomically, then removes all but the newest `keep`.
+/// Writes the checkpoint of `manifest.step` below `root` atomically, then removes all but the latest `keep`.
 /// # Errors
 /// What could not be written and how much space it needs; earlier checkpoints are kept.
 pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Result<PathBuf> {
@@ -149,19 +149,19 @@ pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Re
 
 /// Reads and checks a checkpoint's manifest.
 /// # Errors
-/// Damaged, or of a newer layout.
+/// Damaged, or of a newer format.
 pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     let bytes = folder::read(folder, MANIFEST, 1 << 24)?;
     let place = || format!("{}/{MANIFEST}", folder.display());
     let format = serde_json::from_slice::<serde_json::Value>(&bytes).with_context(place)?["format"].as_u64();
     if format != Some(FORMAT.into()) {
         let found = format.map_or("none".to_string(), |f| f.to_string());
-        bail!("{}: found format {found}, this byol reads format {FORMAT}; use the version that wrote it", place());
+        bail!("{}: found format {found}, this version reads format {FORMAT}; use the version that wrote it", place());
     }
     serde_json::from_slice(&bytes).with_context(place)
 }
 
-/// A file of tensors, of which no more is read than its header declares.
+/// Reads a file of tensors, up to the size that its header declares.
 fn read_tensors(folder: &Path, name: &str) -> Result<Vec<u8>> {
     folder::read(folder, name, tensors::length_by_header(&folder.join(name))?)
 }
@@ -196,10 +196,10 @@ pub fn load(folder: &Path, byol: &Byol) -> Result<Manifest> {
     Ok(manifest)
 }
 
-/// Loads the newest valid checkpoint below `root`; every damaged one is logged. `None` without any checkpoint.
+/// Loads the latest valid checkpoint below `root`; damaged ones are logged. `None` if there is no checkpoint.
 /// # Errors
-/// `accept` refuses the manifest; the checkpoint is of another model or optimizer ([`Mismatch`]), as the older ones are,
-/// too; or all checkpoints are damaged (the run must not start over by itself).
+/// `accept` refuses the manifest; the checkpoint is of another model or optimizer ([`Mismatch`]), as the older ones
+/// are, too; or all checkpoints are damaged (the run must not silently start over).
 pub fn load_newest(
     root: &Path,
     byol: &Byol,
@@ -224,7 +224,7 @@ pub fn load_newest(
         return Ok(None);
     }
     bail!(
-        "{}: none of its {} checkpoints can be used; name another with --resume, or move them away",
+        "{}: none of its {} checkpoints can be used; choose another with --resume, or move them away",
         root.display(),
         all.len()
     )

@@ -1,5 +1,5 @@
 //! Named tensors to and from safetensors, strictly: the same names, shapes and types, or an error that lists
-//! every difference, and nothing is partly loaded. (tch's own loader casts, broadcasts and ignores what is extra.)
+//! every difference, and nothing is loaded partially. (tch's own loader casts, broadcasts and ignores extra tensors.)
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::model::Named;
 
-/// A whole file with other tensors than expected: of another model or optimizer.
+/// A valid file with other tensors than expected: of another model or optimizer.
 #[derive(Debug)]
 pub struct Mismatch(String);
 
@@ -54,10 +54,8 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
 }
 
 /// The length of a file according to its header; nothing else is read.
-/// # Errors
-/// It cannot be read, or has no such header.
 pub fn length_by_header(path: &Path) -> Result<u64> {
-    let place = || format!("{}: damaged: not a whole safetensors file", path.display());
+    let place = || format!("{}: damaged: not a valid safetensors file", path.display());
     let mut file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
     let mut length = [0; 8];
     file.read_exact(&mut length).with_context(place)?;
@@ -74,13 +72,13 @@ pub fn length_by_header(path: &Path) -> Result<u64> {
 
 /// A file's tensors by name.
 /// # Errors
-/// Not a safetensors file, or not all of one.
+/// Not a safetensors file, or truncated.
 pub fn views(bytes: &[u8]) -> Result<BTreeMap<String, TensorView<'_>>> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| anyhow!("not a whole safetensors file ({e})"))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| anyhow!("not a valid safetensors file ({e})"))?;
     Ok(file.tensors().into_iter().collect())
 }
 
-/// Copies a file's tensors into existing ones; nothing is changed unless everything fits. `cast` takes other
+/// Copies a file's tensors into existing ones; nothing is changed unless everything fits. `cast` accepts other
 /// floating-point types too.
 /// # Errors
 /// Missing or extra names, other shapes or types, all listed.
@@ -88,10 +86,10 @@ pub fn load_views(found: BTreeMap<String, TensorView>, tensors: &[Named], cast: 
     copy(fitting(found, tensors, cast)?)
 }
 
-/// A tensor, what it is to hold, and the type of that.
+/// A tensor, its new values, and their type.
 type Fitting<'a> = (Tensor, TensorView<'a>, Kind);
 
-/// Pairs every tensor with that of the file.
+/// Pairs every tensor with the file's.
 /// # Errors
 /// Missing or extra names, other shapes or types, all listed.
 pub(super) fn fitting<'a>(

@@ -1,4 +1,4 @@
-//! `byol bench loader`: how fast the loader turns images into pairs of views, with nothing else running.
+//! `byol bench loader`: throughput of the data loader (decoded images, two augmented views of each) by itself.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -55,8 +55,6 @@ struct StageTimes {
 }
 
 /// Runs the command.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;

@@ -1,4 +1,4 @@
-//! `byol bench step`: how fast training steps are, and where their time goes.
+//! `byol bench step`: throughput of training steps, and where their time goes.
 
 use std::io::Write;
 use std::time::Instant;
@@ -45,7 +45,7 @@ struct Report {
     step_ms: Spread,
     /// Of a step, waiting for the loader.
     data_wait_ms: f64,
-    /// Of a step, in a second measurement that waits for each part.
+    /// Of a step, in a second measurement that synchronizes after each part.
     parts_ms: Parts,
     device: String,
     precision: &'static str,
@@ -54,13 +54,13 @@ struct Report {
     /// Resident memory before and after the measured steps, and its peak, megabytes.
     resident_mb: [f64; 2],
     peak_resident_mb: f64,
-    /// Peak memory of the GPU that tensors held, and that was reserved for them, megabytes, by the end of the measured
+    /// Peak GPU memory allocated to tensors, and reserved for them, megabytes, by the end of the measured
     /// steps.
     peak_device_mb: Option<f64>,
     reserved_device_mb: Option<f64>,
-    /// Steps were replayed.
+    /// Steps were replayed as a CUDA graph.
     cuda_graph: bool,
-    /// Which share each batch.
+    /// Processes that share each batch.
     processes: usize,
     /// Of a step, waiting for other processes ([`native::ProcessGroup::waited`]); the mean over the processes;
     /// none on a GPU.
@@ -69,7 +69,7 @@ struct Report {
     communication_share: Option<f64>,
     /// 10^12 FLOP/s in convolutions and linear layers.
     tflops: f64,
-    /// The GPU's data sheet value for dense products in this precision, where it is known.
+    /// The GPU's data sheet value for dense products in this precision, if known.
     peak_tflops: Option<f64>,
     share_of_peak: Option<f64>,
 }
@@ -186,11 +186,11 @@ impl Bench {
     }
 }
 
-/// What a series of steps has measured.
+/// Measurements of a series of steps.
 struct Measured {
     /// Of each step, sorted.
     seconds: Vec<f64>,
-    /// Of all steps, until the device was done.
+    /// Of all steps, until the device was synchronized.
     total: f64,
     /// Waiting for data.
     waited: f64,
@@ -210,7 +210,7 @@ impl Measured {
 }
 
 impl Bench {
-    /// Until the device has done everything.
+    /// Waits for the device (`torch.cuda.synchronize`).
     fn wait(&mut self) -> Result<()> {
         self.pending.take().map_or(Ok(()), |numbers| numbers.get().map(|_| ()))
     }
@@ -233,12 +233,10 @@ impl Bench {
 }
 
 /// Runs the command.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &BenchStepArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
     let arguments = json!({"command": "bench step", "--steps": args.steps, "--synthetic": args.synthetic});
-    let shared = Shared { arguments, advice: "start it again" };
+    let shared = Shared { arguments, advice: "run the command again" };
     ranks::run(&args.ranks, &config, &shared, |machine, group| {
         let report = measure(args, &config, &machine, &group)?;
         if group.is_first() {
@@ -267,7 +265,7 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Gro
     let (steps, processes) = (measured.steps(), group.world());
     let communicated = measured.communicated;
     let sums = group.sum(&[communicated / steps as f64, communicated / measured.total])?;
-    // The host does not wait for a GPU, and so not for others.
+    // With a GPU the host does not block in collectives.
     let known = machine.device == Device::Cpu;
     let [communication_seconds, communication_share] = [0, 1].map(|at| known.then(|| sums[at] / processes as f64));
     let images_per_second = (steps * config.train.batch_size) as f64 / measured.total;

@@ -17,12 +17,10 @@ use crate::logging::progress::Bar;
 use crate::run::machine::Machine;
 use native::{self, ImageLayout, Normalizer};
 
-/// Images of a batch whose statistics BatchNorm gets.
+/// Batch size for recomputing BatchNorm statistics.
 const BATCH: usize = 256;
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExportArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
     let format = args.format;
@@ -39,7 +37,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     let options = EncoderOptions { which: args.network, ..EncoderOptions::default() };
     let mut encoder = Encoder::open(&args.checkpoint, &options)?;
     if is_part_of(&args.output, &encoder.source) {
-        bail!("--output {}: is what is exported; choose another name", args.output.display());
+        bail!("--output {}: is the input of the export; choose another name", args.output.display());
     }
     format.check_size(encoder.params.count())?;
     let config = match &encoder.run {
@@ -71,16 +69,16 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
         encoder.source.display(),
         export::load_in_python(&encoder, format, &graph, &args.output)
     );
-    // A reader that went away is no failure of the export.
+    // A closed stdout is not a failure of the export.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(0)
 }
 
-/// What --network target needs.
+/// What `--network target` needs.
 fn check_network(args: &ExportArgs) -> Result<()> {
     if args.network == Branch::Target {
         if args.checkpoint.is_file() && !args.checkpoint.ends_with("model.safetensors") {
-            bail!("--network target: found a file, expected a run's or a checkpoint's folder; leave the option out");
+            bail!("--network target: found a file, expected a run's or a checkpoint's folder; remove the option");
         }
         if args.config.is_none() {
             bail!(
@@ -92,7 +90,7 @@ fn check_network(args: &ExportArgs) -> Result<()> {
     Ok(())
 }
 
-/// Whether `output` is the file or in the checkpoint that `source` is.
+/// Whether `output` is the file `source`, or inside the checkpoint `source`.
 fn is_part_of(output: &Path, source: &Path) -> bool {
     let Ok(output) = output.canonicalize() else { return false };
     source.canonicalize().is_ok_and(|source| output.starts_with(source))

@@ -10,8 +10,6 @@ use crate::eval::{FeatureWriter, Images, View, stream};
 use crate::run::evaluation::{Evaluation, print};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &ExtractFeaturesArgs) -> Result<u8> {
     let asked = |_: &_| json!({"command": "extract-features", "--split": format!("{:?}", args.split)});
     Evaluation::run(&args.encoder, asked, |evaluation| write(evaluation, args))
@@ -48,7 +46,7 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     let skipped = match set.len() - rows {
         0 => String::new(),
-        count => format!(", {count} unreadable images left out"),
+        count => format!(", {count} unreadable images skipped"),
     };
     let unlabelled = match unlabelled {
         0 => String::new(),

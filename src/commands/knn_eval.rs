@@ -12,10 +12,8 @@ use crate::eval::{Classes, KnnAccuracy, extract, knn};
 use crate::run::evaluation::{Evaluation, print};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &KnnEvalArgs) -> Result<u8> {
-    // The range of monitor.knn_temperature: beyond it all weights but the first vanish, or none differs.
+    // The range of monitor.knn_temperature: outside of it all weights but the first vanish, or all are equal.
     let temperature = args.temperature;
     ensure!((0.001..=100.0).contains(&temperature), "--temperature: found {temperature:?}, expected 0.001 to 100");
     for (at, k) in args.k.iter().enumerate() {
@@ -29,7 +27,7 @@ pub fn run(args: &KnnEvalArgs) -> Result<u8> {
 fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     let Evaluation { encoder, options, config, .. } = evaluation;
     let (train, test) = (evaluation.labelled_train_set()?, evaluation.held_out()?);
-    // Before minutes of work: can it be done?
+    // Checked before minutes of work.
     Classes::of(&*train, &**test.as_ref().unwrap_or(&train))?;
     evaluation.check_memory(train.len(), "lower data.limit")?;
     log::info!("{}", evaluation.encoder_line());
@@ -65,7 +63,7 @@ fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     }
 }
 
-/// The numbers of neighbors that there are images for, each once.
+/// The values of k that there are enough images for, without duplicates.
 fn available(ks: &[usize], images: usize, speaks: bool) -> Vec<usize> {
     let mut found = Vec::new();
     for &k in ks {
@@ -83,10 +81,9 @@ fn available(ks: &[usize], images: usize, speaks: bool) -> Vec<usize> {
 fn table(encoder: &str, report: &serde_json::Value, results: &[KnnAccuracy]) -> String {
     let against = match report["leave_one_out"] == true {
         false => format!("{} held-out images, {} training images", report["test_images"], report["training_images"]),
-        true => format!(
-            "{} training images, each by the others (no held-out images: data.eval_path)",
-            report["test_images"]
-        ),
+        true => {
+            format!("{} training images, leave-one-out (no held-out images: data.eval_path)", report["test_images"])
+        }
     };
     let top5 = results.iter().any(|result| result.top5.is_some());
     let mut text = format!(

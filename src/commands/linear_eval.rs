@@ -1,4 +1,4 @@
-//! `byol linear-eval`: how much a linear classifier, or a fine-tuned network, makes of an encoder.
+//! `byol linear-eval`: accuracy of a linear classifier on a frozen encoder, or of a fine-tuned network.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -15,16 +15,14 @@ use crate::eval::{ClassWeights, Classes, Encoder, LinearEvalConfig, Outcome, Pro
 use crate::logging;
 use crate::run::evaluation::{Evaluation, print};
 
-/// Classes shown in the table from either end of the ranking, where there are many.
+/// Classes shown in the table from either end of the ranking, if there are many.
 const SHOWN: usize = 10;
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &LinearEvalArgs) -> Result<u8> {
     if let Some(fraction) = args.fraction {
         let right = fraction > 0.0 && fraction < 1.0;
-        ensure!(right, "--fraction: found {fraction}, expected above 0 and below 1; leave it out to use all labels");
+        ensure!(right, "--fraction: found {fraction}, expected above 0 and below 1; omit it to use all labels");
     }
     if let Some(path) = &args.output {
         check_output(path, args.force)?;
@@ -50,7 +48,7 @@ struct Class {
     top1: Option<f64>,
 }
 
-/// What one encoder came to.
+/// The result of one encoder.
 #[derive(Serialize)]
 struct Scores {
     top1: f64,
@@ -61,13 +59,13 @@ struct Scores {
     /// The chosen setting, as in `trials`.
     #[serde(flatten)]
     setting: Setting,
-    /// Its place in `trials`.
+    /// Its index in `trials`.
     chosen: usize,
     trials: Vec<Trial>,
     per_class: Vec<Class>,
     /// In all.
     seconds: f64,
-    /// Of those, for training; with cached features the rest is their computation.
+    /// Training time out of that; with cached features the rest is their extraction.
     training_seconds: f64,
 }
 
@@ -104,7 +102,7 @@ struct Report {
 fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
     ensure!(
         !(args.finetune && evaluation.group().world() > 1),
-        "--finetune: found several processes, expected one; leave --nproc out, or start it without a launcher"
+        "--finetune: found several processes, expected one; remove --nproc, or start it without a launcher"
     );
     let (task, protocol) = task(evaluation, args)?;
     log::info!("{}", evaluation.encoder_line());
@@ -136,7 +134,7 @@ fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
     emit(evaluation, args, &report)
 }
 
-/// What is to be done, and how, after a look at whether it can be.
+/// The evaluation's settings, after checking that they are possible.
 fn task(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<(Task, Protocol)> {
     let config = &evaluation.config;
     let own = &config.linear_eval;
@@ -146,7 +144,7 @@ fn task(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<(Task, Protoco
     let split = Split::new(&*train, own, args.fraction, protocol)?;
     if own.cached(config.augment.size) && !args.finetune {
         let images = split.train.len() + split.validation.len() + test.len();
-        // L-BFGS has a copy in f64 of what it fits.
+        // L-BFGS has an f64 copy of the features it fits.
         let copies = if protocol == Protocol::Lbfgs { 3 } else { 1 };
         evaluation.check_memory(images * copies, "use --set linear_eval.features=augmented, or lower data.limit")?;
     }
@@ -168,7 +166,7 @@ fn report(
     Report {
         checkpoint: encoder.source.clone(),
         step: encoder.run.as_ref().map(|run| run.step),
-        encoder: format!("{:?}, width {}", encoder.config.arch, encoder.config.width),
+        encoder: format!("{}, width {}", encoder.config.arch, encoder.config.width),
         feature_dim: encoder.net.feature_dim,
         features,
         solver: outcome.protocol,
@@ -200,7 +198,7 @@ fn emit(evaluation: &Evaluation, args: &LinearEvalArgs, report: &Report) -> Resu
     };
     let path = args.output.clone().or_else(|| Some(evaluation.run_folder()?.join(name)));
     let written = path.as_ref().map(|path| write_file(path, json.as_bytes()));
-    // First what the work was for: the report may have met a full disk.
+    // The table comes first: writing the report may have failed, on a full disk say.
     print(&if args.json { json } else { table(report, &evaluation.encoder_line()) })?;
     written.transpose().context("the report could not be written")?;
     if let Some(path) = &path {
@@ -244,7 +242,7 @@ fn protocol(task: &Task, outcome: &Outcome, features: &str) -> String {
     };
     let choice = match (split.validation.len(), outcome.refit) {
         _ if split.cross_validated => "chosen by 5-fold cross-validation, then trained again on all".to_string(),
-        (0, _) => "nothing to choose, all of them trained on".to_string(),
+        (0, _) => "nothing to choose, trained on all of them".to_string(),
         (held_out, true) => format!("chosen on {held_out} held-out training images, then trained again on all"),
         (held_out, false) => format!("chosen on {held_out} training images that are never trained on"),
     };
@@ -289,7 +287,7 @@ fn table(report: &Report, encoder: &str) -> String {
         report.classes
     );
     if report.images_skipped > 0 {
-        let _ = write!(text, ", {} unreadable left out", report.images_skipped);
+        let _ = write!(text, ", {} unreadable images skipped", report.images_skipped);
     }
     let (all, training) = (report.scores.seconds, report.scores.training_seconds);
     let _ = writeln!(text, "; {all:.1} s, {training:.1} s of it training\n");
@@ -303,7 +301,7 @@ fn table(report: &Report, encoder: &str) -> String {
     if classes.len() > 2 * SHOWN {
         classes.sort_by(|a, b| b.top1.unwrap_or(0.0).total_cmp(&a.top1.unwrap_or(0.0)));
         classes[..SHOWN].iter().for_each(|class| line(&mut text, class));
-        let _ = writeln!(text, "... {} more, all of them in the JSON report ...", classes.len() - 2 * SHOWN);
+        let _ = writeln!(text, "... {} more in the JSON report ...", classes.len() - 2 * SHOWN);
         classes.drain(..classes.len() - SHOWN);
     }
     classes.iter().for_each(|class| line(&mut text, class));
@@ -320,7 +318,7 @@ fn result(scores: &Scores) -> String {
     format!("top-1 {top1}{top5}, balanced {balanced}")
 }
 
-/// What was tried; of a long grid the penalties around the chosen one.
+/// The trials; of a long grid the penalties around the chosen one.
 fn trials(text: &mut String, scores: &Scores) {
     let sgd = matches!(scores.setting, Setting::Sgd { .. });
     let first = if sgd { "learning rate  epochs" } else { "      penalty" };
@@ -343,6 +341,6 @@ fn trials(text: &mut String, scores: &Scores) {
         };
     }
     if left_out > 0 {
-        let _ = writeln!(text, "... {left_out} more penalties, all of them in the JSON report ...");
+        let _ = writeln!(text, "... {left_out} more penalties in the JSON report ...");
     }
 }

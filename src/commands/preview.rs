@@ -1,4 +1,4 @@
-//! `byol preview`: augmented views of a config's images in a picture, to check the augmentations before training.
+//! `byol preview`: draws augmented views of a config's images, to check the augmentations before training.
 
 use std::io::{Cursor, Write};
 
@@ -17,8 +17,6 @@ use crate::preview::{Layout, Picture};
 use crate::rng::{Purpose, Stream};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
     let config = Config::load(&args.source.config, &args.source.set)?;
@@ -50,7 +48,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.original(row, &lines, &image);
         for draw in 0..draws {
             let [first, second] = &mut views;
-            // As in the loader, a replacement gets the draws of the image that it replaces.
+            // As in the loader, a replacement gets the random choices of the image that it replaces.
             two_views(&config.augment, &image, seed, draw as u64, wanted as u64, &mut scratch, [first, second]);
             picture.view(row, 1 + draw, first);
             picture.view(row, 1 + draws + draw, second);
@@ -65,7 +63,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         0 => String::new(),
         count => format!(", {count} unreadable images skipped"),
     };
-    // The picture is written, even if nobody reads stdout.
+    // The picture is written even if stdout is closed.
     let _ = writeln!(
         std::io::stdout(),
         "{}: {} of {} images, {draws} {} of each view, {} x {} px{skipped}",

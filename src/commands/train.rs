@@ -27,11 +27,9 @@ use crate::signals::Signals;
 use crate::train::{Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
 
 /// Runs the command; the value is the process's exit code.
-/// # Errors
-/// One line: what is wrong, where, and what to do.
 pub fn run(args: &TrainArgs) -> Result<u8> {
     let config = Config::load(&args.source.config, &args.source.set)?;
-    // These change no weights, and so a resumed run may have others, but all processes need the same.
+    // These change no weights, so a resumed run may change them, but all processes need the same.
     let (end, monitor) = (config.train.max_steps, &config.monitor);
     let arguments = json!({"command": "train", "train.max_steps": end, "monitor": monitor});
     let shared = Shared { arguments, advice: "resume from its last checkpoint with --resume auto" };
@@ -49,7 +47,7 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
     })
 }
 
-/// The run's folder, which must not hold a run already, unless that is resumed.
+/// The run's folder, which must not contain a run already, unless that is resumed.
 fn take_folder(args: &TrainArgs, config: &Config, group: &Group) -> Result<RunFolder> {
     let dir = &config.output.dir;
     if !group.is_first() {
@@ -58,7 +56,7 @@ fn take_folder(args: &TrainArgs, config: &Config, group: &Group) -> Result<RunFo
     let folder = RunFolder::take(dir)?;
     if args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
         bail!(
-            "output.dir: {} holds a run already; add --resume auto to continue it, or choose another folder with --set \
+            "output.dir: {} already contains a run; add --resume auto to continue it, or choose another folder with --set \
              output.dir=...",
             dir.display()
         );
@@ -66,7 +64,7 @@ fn take_folder(args: &TrainArgs, config: &Config, group: &Group) -> Result<RunFo
     Ok(folder)
 }
 
-/// From what a run is put together.
+/// What a run is built from.
 struct Setup<'a> {
     args: &'a TrainArgs,
     config: &'a Config,
@@ -77,7 +75,7 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Puts the run together and trains; the value is the exit code.
+    /// Builds the run and trains; the value is the exit code.
     fn run(&self, folder: RunFolder, started: Instant) -> Result<u8> {
         let (config, machine, group) = (self.config, &self.machine, &self.group);
         let source = |key: &str| Config::place(&self.args.source.config, &self.args.source.set, key);
@@ -89,7 +87,7 @@ impl Setup<'_> {
         if group.is_first() {
             memory::check(&share, machine)?;
         }
-        self.signals.listen()?; // until here their default action, ending the process, loses nothing
+        self.signals.listen()?; // until here their default action, terminating the process, loses nothing
         let mut plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| source("train.batch_size"))?;
         let bad = BadImages::new(config.data.on_bad_image);
@@ -168,7 +166,7 @@ impl Setup<'_> {
         Loader::new(dataset, config.augment.clone(), sampler, first, bad, own)
     }
 
-    /// Writes what the run is repeated from, logs it, and opens its metrics.
+    /// Writes what is needed to reproduce the run, logs it, and opens its metrics.
     fn begin(&self, trainer: &mut Trainer) -> Result<()> {
         let (config, manifest, plan) = (self.config, &trainer.manifest, &trainer.plan);
         let folder = &mut trainer.saver.folder;
@@ -184,7 +182,7 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// k-NN monitoring, where the config asks for it and there are labels; `config` has this process's share of the batch.
+    /// k-NN monitoring, if the config enables it and there are labels; `config` has this process's share of the batch.
     fn knn_watch(&self, config: &Config, bank: &Arc<dyn Dataset>, bad: Arc<BadImages>) -> Result<Option<KnnWatch>> {
         if config.monitor.knn_every.is_none() {
             return Ok(None);
@@ -198,23 +196,21 @@ impl Setup<'_> {
             return Ok(None);
         }
         if labelled.len() < bank.len() {
-            log::info!("k-NN: the {} labelled ones of {} training images vote", labelled.len(), bank.len());
+            log::info!("k-NN: using the {} labeled of {} training images", labelled.len(), bank.len());
         }
         let mut queries = data::open_eval(&config.data).context("data.eval_path")?;
         if queries.as_ref().is_some_and(|set| !setup::labelled(&**set)) {
             if config.data.eval_path.is_some() {
                 bail!(
-                    "data.eval_path: found images without labels, expected labels for all; leave it out, or set monitor.knn_every=null"
+                    "data.eval_path: found images without labels, expected labels for all; remove it, or set monitor.knn_every=null"
                 );
             }
-            log::info!("k-NN: the images beside the training set have no labels and are left out");
+            log::info!("k-NN: the images beside the training set have no labels and are not used");
             queries = None;
         }
         match &queries {
             Some(set) => log::info!("k-NN: {} held-out images", set.len()),
-            None => log::info!(
-                "k-NN: no held-out images (data.eval_path); training images classify each other, leaving one out"
-            ),
+            None => log::info!("k-NN: no held-out images (data.eval_path); leave-one-out on training images"),
         }
         Ok(Some(KnnWatch {
             bank: labelled,
@@ -225,13 +221,13 @@ impl Setup<'_> {
         }))
     }
 
-    /// Logs the parts of the run, and what it takes to repeat it.
+    /// Logs the parts of the run, and what is needed to reproduce it.
     fn announce(&self, manifest: &Manifest, byol: &Byol, plan: &Plan) {
         let (config, workers, world) = (self.config, self.machine.loader.workers, self.group.world());
         let each = if world > 1 { format!(" in each of {world} processes") } else { String::new() };
         let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
         log::info!(
-            "{} images, {} a step, {} steps an epoch, {} epochs; {:?} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
+            "{} images, {} a step, {} steps an epoch, {} epochs; {} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
             manifest.images,
             config.train.batch_size,
             plan.steps_per_epoch,

@@ -19,29 +19,29 @@ use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::section::{Problems, Section};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
 
-/// A whole config file. Every section and every key may be left out: the default is the paper's main run.
+/// A whole config file. Every section and every key may be omitted: the default is the paper's main run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where the images come from.
+    /// The images.
     pub data: DataConfig,
-    /// How a view is made.
+    /// Augmentations.
     pub augment: AugmentConfig,
     /// Encoder, projector, predictor.
     pub model: ModelConfig,
-    /// Optimizer and its numbers.
+    /// Optimizer.
     pub optimizer: OptimizerConfig,
-    /// Length of the run and the learning rate over it.
+    /// Length of the run and learning rate schedule.
     pub schedule: ScheduleConfig,
     /// The target network's moving average.
     pub ema: EmaConfig,
     /// Batch, precision, device, seed.
     pub train: TrainConfig,
-    /// Logging, collapse watch, k-NN.
+    /// Logging, collapse detection, k-NN.
     pub monitor: MonitorConfig,
     /// Run folder and checkpoints.
     pub output: OutputConfig,
-    /// Several processes.
+    /// Distributed training.
     pub dist: DistConfig,
     /// `byol linear-eval`.
     pub linear_eval: LinearEvalConfig,
@@ -58,8 +58,6 @@ impl Config {
 
     /// The same on top of `base`, such as a run's own config: a section in the file replaces that of the base entirely,
     /// other sections stay.
-    /// # Errors
-    /// As [`Self::load`].
     pub fn load_over(base: Self, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let source = path.map(source::Source::read).transpose()?;
         let mut outdated = Vec::new();
@@ -92,12 +90,12 @@ impl Config {
 
     /// The config that a checkpoint's manifest holds.
     /// # Errors
-    /// Keys or values of another version of this program.
+    /// Keys or values that this version does not know.
     pub fn of_run(saved: &serde_json::Value) -> Result<Self> {
         serde_json::from_value(saved.clone()).context("the checkpoint's config")
     }
 
-    /// Where a key was set, for errors that only show with the data: the override, or file and line.
+    /// Where a key was set, for errors that depend on the data: the override, or file and line.
     pub fn place(path: &Path, overrides: &[String], key: &str) -> String {
         if let Some(text) = source::overridden(overrides, key) {
             return format!("--set {text}");
@@ -154,7 +152,7 @@ impl Config {
     }
 
     /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`]. Renamed keys count by
-    /// their first name, so that the sum stays that of older versions.
+    /// their first name, so that the hash equals that of older versions.
     /// # Errors
     /// Values that JSON cannot hold.
     pub fn fingerprint(&self) -> Result<String> {
@@ -167,12 +165,12 @@ impl Config {
     }
 
     /// Keys whose values differ and that change the result of training, as `key: ours, was theirs`.
-    /// Keys without effect on the result are left out ([`Section::no_effect`]). Keys that `other` lacks, because the
+    /// Keys without effect on the result are ignored ([`Section::no_effect`]). Keys that `other` lacks, because the
     /// program did not have them yet, had their default; keys that only `other` has are differences.
     /// # Errors
     /// `other` was not written by any version of this program.
     pub fn differences(&self, other: &serde_json::Value) -> Result<Vec<String>> {
-        // By way of text, as the other came: reading may move a number by its last digit.
+        // Via text, like the other: parsing may change the last digit of a number.
         let own: serde_json::Value = serde_json::from_str(&serde_json::to_string(self)?)?;
         let (mut known, mut unknown) = (other.clone(), Vec::new());
         for (old, new) in self.renamed() {
@@ -191,7 +189,7 @@ impl Config {
     }
 }
 
-/// Gives a key of a section its new name.
+/// Renames a key of a section.
 fn rename(config: &mut serde_json::Value, old: &str, new: &str) {
     let (Some((section, old)), Some((_, new))) = (old.split_once('.'), new.split_once('.')) else { return };
     let Some(section) = config.get_mut(section).and_then(serde_json::Value::as_object_mut) else { return };

@@ -45,14 +45,14 @@ impl Source {
             return Ok(Config::default());
         }
         let config: Result<Config, _> = serde_yaml::from_str(&self.text);
-        // A tag reads as the name of a variant.
+        // A tag is parsed as the name of a variant.
         if let Err(error) = config.as_ref().map_err(serde_yaml::Error::to_string)
             && !error.contains("unknown variant")
         {
             return config.map_err(|error| self.complaint(&error));
         }
         let whole: Value = serde_yaml::from_str(&self.text).unwrap_or_default();
-        // Most tags would be ignored, whatever the user meant by them.
+        // Most tags would be ignored silently.
         if let Some((key, tag)) = tagged("", &whole) {
             bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
         }
@@ -66,7 +66,7 @@ impl Source {
     /// The error of serde or the YAML parser in plain words, its place first.
     fn complaint(&self, error: &serde_yaml::Error) -> anyhow::Error {
         let message = error.to_string();
-        // serde_yaml ends its messages with the place, at times in bytes.
+        // serde_yaml's messages end with the position, sometimes in bytes.
         let message = message.split(" at line ").next().unwrap_or_default();
         let (message, position) = match message.rsplit_once(" at position ") {
             Some((message, position)) => (message, position.parse::<usize>().ok()),
@@ -83,7 +83,7 @@ impl Source {
         let (path, rest) = split_path(message);
         let key = rest.split('`').nth(1).unwrap_or_default();
         let full = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-        // Of a wrong key serde knows no more than where its section begins.
+        // For a wrong key serde only knows where its section starts.
         let at = match rest.split_once(" field `").map_or("", |(kind, _)| kind) {
             "unknown" => self.lines(&full).first().copied().or(reported),
             "duplicate" => self.lines(&full).last().copied().or(reported),
@@ -109,7 +109,7 @@ impl Source {
         serde_yaml::from_value(whole).with_context(place)
     }
 
-    /// `file:line` of a key such as `train.batch_size`: its own line, or its section's where the key is absent
+    /// `file:line` of a key such as `train.batch_size`: its own line, or its section's if the key is absent
     /// or written in braces, or the file alone.
     pub fn place(&self, key: &str) -> String {
         let old = Config::default().renamed().find(|(_, new)| new == key).map(|(old, _)| old);
@@ -138,7 +138,7 @@ impl Source {
     }
 }
 
-/// A text without byte order marks before its lines: files that were put together may have more than the first.
+/// A text without byte order marks before its lines: concatenated files may have more than one.
 fn without_marks(text: String) -> String {
     if !text.contains('\u{feff}') {
         return text;
@@ -150,7 +150,7 @@ fn without_marks(text: String) -> String {
     text.split_inclusive('\n').map(line).collect()
 }
 
-/// The keys of `written` that are still read but are written otherwise now, and how.
+/// The keys of `written` with an outdated spelling, and the new one.
 fn written_otherwise(config: &Config, written: &serde_json::Value) -> Result<Vec<(String, String)>> {
     let read: BTreeMap<String, String> = leaves(&serde_json::to_value(config)?).into_iter().collect();
     let written = leaves(written);
@@ -181,7 +181,7 @@ fn tagged(path: &str, value: &Value) -> Option<(String, String)> {
 }
 
 /// Applies one `key.path=value`; the value is read as YAML, so `true`, `1e-3` and `[0.08, 1]` mean what they say.
-/// A line for a key that is written otherwise now is added to `outdated`.
+/// A line for a key with an outdated spelling is added to `outdated`.
 pub(super) fn set(config: &Config, text: &str, outdated: &mut Vec<String>) -> Result<Config> {
     let Some((key, value)) = text.split_once('=') else {
         bail!("--set {text}: found no '=', expected key.path=value");
@@ -207,7 +207,7 @@ pub(super) fn set(config: &Config, text: &str, outdated: &mut Vec<String>) -> Re
         }
         Err(error) => error.to_string(),
     };
-    // A path such as 2024 or true reads as a number or a truth value; take it as text where text is wanted.
+    // A path such as 2024 or true is parsed as a number or boolean; use the text if text is expected.
     if !parsed.is_string() && !parsed.is_mapping() && !parsed.is_sequence() {
         *find(&mut root, &key)? = Value::String(value.to_string());
         match serde_yaml::from_value(root) {
@@ -228,7 +228,7 @@ pub(super) fn set(config: &Config, text: &str, outdated: &mut Vec<String>) -> Re
     Err(anyhow!("--set {text}: {}", plain(&message)))
 }
 
-/// The value of a key; what is wrong where there is none.
+/// The value of a key, or what is wrong with the key.
 fn find<'a>(root: &'a mut Value, key: &str) -> Result<&'a mut Value> {
     let keys = |map: &serde_yaml::Mapping| -> Vec<String> {
         map.keys().filter_map(|key| key.as_str().map(str::to_string)).collect()

@@ -4,7 +4,7 @@ use super::source::current_name;
 use super::{Config, join, leaves};
 use crate::section::Shown;
 
-/// The key path in front of a message, mostly there, and the rest.
+/// The key path in front of a message, if any, and the rest.
 pub(super) fn split_path(message: &str) -> (&str, &str) {
     message.split_once(": ").filter(|(path, _)| !path.contains(' ')).unwrap_or(("", message))
 }
@@ -59,7 +59,7 @@ fn may_be_null(path: &str) -> bool {
     serde_json::from_value::<Config>(config).is_ok()
 }
 
-/// The beginning of what is too long to be read.
+/// Truncates a long text.
 fn short(text: &str) -> String {
     match text.char_indices().nth(200) {
         Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
@@ -87,12 +87,12 @@ fn as_found(found: &str) -> String {
     if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return format!("{text} (leave out the leading zero)");
     }
-    // Not a number to YAML where no float holds it.
+    // YAML does not parse it as a number if no float can hold it.
     let finite = number.parse::<f64>().map_or(true, f64::is_finite);
     if finite || !number.contains(|c: char| c.is_ascii_digit()) { text.into() } else { format!("{number} (too large)") }
 }
 
-/// What a type of Rust takes.
+/// A Rust type in plain words.
 fn as_expected(expected: &str, found: &str) -> String {
     let large = found.bytes().all(|byte| byte.is_ascii_digit());
     let text = match expected {

@@ -1,28 +1,26 @@
 //! From files on disk to batches of augmented views in memory; no tensors here.
 //!
-//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`loader::sampler`] says which
-//! images make up a step, [`loader`] decodes and augments them in parallel. What a batch holds
-//! depends on the seed and its number only, never on the workers.
+//! `open_train` / `open_eval` give a [`Dataset`] (one module per format), [`loader::sampler`] chooses the
+//! images of each step, [`loader`] decodes and augments them in parallel. A batch depends on the seed and its number
+//! only, never on the number of workers.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::augment::Crop;
 use crate::files;
 use crate::pixels::Pixels;
-use crate::section::{Keys, Problems, Section, Words, count_or_null};
-use decode::DecodeOptions;
 
+mod config;
 pub mod decode;
 pub mod formats;
 pub mod loader;
 mod paths;
 pub mod subset;
 
+pub use config::{DataConfig, Format, KeyRule, OnBadImage};
 pub use paths::Paths;
 
 /// Called with an image's width and height, returns the part of it that is needed.
@@ -34,258 +32,26 @@ pub trait Dataset: Send + Sync {
     fn len(&self) -> usize;
     /// Class of an image, if it has one.
     fn label(&self, index: usize) -> Option<i64>;
-    /// Names of the classes in the order of the labels; empty where they have none.
+    /// Names of the classes in the order of the labels; empty if they have none.
     fn class_names(&self) -> Vec<String>;
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
     /// Decodes at least the part of an image that `want` returns, which may be cheaper, and returns the part that `out`
     /// holds. The pixels of the wanted part equal those of the whole image; others may differ. `want` is called once,
-    /// or at most once for an unreadable image; which images are unreadable does not depend on it.
+    /// or at most once for an unreadable image; whether an image is unreadable does not depend on it.
     fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
         self.load(index, out)?;
         want(out.width, out.height);
         Ok(Crop::whole(out.width, out.height))
     }
-    /// Where an image comes from, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
+    /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
-    /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: shows whether a resumed
+    /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
     /// run reads the same set.
     fn fingerprint(&self) -> String;
     /// Whether there are no images. What `open_*` returns is never empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// How the images are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// Drawn on the fly; needs no files.
-    #[default]
-    Synthetic,
-    /// Parquet shards with encoded images, as Hugging Face datasets publish them.
-    Parquet,
-    /// A folder of image files, one subfolder per class or none, or a text file that lists them.
-    ImageFolder,
-    /// Tar shards as the webdataset tool writes them.
-    Webdataset,
-    /// The binary version of CIFAR-10.
-    Cifar10,
-    /// The binary version of CIFAR-100, with its fine labels.
-    Cifar100,
-    /// The binary version of STL-10.
-    Stl10,
-}
-
-impl Format {
-    /// Whether the held-out images are part of the set.
-    fn has_own_test_set(self) -> bool {
-        matches!(self, Self::Cifar10 | Self::Cifar100 | Self::Stl10)
-    }
-}
-
-/// Which part of the names of a webdataset shard's members is the key that a sample shares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyRule {
-    /// Up to the first dot behind the last slash, as in the webdataset tool: `a.seg.png` belongs to `a.png`.
-    #[default]
-    FirstDot,
-    /// Up to the last dot: `cam00.t3.png` and `cam00.t4.png` are two samples.
-    LastDot,
-}
-
-/// What to do with an image that cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBadImage {
-    /// Name it once in the log, count it, train on the next readable image instead.
-    #[default]
-    Skip,
-    /// End the run with an error that names it.
-    Fail,
-}
-
-/// The `data` section of the configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataConfig {
-    /// `synthetic`, `parquet`, `image_folder`, `webdataset`, `cifar10`, `cifar100` or `stl10`. Default synthetic.
-    pub format: Format,
-    /// The training images: a path or a list of paths, in which `~` and `$NAME` are replaced. Parquet and webdataset: a
-    /// file, a brace pattern (`train-{000..123}.tar`) or a folder of shards (those named `train*`, or else all), also
-    /// one with subfolders as data set repositories have. Image folder: a folder (its `train` or `training` subfolder
-    /// if it has one beside held-out ones) or a text file of paths. CIFAR: the archive, the unpacked folder, or the
-    /// folder with either; STL-10: the unpacked folder, or the one that holds it. Required unless synthetic.
-    pub path: Option<Paths>,
-    /// Held-out labelled images for k-NN, a path or a list. Default: of the shards or subfolders named `val`, `valid`,
-    /// `validation`, `dev`, `eval` or `test` next to the training ones the first found; none if there are none. CIFAR
-    /// and STL-10 have their own, always.
-    pub eval_path: Option<Paths>,
-    /// Folder that relative paths start at: those in a list of images (default: the list's folder), and those in
-    /// parquet files without the images themselves (default: the file's folder, or its `images`).
-    pub root: Option<PathBuf>,
-    /// Webdataset: `first_dot` or `last_dot`, where the key ends that the members of a sample share. Default first_dot.
-    pub key: KeyRule,
-    /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
-    /// Default `train+unlabeled`.
-    pub split: Option<formats::stl10::Split>,
-    /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
-    pub image_column: Option<String>,
-    /// Parquet column with the classes, numbers or text. Default: `label`, `labels`, `fine_label`, `class`, `category`,
-    /// `cls` or `target`, if any.
-    pub label_column: Option<String>,
-    /// Train on this many images, the first of the set (of the chosen ones with `fraction`).
-    /// At least 1. Default all.
-    pub limit: Option<usize>,
-    /// Train on this share of the images, chosen at random but the same in every run; (0, 1].
-    /// Default all.
-    pub fraction: Option<f64>,
-    /// `skip` or `fail`. Default skip.
-    pub on_bad_image: OnBadImage,
-    /// Turn and mirror images as their EXIF orientation says. Default true.
-    pub exif_orientation: bool,
-    /// Images of more pixels count as bad; at least 1. They cost up to 32 bytes a pixel and worker
-    /// while they are decoded. Default 100 000 000.
-    pub max_pixels: usize,
-    /// Images of more encoded bytes count as bad; at least 1. Default 67 108 864 (64 MiB).
-    pub max_bytes: usize,
-    /// Parquet sets of at most this many bytes are kept in memory, still encoded; larger ones are
-    /// unpacked to a temporary file. Default 1 073 741 824 (1 GiB).
-    pub cache_bytes: usize,
-    /// Folder of that temporary file; it needs room for the whole set. Default TMPDIR, or /tmp.
-    pub spill_dir: Option<PathBuf>,
-    /// Threads that decode and augment, 1 to 1024. Default null: by command, device and cores.
-    #[serde(deserialize_with = "count_or_null")]
-    pub workers: Option<usize>,
-    /// Finished batches that wait for the trainer, 1 to 1024. Default 4.
-    pub prefetch_batches: usize,
-    /// Most bytes of batches that wait, are being made or are kept for reuse, in each loader; at least 1, and one
-    /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one being made).
-    pub prefetch_bytes: usize,
-    /// The drawn images of format `synthetic`.
-    pub synthetic: formats::synthetic::SyntheticConfig,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            format: Format::default(),
-            path: None,
-            eval_path: None,
-            root: None,
-            key: KeyRule::default(),
-            split: None,
-            image_column: None,
-            label_column: None,
-            limit: None,
-            fraction: None,
-            on_bad_image: OnBadImage::default(),
-            exif_orientation: true,
-            max_pixels: 100_000_000,
-            max_bytes: 64 << 20,
-            cache_bytes: 1 << 30,
-            spill_dir: None,
-            workers: None,
-            prefetch_batches: 4,
-            prefetch_bytes: 4 << 30,
-            synthetic: formats::synthetic::SyntheticConfig::default(),
-        }
-    }
-}
-
-impl DataConfig {
-    /// Checks `path` or `eval_path`.
-    fn check_paths(&self, key: &str, paths: Option<&Paths>, problems: &mut Problems) {
-        let (format, synthetic) = (serde_json::json!(self.format), self.format == Format::Synthetic);
-        let Some(paths) = paths else {
-            let expected = format!("a path for format {format}");
-            return problems.require(synthetic || key != "path", key, Words("nothing"), expected);
-        };
-        let empty = paths.is_empty() || paths.iter().any(|path| path.as_os_str().is_empty());
-        let found = if empty { "an empty path".into() } else { paths.to_string() };
-        if synthetic || key == "eval_path" && self.format.has_own_test_set() {
-            let why = if synthetic { " (set data.format)" } else { ", which has its own test images" };
-            return problems.require(false, key, Words(&found), format!("none for format {format}{why}"));
-        }
-        let expected = if key == "path" { format!("a path for format {format}") } else { "null or a path".into() };
-        problems.require(!empty, key, Words("an empty path"), expected);
-        let one = paths.len() <= 1 || !self.format.has_own_test_set();
-        problems.require(one, key, Words(&format!("{} paths", paths.len())), format!("one for format {format}"));
-        if let Some(at) = (1..paths.len()).find(|&at| paths[..at].contains(&paths[at])) {
-            problems.require(false, key, Words(&format!("{} twice", paths[at].display())), "it once");
-        }
-    }
-
-    /// How a loader of these images works on one machine alone.
-    pub fn loader(&self, workers: usize) -> loader::LoaderOptions {
-        let (prefetch, prefetch_bytes) = (self.prefetch_batches, self.prefetch_bytes);
-        loader::LoaderOptions { workers, prefetch, prefetch_bytes, ..Default::default() }
-    }
-
-    /// The one path of a format that takes no list.
-    fn only_path(&self) -> Option<&PathBuf> {
-        self.path.as_ref().and_then(|paths| paths.first())
-    }
-
-    fn decode_options(&self) -> DecodeOptions {
-        let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
-        DecodeOptions { max_pixels, max_bytes, exif_orientation }
-    }
-}
-
-impl Section for DataConfig {
-    fn check(&self, problems: &mut Problems) {
-        let format = serde_json::json!(self.format);
-        let none = format!("none for format {format}");
-        for (key, paths) in [("path", &self.path), ("eval_path", &self.eval_path)] {
-            self.check_paths(key, paths.as_ref(), problems);
-        }
-        for (key, path) in [("spill_dir", &self.spill_dir), ("root", &self.root)] {
-            let empty = path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
-            problems.require(!empty, key, Words("an empty path"), "null or a path");
-        }
-        let rooted = matches!(self.format, Format::ImageFolder | Format::Parquet);
-        problems.require(rooted || self.root.is_none(), "root", Words("a path"), &none);
-        let keyed = self.format == Format::Webdataset || self.key == KeyRule::FirstDot;
-        problems.require(keyed, "key", Words("last_dot"), format!("first_dot for format {format}, which has no keys"));
-        let split = serde_json::json!(self.split);
-        let allowed = self.split.is_none() || self.format == Format::Stl10;
-        problems.require(allowed, "split", Words(&split.to_string()), &none);
-        for (key, column) in [("image_column", &self.image_column), ("label_column", &self.label_column)] {
-            let allowed = column.is_none() || self.format == Format::Parquet;
-            problems.require(allowed, key, column.as_deref().unwrap_or_default(), &none);
-        }
-        problems.range_or_null("limit", self.limit, 1..=u32::MAX as usize);
-        let fraction = self.fraction.unwrap_or(1.0);
-        problems.require(fraction > 0.0 && fraction <= 1.0, "fraction", fraction, "null or above 0, at most 1");
-        problems.range("max_pixels", self.max_pixels, 1..=u32::MAX as usize);
-        problems.at_least_one("max_bytes", self.max_bytes);
-        problems.range_or_null("workers", self.workers, 1..=1024);
-        problems.range("prefetch_batches", self.prefetch_batches, 1..=1024);
-        problems.at_least_one("prefetch_bytes", self.prefetch_bytes);
-        problems.within("synthetic", &self.synthetic);
-    }
-
-    fn paths(&mut self) -> Vec<&mut PathBuf> {
-        let sets = [&mut self.path, &mut self.eval_path].into_iter().flatten().flat_map(|paths| paths.iter_mut());
-        sets.chain(&mut self.spill_dir).chain(&mut self.root).collect()
-    }
-
-    fn no_effect(&self) -> Keys {
-        Keys::Only(&[
-            "path",
-            "eval_path",
-            "root",
-            "key", // a change shows in the fingerprint of the images
-            "on_bad_image",
-            "workers",
-            "prefetch_batches",
-            "prefetch_bytes",
-            "cache_bytes",
-            "spill_dir",
-        ])
     }
 }
 
@@ -323,88 +89,4 @@ pub(crate) fn digest(parts: impl IntoIterator<Item = String>) -> String {
         hasher.update([0]);
     }
     files::hex(&hasher.finalize())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(config: &DataConfig) -> Vec<String> {
-        config.problems().into_iter().map(|(key, _)| key).collect()
-    }
-
-    #[test]
-    fn problems_name_the_key() {
-        let mut config = DataConfig::default();
-        assert_eq!(keys(&config), Vec::<String>::new());
-        config.format = Format::Parquet;
-        assert_eq!(keys(&config), ["path"]);
-        config.path = Some("train.parquet".into());
-        config.label_column = Some("label".into());
-        assert_eq!(keys(&config), Vec::<String>::new());
-        config.format = Format::Synthetic;
-        assert_eq!(keys(&config), ["path", "label_column"]);
-        let message = &config.problems()[0].1;
-        assert!(message.starts_with("found train.parquet, expected none"), "{message}");
-        config = DataConfig { path: config.path, eval_path: Some("test".into()), ..Default::default() };
-        for (format, expected) in [
-            (Format::Cifar10, ["eval_path", "split"].as_slice()),
-            (Format::Cifar100, &["eval_path", "split"]),
-            (Format::Stl10, &["eval_path"]),
-            (Format::Webdataset, &["split"]),
-            (Format::ImageFolder, &["split"]),
-        ] {
-            config = DataConfig { format, split: Some(formats::stl10::Split::Train), ..config };
-            assert_eq!(keys(&config), expected, "{format:?}");
-        }
-    }
-
-    #[test]
-    fn problems_check_every_range() {
-        let mut config = DataConfig {
-            limit: Some(0),
-            fraction: Some(1.5),
-            max_pixels: 0,
-            max_bytes: 0,
-            workers: Some(5000),
-            prefetch_batches: 0,
-            prefetch_bytes: 0,
-            ..Default::default()
-        };
-        config.synthetic.classes = 1;
-        let expected = [
-            "limit",
-            "fraction",
-            "max_pixels",
-            "max_bytes",
-            "workers",
-            "prefetch_batches",
-            "prefetch_bytes",
-            "synthetic.classes",
-        ];
-        assert_eq!(keys(&config), expected);
-        config.fraction = Some(f64::NAN);
-        assert!(keys(&config).contains(&"fraction".to_string()));
-    }
-
-    #[test]
-    fn words_are_the_fields_own() {
-        let json = |format: Format| serde_json::to_value(format).unwrap();
-        let names = [Format::Webdataset, Format::Cifar10, Format::Cifar100, Format::Stl10].map(json);
-        assert_eq!(names, ["webdataset", "cifar10", "cifar100", "stl10"]);
-        let json = r#"{"format": "stl10", "split": "train+unlabeled"}"#;
-        let config: DataConfig = serde_json::from_str(json).unwrap();
-        assert_eq!(config.split, Some(formats::stl10::Split::TrainUnlabeled));
-    }
-
-    #[test]
-    fn keys_are_snake_case_and_unknown_ones_refused() {
-        let json = r#"{"format": "image_folder", "on_bad_image": "fail"}"#;
-        let config: DataConfig = serde_json::from_str(json).unwrap();
-        assert_eq!(config.format, Format::ImageFolder);
-        assert_eq!(config.on_bad_image, OnBadImage::Fail);
-        let text = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<DataConfig>(&text).unwrap(), config);
-        assert!(serde_json::from_str::<DataConfig>(r#"{"paths": 1}"#).is_err());
-    }
 }

@@ -15,7 +15,7 @@ struct Subset {
     indices: Vec<u32>,
 }
 
-/// Keeps a random share `fraction` in (0, 1] of the images (rounded, at least one, in their old
+/// Keeps a random `fraction` in (0, 1] of the images (rounded, at least one, in their old
 /// order), then the first `limit` of those. `None` keeps all.
 pub fn subset(inner: Arc<dyn Dataset>, fraction: Option<f64>, limit: Option<usize>) -> Result<Arc<dyn Dataset>> {
     let len = inner.len();

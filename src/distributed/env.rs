@@ -3,18 +3,18 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// This process among the others of its run.
+/// This process's rank, and how to reach the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankInfo {
-    /// From 0, over all machines.
+    /// Global rank, from 0.
     pub rank: usize,
-    /// How many processes there are.
+    /// Number of processes.
     pub world: usize,
-    /// From 0, on this machine.
+    /// Rank on this machine, from 0.
     pub local_rank: usize,
-    /// How many there are on this machine, where the launcher says so.
+    /// Number of processes on this machine, if the launcher sets it.
     pub local_world: usize,
-    /// Where rank 0 (or torchrun's agent) can be reached.
+    /// Host of rank 0 (or of torchrun's agent).
     pub master: String,
     /// Its port.
     pub port: u16,
@@ -28,7 +28,7 @@ struct Launcher {
     world: &'static str,
     local_rank: &'static str,
     local_world: &'static str,
-    /// Told apart by it: jobs get ports of their own.
+    /// Identifies the job, so that every job gets a port of its own.
     job: &'static [&'static str],
 }
 
@@ -50,12 +50,12 @@ const SRUN: Launcher = Launcher {
 };
 
 impl RankInfo {
-    /// Whether torchrun has started this process as the only one.
+    /// Whether torchrun started this process with a world size of 1.
     pub fn launched_as_one() -> bool {
         std::env::var_os("WORLD_SIZE").is_some_and(|world| world == "1")
     }
 
-    /// One process by itself; the port is any that is free.
+    /// A single process; any free port.
     pub fn single() -> Self {
         let master = "127.0.0.1".into();
         Self { rank: 0, world: 1, local_rank: 0, local_world: 1, master, port: 0, agent: None }
@@ -74,7 +74,7 @@ impl RankInfo {
         } else if get(MPIRUN.rank).is_some() {
             MPIRUN
         } else if get("SLURM_STEP_ID").is_some() && get(SRUN.rank).is_some() {
-            SRUN // a batch script itself has SLURM_PROCID too, but is no step: it is one process
+            SRUN // a batch script has SLURM_PROCID too, but is not a job step: a single process
         } else {
             return Ok(None);
         };
@@ -116,7 +116,7 @@ impl RankInfo {
             (None, []) => bail!("found {}={rank} without MASTER_PORT, expected a port of rank 0 there", launcher.rank),
             (None, job) => job_port(&job.iter().filter_map(|name| get(name)).collect::<Vec<_>>().join(".")),
         };
-        // As torch.distributed's env:// does: the agent's store at that address, a prefix for each attempt.
+        // As torch.distributed's env:// does: the agent's store at that address, one prefix per attempt.
         let attempt = || get("TORCHELASTIC_RESTART_COUNT").unwrap_or("0".into());
         let agent = get("TORCHELASTIC_USE_AGENT_STORE").filter(|value| value == "True");
         let agent = agent.map(|_| format!("/worker/attempt_{}", attempt()));
@@ -140,7 +140,7 @@ fn first_host(nodes: &str) -> String {
     host
 }
 
-/// Tasks of a node in Slurm's notation, such as `4(x2),3`: four, four and three; 1 where it does not say.
+/// Tasks per node in Slurm's notation, such as `4(x2),3`: four, four and three; 1 if unknown.
 fn tasks_of(nodes: &str, node: usize) -> usize {
     let parts = nodes.split(',').filter_map(|part| {
         let (tasks, times) = part.trim_end_matches(')').split_once("(x").unwrap_or((part, "1"));
@@ -149,10 +149,10 @@ fn tasks_of(nodes: &str, node: usize) -> usize {
     parts.flat_map(|(tasks, times)| std::iter::repeat_n(tasks, times)).nth(node).unwrap_or(1)
 }
 
-/// A port that all processes of a job find, and those of another job likely not.
+/// A port derived from the job's id: the same in all processes of a job, likely another for other jobs.
 fn job_port(job: &str) -> u16 {
     let hash = job.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    10_000 + (hash % 20_000) as u16 // below the ports that systems give out by themselves
+    10_000 + (hash % 20_000) as u16 // below the ephemeral ports
 }
 
 #[cfg(test)]
@@ -208,7 +208,7 @@ mod tests {
         let found = rank_info(&mpirun);
         assert_eq!((found.rank, found.world, found.master.as_str()), (1, 2, "127.0.0.1"));
         assert!((10_000..30_000).contains(&found.port));
-        // Several machines: which of them is rank 0's, mpirun does not say.
+        // Several machines: mpirun does not tell which one has rank 0.
         let spread =
             [&mpirun[..3], &[("OMPI_COMM_WORLD_LOCAL_SIZE", "1"), ("OMPI_COMM_WORLD_LOCAL_RANK", "0")]].concat();
         let error = read(&[&spread[..2], &spread[3..]].concat()).unwrap_err().to_string();

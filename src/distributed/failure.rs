@@ -1,10 +1,11 @@
-//! When one process fails, the others end too, one of them prints why in one line, and none waits forever.
+//! When one process fails, the others exit too, one of them prints the error in one line, and none hangs.
 //!
-//! The first process that sees an error (its own, or a failed collective) increments `failed` in the store and checks
-//! which others are alive: each process has a thread that answers, whatever its main thread is doing. Those that do not answer
-//! are gone, stopped or cut off; where all answer, the error is the asker's own, or one of them hangs: the one that
-//! lags behind. The asker prints; all others end silently. On a GPU the main thread may wait for the device, and so for
-//! a collective, forever; there a second thread sees errors.
+//! The first process that sees an error (its own, or a failed collective) increments `failed` in the store and pings
+//! the others: each process has a thread that answers, whatever its main thread is doing. A process that does not
+//! answer has exited, is stopped, or is unreachable. If all answer, the error is the pinging process's own, or one of
+//! the others hangs: the one whose progress lags behind. The pinging process prints the error; all others exit
+//! silently. On a GPU the main thread may block on the device, and so on a collective, forever; a second thread detects
+//! that.
 
 use std::fmt;
 use std::io::Write;
@@ -22,7 +23,7 @@ use native::{ProcessGroup, Store, one_line};
 /// Interval of polling the store.
 const POLL: Duration = Duration::from_millis(300);
 
-/// The error of a process that prints nothing, because another one does.
+/// The error of a process that prints nothing, because another process prints the cause.
 #[derive(Debug)]
 pub struct Reported;
 
@@ -34,7 +35,7 @@ impl fmt::Display for Reported {
 
 impl std::error::Error for Reported {}
 
-/// Processes that did not come at the start.
+/// Processes that did not join at startup.
 #[derive(Debug)]
 pub(super) struct Missing(pub String);
 
@@ -60,7 +61,7 @@ pub(super) fn named(rank: usize, host: &str) -> String {
     format!("rank {rank} on {host}")
 }
 
-/// `rank 2 on host a` for a list of ranks; `host` tells where each is.
+/// `rank 2 on host a` for a list of ranks; `host` gives the host of each.
 fn named_all(ranks: &[usize], host: impl Fn(usize) -> String) -> String {
     ranks.iter().map(|&rank| named(rank, &host(rank))).collect::<Vec<_>>().join(", ")
 }
@@ -72,17 +73,17 @@ pub(super) struct Watch {
     first_host: String,
     progress: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
-    /// Another process has reported a failure; it may have ended since, and the store with it.
+    /// Another process has reported a failure; it may have exited since, and the store with it.
     notified: Arc<AtomicBool>,
     started: Instant,
     timeout: Duration,
-    /// How long the others get to answer.
+    /// How long the others have to answer.
     grace: Duration,
     /// What to do after a process was lost.
     advice: &'static str,
-    /// A GPU is in use: failure ends the process.
+    /// A GPU is in use: a failure terminates the process.
     guarded: AtomicBool,
-    /// One thread explains at a time.
+    /// Held by the thread that looks for the cause.
     explaining: Mutex<()>,
 }
 
@@ -96,7 +97,7 @@ impl Watch {
         advice: &'static str,
     ) -> Result<Self> {
         let timeout = Duration::from_secs(config.timeout);
-        let first_host = store.get("host/0", timeout).context("rank 0 did not come")?;
+        let first_host = store.get("host/0", timeout).context("rank 0 did not join")?;
         let (progress, ended, notified) =
             (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let watch = Self {
@@ -115,7 +116,7 @@ impl Watch {
         };
         let (own, rank, grace) = (store.try_clone()?, rank_info.rank, watch.grace);
         let speaks = watch.reports_rank_0();
-        let gone = format!("{} is gone or cannot be reached; the run has ended", named(0, &watch.first_host));
+        let gone = format!("{} exited or cannot be reached; the run has stopped", named(0, &watch.first_host));
         std::thread::Builder::new().name("watch".into()).spawn(move || {
             let failed = loop {
                 std::thread::sleep(POLL);
@@ -123,14 +124,15 @@ impl Watch {
                     (true, _) => return,
                     (_, Ok(false)) => {}
                     (_, Ok(true)) => break true,
-                    (_, Err(_)) => break false, // the store's process is gone
+                    (_, Err(_)) => break false, // the store's process exited
                 }
             };
             if failed {
                 notified.store(true, SeqCst);
                 let _ = own.set(&format!("alive/{rank}"), &progress.load(SeqCst).to_string());
             }
-            // The main thread usually sees the failure too; where it hangs, this ends it. Those that ask are done by then.
+            // The main thread usually sees the failure too; if it hangs, this terminates it. Pings are answered by
+            // then.
             std::thread::sleep(5 * grace / 2);
             if !ended.load(SeqCst) {
                 if !failed && speaks {
@@ -150,19 +152,19 @@ impl Watch {
         self.ended.store(true, SeqCst);
     }
 
-    /// The rest of the time for joining.
+    /// Time left for joining.
     pub fn left(&self) -> Duration {
         self.timeout.saturating_sub(self.started.elapsed()).max(Duration::from_millis(1))
     }
 
-    /// One process on each machine reports the error where rank 0, which hosts the store, is gone.
+    /// One process on each machine reports the error if rank 0, which hosts the store, is lost.
     fn reports_rank_0(&self) -> bool {
         let next = if self.host == self.first_host { 1 } else { 0 };
         self.rank_info.local_rank == next && self.rank_info.rank != 0
     }
 
-    /// Ends this process when a collective on the GPU fails or takes longer than `patience`, or connecting the GPUs,
-    /// which begins now and is over when what it gives is set.
+    /// Terminates this process when a collective on the GPU fails or takes longer than `patience`. So does connecting
+    /// the GPUs, which starts now and is done when the returned flag is set.
     pub fn guard(
         self: &Arc<Self>,
         store: &Arc<Store>,
@@ -187,12 +189,12 @@ impl Watch {
 
     /// See [`super::Group::explain`].
     pub fn explain(&self, store: &Arc<Store>, error: anyhow::Error) -> anyhow::Error {
-        // Both threads of a process may call this; the second must not count as another process.
+        // Both threads of a process may call this; the second call must not count as another process.
         let _one = self.explaining.lock().unwrap_or_else(PoisonError::into_inner);
         let error = self.explained(store, error);
         if self.guarded.load(SeqCst) {
-            // Not by returning: whatever frees GPU memory on the way may wait for a collective, and the threads of CUDA
-            // and NCCL do not always survive the end of main.
+            // Exit instead of returning: destructors that free GPU memory may wait for a collective, and the threads of
+            // CUDA and NCCL may crash when main returns.
             if !error.is::<Reported>() {
                 say(&one_line(&error));
             }
@@ -208,7 +210,7 @@ impl Watch {
             (store.clone(), self.rank_info.clone(), self.grace, self.progress.load(SeqCst));
         let cause = without_source(one_line(&error));
         let late = cause.contains("imed out");
-        // In a thread, because a store that is cut off may keep a caller for minutes.
+        // In a thread, because an unreachable store may block the caller for minutes.
         std::thread::spawn(move || {
             let _ = send.send(ask(&store, &rank_info, grace, own, late));
         });
@@ -217,21 +219,21 @@ impl Watch {
         match found {
             Ok(Ok(Verdict::Reported)) => Reported.into(),
             Ok(Ok(Verdict::Own)) => anyhow!("{}: {cause}", named(self.rank_info.rank, &self.host)),
-            Ok(Ok(Verdict::Gone(_))) if error.is::<Missing>() => {
+            Ok(Ok(Verdict::Lost(_))) if error.is::<Missing>() => {
                 anyhow!("{}: {error}", named(self.rank_info.rank, &self.host))
             }
-            Ok(Ok(Verdict::Gone(who))) => {
-                anyhow!("{who} is gone or cannot be reached ({cause}); the run has ended, {advice}")
+            Ok(Ok(Verdict::Lost(who))) => {
+                anyhow!("{who} exited or cannot be reached ({cause}); the run has stopped, {advice}")
             }
             Ok(Ok(Verdict::Hangs(who))) => {
                 anyhow!(
-                    "{who} hangs: it did not reach a step that all others have reached; the run has ended, {advice}"
+                    "{who} hangs: it did not reach a step that all others have reached; the run has stopped, {advice}"
                 )
             }
             Ok(Err(_)) | Err(_) if self.notified.load(SeqCst) => Reported.into(),
-            Ok(Err(_)) | Err(_) if self.rank_info.rank == 0 => error, // its own store does not answer: nothing is known
+            Ok(Err(_)) | Err(_) if self.rank_info.rank == 0 => error, // its own store does not answer: the cause is unknown
             Ok(Err(_)) | Err(_) if self.reports_rank_0() => {
-                anyhow!("{} is gone or cannot be reached; the run has ended, {advice}", named(0, first_host))
+                anyhow!("{} exited or cannot be reached; the run has stopped, {advice}", named(0, first_host))
             }
             Ok(Err(_)) | Err(_) => Reported.into(),
         }
@@ -242,20 +244,20 @@ impl Watch {
 enum Verdict {
     /// Another process is already checking.
     Reported,
-    /// All are there and none lags behind.
+    /// All answer and none lags behind.
     Own,
     /// These do not answer.
-    Gone(String),
+    Lost(String),
     /// This one lags behind.
     Hangs(String),
 }
 
-/// `own` is this process's progress; only where it waited too `late` can one that lags behind be to blame.
+/// `own` is this process's progress; a process that lags behind is to blame only if this one timed out (`late`).
 fn ask(store: &Store, rank_info: &RankInfo, grace: Duration, own: u64, late: bool) -> Result<Verdict> {
     if store.count("failed")? > 1 {
         store.set(&format!("alive/{}", rank_info.rank), &own.to_string())?;
         if rank_info.rank == 0 {
-            let _ = store.get("told", grace); // the store has to outlive the asker's questions
+            let _ = store.get("reported", grace); // the store must outlive the other process's pings
         }
         return Ok(Verdict::Reported);
     }
@@ -275,13 +277,13 @@ fn ask(store: &Store, rank_info: &RankInfo, grace: Duration, own: u64, late: boo
     let verdict = match (gone.as_slice(), behind.as_slice()) {
         ([], [_, ..]) => Verdict::Hangs(named_all(&behind, host)),
         ([], []) => Verdict::Own,
-        (gone, _) => Verdict::Gone(named_all(gone, host)),
+        (gone, _) => Verdict::Lost(named_all(gone, host)),
     };
-    let _ = store.set("told", "");
+    let _ = store.set("reported", "");
     Ok(verdict)
 }
 
-/// Gloo's messages without their source file and line.
+/// Gloo's messages without the source file and line.
 fn without_source(mut message: String) -> String {
     if let Some(start) = message.find("[/")
         && let Some(length) = message[start..].find("] ")
@@ -297,7 +299,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn asking_finds_which_process_is_gone_or_hangs_and_which_asked_first() -> Result<()> {
+    fn pinging_finds_which_process_was_lost_or_hangs_and_which_pinged_first() -> Result<()> {
         let second = Duration::from_secs(1);
         let rank_info = |rank| RankInfo {
             rank,
@@ -317,7 +319,7 @@ mod tests {
             let said = |verdict| match verdict {
                 Verdict::Reported => "reported".into(),
                 Verdict::Own => "own".into(),
-                Verdict::Gone(who) => format!("gone: {who}"),
+                Verdict::Lost(who) => format!("lost: {who}"),
                 Verdict::Hangs(who) => format!("hangs: {who}"),
             };
             let first = ask(&store, &rank_info(0), second / 10, 7, late)?;
@@ -328,8 +330,8 @@ mod tests {
             (&[(1, 7), (2, 7)][..], true, "own"),
             (&[(1, 7), (2, 6)], true, "hangs: rank 2 on h2"),
             (&[(1, 7), (2, 6)], false, "own"), // an error of this process's own: the others may lag
-            (&[(1, 7)], true, "gone: rank 2 on h2"),
-            (&[], false, "gone: rank 1 on h1, rank 2 on h2"),
+            (&[(1, 7)], true, "lost: rank 2 on h2"),
+            (&[], false, "lost: rank 1 on h1, rank 2 on h2"),
         ] {
             assert_eq!(asked(answers, late)?, (expected.to_string(), "reported".to_string()));
         }

@@ -1,4 +1,4 @@
-//! Several processes on GPUs: which is whose, and that nothing is used that does not fit the device.
+//! Assigns GPUs to processes, and checks that the backend fits the device.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use super::{Backend, RankInfo};
 use native::{self, Store};
 
 impl Backend {
-    /// Fails where it is not for this device.
+    /// Fails if the backend does not support this device.
     pub(super) fn check(self, device: Device) -> Result<()> {
         match (self, device.is_cuda()) {
             (Self::Nccl, false) => {
@@ -23,15 +23,15 @@ impl Backend {
     }
 }
 
-/// The device of one of several processes, of which `chosen` is that of a single one: its own GPU.
+/// The device of one of several processes: its own GPU. `chosen` is the device for a single process.
 /// # Errors
-/// `chosen` is a GPU with a number; there are fewer than processes.
+/// `chosen` is a numbered GPU; there are fewer GPUs than processes.
 pub fn own_device(chosen: Device, rank_info: &RankInfo) -> Result<Device> {
     let Device::Cuda(number) = chosen else { return Ok(chosen) };
     own_gpu(number, rank_info, Cuda::device_count() as usize).map(Device::Cuda)
 }
 
-/// `count` is the number of GPUs that this process sees.
+/// `count` is the number of GPUs visible to this process.
 fn own_gpu(number: usize, rank_info: &RankInfo, count: usize) -> Result<usize> {
     let RankInfo { local_rank, local_world, .. } = *rank_info;
     if local_world == 1 {
@@ -42,7 +42,7 @@ fn own_gpu(number: usize, rank_info: &RankInfo, count: usize) -> Result<usize> {
         "train.device: found cuda:{number} for {local_world} processes of this machine, expected auto or cuda, which is \
          the GPU of its own for each (CUDA_VISIBLE_DEVICES leaves GPUs out)"
     );
-    // The launcher may let this process see only one; `claim` detects one that others see, too.
+    // The launcher may make only one visible to this process; `claim` detects a GPU that other processes use too.
     ensure!(
         count == 1 || count >= local_world,
         "train.device: found {count} GPUs for {local_world} processes of this machine, expected one for each; start fewer \
@@ -51,10 +51,10 @@ fn own_gpu(number: usize, rank_info: &RankInfo, count: usize) -> Result<usize> {
     Ok(if count == 1 { 0 } else { local_rank })
 }
 
-/// Fails where another process uses this one's GPU, of which NCCL would say nothing helpful.
+/// Fails if another process uses the same GPU, for which NCCL has no helpful message.
 pub(super) fn claim(store: &Store, rank_info: &RankInfo, index: usize) -> Result<()> {
     let Some(bus) = native::device_bus(index) else { return Ok(()) };
-    // Names of machines need not differ; this is another one after each start.
+    // Host names need not differ; the boot id is unique.
     let machine = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     claimed(store.count(&format!("gpu/{}/{bus}", machine.trim()))?, rank_info, index, &bus)
 }
@@ -62,7 +62,7 @@ pub(super) fn claim(store: &Store, rank_info: &RankInfo, index: usize) -> Result
 fn claimed(users: i64, rank_info: &RankInfo, index: usize, bus: &str) -> Result<()> {
     ensure!(
         users == 1,
-        "train.device: cuda:{index} (PCI bus {bus}) is another process's, too; expected a GPU for each of {} processes of \
+        "train.device: cuda:{index} (PCI bus {bus}) is also used by another process; expected a GPU for each of {} processes of \
          this machine; start fewer, or set train.device=cpu",
         rank_info.local_world
     );
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(own_device(Device::Cpu, &rank_info(1, 2)).expect("the CPU is everyone's"), Device::Cpu);
         assert!(claimed(1, &rank_info(0, 2), 0, "0000:17:00.0").is_ok());
         let error = claimed(2, &rank_info(1, 2), 0, "0000:17:00.0").expect_err("shared").to_string();
-        assert!(error.contains("cuda:0 (PCI bus 0000:17:00.0) is another process's, too"), "{error}");
+        assert!(error.contains("cuda:0 (PCI bus 0000:17:00.0) is also used by another process"), "{error}");
     }
 
     #[test]

@@ -14,10 +14,10 @@ use super::failure::{Missing, Watch};
 use super::{DistConfig, RankInfo, gpu, launched};
 use native::{Listen, ProcessGroup, Store};
 
-/// The processes of a run. Its collectives must come in the same order in each of them; for a single process, which opens
-/// no socket, they return what they are given.
+/// The processes of a run. Every process must call the collectives in the same order; a single process opens no socket
+/// and gets back its own values.
 pub struct Group {
-    /// Which process this is.
+    /// This process's rank and world size.
     pub rank_info: RankInfo,
     connection: Option<Connection>,
 }
@@ -30,7 +30,7 @@ struct Connection {
     watch: Arc<Watch>,
 }
 
-/// What must be the same in every process before they begin.
+/// What must be the same in every process before the run starts.
 pub struct Agreement<'a> {
     /// What this process sends to the others.
     pub own: &'a str,
@@ -39,15 +39,15 @@ pub struct Agreement<'a> {
 }
 
 impl Group {
-    /// One process by itself.
+    /// A single process.
     pub fn single() -> Self {
         Self { rank_info: RankInfo::single(), connection: None }
     }
 
     /// Joins the others at [`RankInfo::master`]. `advice` says what to do after a process was lost.
     /// # Errors
-    /// Who did not come, where this process cannot listen or reach rank 0, or what differs: in one process; the others
-    /// fail with [`super::Reported`].
+    /// Which ranks did not join, that this process cannot listen or reach rank 0, or what differs: in one process; the
+    /// others fail with [`super::Reported`].
     pub fn join(
         rank_info: RankInfo,
         config: &DistConfig,
@@ -62,13 +62,13 @@ impl Group {
         let port =
             listener.as_ref().map_or(Ok(rank_info.port), |listener| listener.local_addr().map(|at| at.port()))?;
         let prefix = rank_info.agent.as_deref().unwrap_or("byol");
-        let late = || format!("rank {}: nobody answers at {master}:{port}, where rank 0 should be", rank_info.rank);
+        let late = || format!("rank {}: no answer from rank 0 at {master}:{port}", rank_info.rank);
         let store = Arc::new(Store::open(master, port, listener, prefix, timeout).with_context(late)?);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         store.set(&format!("host/{}", rank_info.rank), &host)?;
         store.set(&format!("agreed/{}", rank_info.rank), agreement.own)?;
         let watch = Arc::new(Watch::start(&store, &rank_info, host, config, advice)?);
-        // From here on the others learn of an error.
+        // From here on errors are reported to the others.
         let joined = meet(&store, &rank_info, &watch, config, agreement)
             .and_then(|()| connect(&store, &RankInfo { port, ..rank_info.clone() }, &watch, config, device));
         match joined {
@@ -97,17 +97,15 @@ impl Group {
         self.connection.as_ref().map(|connection| &connection.processes)
     }
 
-    /// Says that this process got further: when one hangs, it is the one that lags behind.
+    /// Marks progress: a process that hangs is found by lagging behind the others.
     pub fn advance(&self, progress: u64) {
         if let Some(connection) = &self.connection {
             connection.watch.advance(progress);
         }
     }
 
-    /// Fails unless `value` is rank 0's, for things that are known only after joining; a single process does not
+    /// Fails unless `value` equals rank 0's, for things that are known only after joining; a single process does not
     /// compute it.
-    /// # Errors
-    /// What differs.
     pub fn agree(&self, what: &str, value: impl FnOnce() -> Result<String>) -> Result<()> {
         let Some(Connection { store, timeout, .. }) = &self.connection else { return Ok(()) };
         let value = value()?;
@@ -115,13 +113,13 @@ impl Group {
             return store.set(what, &value);
         }
         let first = store.get(what, *timeout).with_context(|| format!("waiting for rank 0's {what}"))?;
-        ensure!(first == value, "{what}: found {value}, rank 0 has {first}; all processes need the same");
+        ensure!(first == value, "{what}: found {value}, rank 0 has {first}; all processes must have the same");
         Ok(())
     }
 
     /// Sums of each number over all processes.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn sum(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let Some(processes) = self.processes() else { return Ok(numbers.to_vec()) };
         let tensor = Tensor::from_slice(numbers);
@@ -129,16 +127,16 @@ impl Group {
         Ok(Vec::try_from(tensor)?)
     }
 
-    /// Gives all processes the values that rank 0 has in these tensors.
+    /// Broadcasts rank 0's values of these tensors.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn broadcast(&self, tensors: &[Tensor]) -> Result<()> {
         self.processes().map_or(Ok(()), |processes| processes.broadcast(tensors))
     }
 
     /// Rank 0's numbers.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn from_first(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let tensor = Tensor::from_slice(numbers);
         self.broadcast(&[tensor.shallow_clone()])?;
@@ -147,7 +145,7 @@ impl Group {
 
     /// The rows `[n, ...]` of each process, in the order of ranks; n may differ.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn gather_rows(&self, rows: &Tensor) -> Result<Vec<Tensor>> {
         let Some(processes) = self.processes() else { return Ok(vec![rows.shallow_clone()]) };
         let counts = processes.all_gather(&Tensor::from_slice(&[rows.size()[0]]))?;
@@ -165,7 +163,7 @@ impl Group {
 
     /// The texts of all processes, each once, in order.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn union(&self, texts: &BTreeSet<String>) -> Result<BTreeSet<String>> {
         let bytes: Vec<u8> = texts.iter().flat_map(|text| text.bytes().chain([0])).collect();
         let mut all = BTreeSet::new();
@@ -177,13 +175,13 @@ impl Group {
         Ok(all)
     }
 
-    /// How long this process has waited for the others so far, see [`ProcessGroup::waited`].
+    /// Total time this process has waited for the others, see [`ProcessGroup::waited`].
     pub fn waited(&self) -> Duration {
         self.processes().map_or(Duration::ZERO, |processes| processes.waited())
     }
 
-    /// What to return where this process's work has failed: the error for the one process that is to print it,
-    /// [`super::Reported`] for the others. It names the processes that are gone.
+    /// What to return when this process's work has failed: the error for the one process that prints it,
+    /// [`super::Reported`] for the others. It names the processes that were lost.
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         match &self.connection {
             Some(Connection { watch, store, .. }) => watch.explain(store, error),
@@ -191,12 +189,12 @@ impl Group {
         }
     }
 
-    /// Ends the group once every process has called this.
+    /// Closes the group once every process has called this.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn leave(&self) -> Result<()> {
         let Some(Connection { processes, watch, .. }) = &self.connection else { return Ok(()) };
-        // Until all are here this process still answers others that fail.
+        // Until all have called this, this process still answers others that fail.
         processes.all_reduce(&Tensor::zeros([1], (Kind::Float, Device::Cpu)))?;
         processes.close()?;
         watch.stop();
@@ -204,18 +202,18 @@ impl Group {
     }
 }
 
-/// Waits until all processes have come, and compares them with rank 0.
+/// Waits until all processes have joined, and compares them with rank 0.
 fn meet(store: &Store, rank_info: &RankInfo, watch: &Watch, config: &DistConfig, agreement: &Agreement) -> Result<()> {
     if rank_info.rank == 0 {
         let missing = |rank: &usize| store.get(&format!("agreed/{rank}"), watch.left()).is_err();
         let missing: Vec<String> = (1..rank_info.world).filter(missing).map(|rank| rank.to_string()).collect();
         if !missing.is_empty() {
-            bail!(Missing(format!("rank {} did not come within {} s", missing.join(", "), config.timeout)));
+            bail!(Missing(format!("rank {} did not join within {} s", missing.join(", "), config.timeout)));
         }
         return store.set("all here", "");
     }
     let timeout = Duration::from_secs(config.timeout);
-    store.get("all here", timeout).context("the other processes did not come")?;
+    store.get("all here", timeout).context("the other processes did not join")?;
     let differences = (agreement.differences)(&store.get("agreed/0", timeout)?)?;
     ensure!(differences.is_empty(), "differs from rank 0: {}", differences.join("; "));
     Ok(())
@@ -256,7 +254,7 @@ fn listen(master: &str, port: u16) -> Result<TcpListener> {
     })
 }
 
-/// The address of this machine on the way to rank 0.
+/// The address of this machine's interface towards rank 0.
 fn own_address(master: &str, port: u16) -> Result<IpAddr> {
     let unreachable = || format!("MASTER_ADDR: no route to {master}");
     // Connecting a datagram socket sends nothing; it chooses the interface.
@@ -282,7 +280,7 @@ mod tests {
         );
         let names = BTreeSet::from(["a".to_string(), "b".to_string()]);
         assert_eq!(group.union(&names)?, names);
-        group.agree("data", || panic!("nobody to agree with"))?;
+        group.agree("data", || panic!("a single process must not compute it"))?;
         assert!(group.is_first() && group.processes().is_none() && group.waited().is_zero());
         assert_eq!(group.explain(anyhow::anyhow!("why")).to_string(), "why");
         group.leave()

@@ -23,17 +23,17 @@ use crate::files;
 const LAUNCHER: &str = "BYOL_LAUNCHER";
 /// File descriptor on which the launcher reads the line that ends a process.
 const REPORT: &str = "BYOL_REPORT_FD";
-/// What another launcher may have left in the environment, which must not reach the processes.
+/// Variables of another launcher that the processes must not inherit.
 const FOREIGN: &str = "TORCHELASTIC_USE_AGENT_STORE";
 
-/// In a process that `--nproc` started: has it killed when the launcher ends, for whatever reason.
+/// In a process that `--nproc` started: has it killed when the launcher exits, for whatever reason.
 /// # Errors
-/// The launcher has ended already.
+/// The launcher has already exited.
 pub fn end_with_launcher() -> Result<()> {
     let Some(launcher) = std::env::var(LAUNCHER).ok().and_then(|pid| pid.parse::<i32>().ok()) else { return Ok(()) };
     set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(launcher) {
-        bail!("the process that started this one, {launcher}, is gone");
+        bail!("the launcher (process {launcher}) has exited");
     }
     Ok(())
 }
@@ -51,7 +51,7 @@ pub(super) fn tell_launcher(line: &str) -> bool {
     opened.and_then(|mut pipe| writeln!(pipe, "{rank}\t{line}")).is_ok()
 }
 
-/// A process that runs, and how it ended.
+/// A running process, and its exit status.
 struct Process {
     child: Child,
     status: Option<ExitStatus>,
@@ -59,7 +59,7 @@ struct Process {
 
 /// Starts `count` processes with this one's arguments and waits for all; the value is their exit code.
 /// # Errors
-/// One line about the process that failed first, with `advice` where it was killed; all others are ended then.
+/// One line about the process that failed first, with `advice` if it was killed; all others are terminated.
 pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
     let (mut reports, report) = pipe().context("--nproc")?;
     fcntl_setfd(&report, FdFlags::empty()).context("--nproc")?; // for the children
@@ -78,12 +78,12 @@ pub fn launch(count: usize, config: &DistConfig, advice: &str) -> Result<u8> {
     if let Some(signal) = status.signal() {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let (who, process) = (named(rank, &host), processes[rank].child.id());
-        bail!("{who} (process {process}) was killed by signal {signal}; the run has ended, {advice}");
+        bail!("{who} (process {process}) was killed by signal {signal}; the run has stopped, {advice}");
     }
     let mut lines = String::new();
     reports.read_to_string(&mut lines).context("--nproc")?;
     let line = lines.lines().next().and_then(|line| line.split_once('\t')).map(|(_, line)| line.to_string());
-    Err(anyhow!(line.unwrap_or_else(|| format!("rank {rank} ended with {status} without an error message"))))
+    Err(anyhow!(line.unwrap_or_else(|| format!("rank {rank} exited with {status} without an error message"))))
 }
 
 /// Starts the processes; `report` is the file descriptor that they write their error to.
@@ -97,7 +97,7 @@ fn start(count: usize, report: RawFd) -> Result<Vec<Process>> {
     let mut processes = Vec::with_capacity(count);
     for rank in 0..count {
         let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).process_group(0); // signals of the terminal come through here, once
+        command.args(std::env::args_os().skip(1)).process_group(0); // the launcher forwards signals from the terminal, once
         command.env_remove(FOREIGN);
         command.envs([
             ("RANK", rank.to_string()),
@@ -125,7 +125,7 @@ fn start(count: usize, report: RawFd) -> Result<Vec<Process>> {
     Ok(processes)
 }
 
-/// Waits for all; after the first failure the rest is ended within `grace`. Returns the first that failed, if any.
+/// Waits for all; after the first failure the others are terminated within `grace`. Returns the first that failed.
 fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Result<Option<(usize, ExitStatus)>> {
     let mut first: Option<(usize, ExitStatus, Instant)> = None;
     let mut forwarded = Vec::new();
@@ -133,7 +133,8 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
     loop {
         for (rank, process) in processes.iter_mut().enumerate().filter(|(_, p)| p.status.is_none()) {
             process.status = process.child.try_wait().context("--nproc")?;
-            // 130 and 143: ended by a signal, with a checkpoint; or by a forwarded one before there was anything to save.
+            // 130 and 143: stopped by a signal, with a checkpoint; or by a forwarded one before there was anything to
+            // save.
             let signaled = |s: &ExitStatus| s.signal().is_some_and(|signal| forwarded.contains(&signal));
             let ok = |s: &ExitStatus| matches!(s.code(), Some(0 | 130 | 143)) || signaled(s);
             if let Some(status) = process.status.filter(|s| !ok(s)) {
@@ -150,7 +151,7 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
                 SIGTERM => send(processes, Signal::TERM),
                 SIGUSR1 => send(processes, Signal::USR1),
                 SIGUSR2 => send(processes, Signal::USR2),
-                _ => {} // SIGHUP: a closed terminal ends no run
+                _ => {} // SIGHUP: closing the terminal does not stop a run
             }
         }
         let since = first.map(|(_, _, at)| at.elapsed()).unwrap_or_default();
@@ -164,10 +165,10 @@ fn wait(processes: &mut [Process], signals: &mut Signals, grace: Duration) -> Re
     }
 }
 
-/// Sends a signal to all that are still running.
+/// Sends a signal to all running processes.
 fn send(processes: &[Process], signal: Signal) {
     for process in processes.iter().filter(|p| p.status.is_none()) {
-        // It may have ended just now; until it is waited for, its process id is not reused.
+        // It may have exited just now; until it is waited for, its process id is not reused.
         let _ = kill_process(Pid::from_child(&process.child), signal);
     }
 }

@@ -36,12 +36,12 @@ pub enum Backend {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistConfig {
-    /// auto, nccl or gloo. Default auto. With nccl `--nproc 1` makes a group, too: of one.
+    /// auto, nccl or gloo. Default auto. With nccl `--nproc 1` makes a process group of one.
     pub backend: Backend,
-    /// Seconds within which the run ends when a process dies, hangs or cannot be reached. No step, no checkpoint and, in
-    /// evaluations, no batch of images may take half of it. Default 600.
+    /// Seconds within which the run stops when a process dies, hangs or cannot be reached. No step, no checkpoint and,
+    /// in evaluations, no batch of images may take half of it. Default 600.
     pub timeout: u64,
-    /// Network interface for what the processes send each other, such as eth0. Default null: that of the way to MASTER_ADDR.
+    /// Network interface for traffic between processes, such as eth0. Default null: the one that routes to MASTER_ADDR.
     pub interface: Option<String>,
 }
 
@@ -52,7 +52,7 @@ impl Default for DistConfig {
 }
 
 impl DistConfig {
-    /// How long processes have to answer, and then to end, once one has failed.
+    /// How long processes have to answer, and then to exit, once one has failed.
     fn grace(&self) -> Duration {
         (Duration::from_secs(self.timeout) / 6).min(Duration::from_secs(5))
     }
@@ -75,13 +75,13 @@ impl Section for DistConfig {
     }
 }
 
-/// For commands that do not share their work.
+/// For commands that run in one process only.
 /// # Errors
-/// A launcher has started this process as one of several.
+/// A launcher started this process as one of several.
 pub fn refuse_ranks() -> Result<()> {
     if let Some(RankInfo { rank, world, .. }) = RankInfo::from_env()? {
         bail!(
-            "found rank {rank} of {world} processes, expected one: this command does not share its work; start it by itself"
+            "found rank {rank} of {world} processes, expected one: this command runs in one process only; start it without a launcher"
         );
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Counting what classifiers get right.
+//! Accuracy of classifiers.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
@@ -11,7 +11,7 @@ pub struct Tally {
     loss: Tensor,   // [L]
 }
 
-/// What one classifier gets right.
+/// The accuracy of one classifier.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accuracy {
     /// Share of images whose class has the largest score, 0 to 1.
@@ -25,7 +25,7 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    /// Mean recall: the mean over the classes that have images of the share that is right.
+    /// Mean recall: the mean accuracy over the classes that have images.
     pub fn balanced_top1(&self) -> f64 {
         let shares: Vec<f64> =
             self.per_class.iter().filter(|(images, _)| *images > 0).map(|&(n, hits)| hits as f64 / n as f64).collect();
@@ -34,7 +34,7 @@ impl Accuracy {
 }
 
 impl Tally {
-    /// Nothing counted yet.
+    /// Counters at 0.
     pub fn new(classes: i64, classifiers: i64, device: Device) -> Self {
         let zeros = |shape: &[i64], kind| Tensor::zeros(shape, (kind, device));
         Self {
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_scores_are_no_free_hits() -> Result<()> {
+    fn equal_scores_do_not_count_as_hits() -> Result<()> {
         let mut tally = Tally::new(10, 1, Device::Cpu);
         let classes = Tensor::arange(100, (Kind::Int64, Device::Cpu)).remainder(10);
         tally.add(&Tensor::zeros([100, 1, 10], (Kind::Float, Device::Cpu)), &classes)?;

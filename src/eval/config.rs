@@ -43,7 +43,7 @@ pub enum ClassWeights {
 }
 
 /// Section `linear_eval`. Learning rates are for 256 images a step and scaled by `batch_size / 256`, as in DeepMind's
-/// code; they decay to 0 along half a cosine, without warm-up.
+/// code; they decay to 0 along half a cosine, without warmup.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinearEvalConfig {
@@ -58,23 +58,23 @@ pub struct LinearEvalConfig {
     pub penalties: Option<Vec<f64>>,
     /// Passes of SGD over the training images. Default 80.
     pub epochs: u64,
-    /// Images per step, all of them where there are fewer. Default 1024.
+    /// Images per step, all of them if there are fewer. Default 1024.
     pub batch_size: usize,
     /// Tried side by side; the best on held-out training images is tested. Default [0.4, 0.3, 0.2, 0.1, 0.05].
     #[serde(deserialize_with = "distinct")]
     pub learning_rates: Vec<f64>,
     /// Momentum of SGD, 0 to below 1. Default 0.9.
     pub momentum: f64,
-    /// Nesterov's form of it. Default true.
+    /// Nesterov momentum. Default true.
     pub nesterov: bool,
     /// L2 penalty. Default 0.
     pub weight_decay: f64,
     /// Training images held out, stratified, to choose the learning rate or penalty: at most a tenth of them. None are
-    /// held out where there is nothing to choose; lbfgs chooses by five-fold cross-validation where there are at most
+    /// held out if there is nothing to choose; lbfgs chooses by five-fold cross-validation if there are at most
     /// 10000 training images. Default 10009.
     pub validation_images: usize,
     /// Train the chosen setting once more, on the held-out images too, before the test. Never with
-    /// `--fraction`, whose labels would then not be the only ones. Default null: with cached features.
+    /// `--fraction`, which limits the labels. Default null: with cached features.
     pub refit: Option<bool>,
     /// Seed of the held-out part, the fraction, the order and the crops. Default 0.
     pub seed: u64,

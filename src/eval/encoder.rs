@@ -13,10 +13,10 @@ use crate::checkpoint::{self, Manifest};
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
 use native::Autocast;
 
-/// Which of a run's two encoders.
+/// Online or target encoder of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Branch {
-    /// The one that was trained.
+    /// The online encoder, trained by the optimizer.
     #[default]
     Online,
     /// Its moving average, with BatchNorm statistics recomputed on training images.
@@ -33,18 +33,18 @@ impl Branch {
     }
 }
 
-/// How an encoder is to be loaded.
+/// Options for loading an encoder.
 #[derive(Clone, Debug)]
 pub struct EncoderOptions {
-    /// Of a run; a safetensors file holds one encoder.
+    /// Which of a run's encoders; a safetensors file holds only one.
     pub which: Branch,
-    /// Where it computes.
+    /// Device.
     pub device: Device,
     /// Forward passes in bf16 autocast.
     pub bf16: bool,
-    /// Convolution weights with their channels innermost.
+    /// Channels-last convolution weights (`torch.channels_last`).
     pub channels_last: bool,
-    /// Size, mean and std of its inputs, in place of those that the run or the file tells.
+    /// Size, mean and std of its inputs, instead of those of the run or the file.
     pub augment: Option<AugmentConfig>,
 }
 
@@ -55,24 +55,24 @@ impl Default for EncoderOptions {
     }
 }
 
-/// An encoder that is not trained any more, with what is needed to feed it.
+/// A frozen encoder, with the preprocessing of its inputs.
 #[derive(Debug)]
 pub struct Encoder {
     /// The network.
     pub net: model::Encoder,
     /// Its tensors, under torchvision's names.
     pub params: Params,
-    /// What it is made of.
+    /// Its architecture.
     pub config: EncoderConfig,
-    /// How images are brought to it: `size`, `mean`, `std` and `eval_resize` count.
+    /// Preprocessing of images: only `size`, `mean`, `std` and `eval_resize` are used.
     pub augment: AugmentConfig,
-    /// The run's checkpoint manifest, with its whole config; `None` for a file from elsewhere.
+    /// The run's checkpoint manifest, with its whole config; `None` for a foreign file.
     pub run: Option<Manifest>,
     /// Which of the run's encoders.
     pub which: Branch,
-    /// Batches that BatchNorm's running statistics come from.
+    /// Batches that BatchNorm's running statistics were computed from.
     pub batches_tracked: i64,
-    /// Where it computes.
+    /// Device.
     pub device: Device,
     /// Whether it computes in bf16 autocast.
     pub bf16: bool,
@@ -83,11 +83,11 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Loads the encoder at `path`: a run's folder (its newest whole checkpoint; damaged ones are passed over with
+    /// Loads the encoder at `path`: a run's folder (its latest valid checkpoint; damaged ones are skipped with
     /// a warning), a checkpoint's folder, the `model.safetensors` in one, or a safetensors file with torchvision's
     /// names, with or without `fc.*`, `num_batches_tracked` and a common prefix.
     /// # Errors
-    /// Nothing there; damaged; no encoder of this program, with all differences.
+    /// No such path; damaged; not an encoder of this program, with all differences.
     pub fn open(path: &Path, options: &EncoderOptions) -> Result<Self> {
         if path.is_dir() {
             for root in [path.join("checkpoints"), path.to_path_buf()] {
@@ -169,7 +169,7 @@ impl Encoder {
 
     fn finished(mut self, options: &EncoderOptions) -> Result<Self> {
         let tensors = || self.params.parameters.iter().chain(&self.params.buffers);
-        // A sum in f64 is finite only where every part is; one look at all of them first.
+        // A sum in f64 is finite only if every value is; one sum over all tensors first.
         let sums: Vec<Tensor> = tensors().map(|n| n.tensor.sum(Kind::Double)).collect();
         if !Tensor::f_stack(&sums, 0)?.sum(Kind::Double).double_value(&[]).is_finite() {
             let bad = tensors().zip(&sums).find(|(_, sum)| !sum.double_value(&[]).is_finite());
@@ -188,8 +188,8 @@ impl Encoder {
         Ok(self)
     }
 
-    /// The manifest of the run or checkpoint at `path`, the newest one that can be read, without its weights. `None`
-    /// for a file from elsewhere, and where [`Self::open`] will say what is wrong.
+    /// The manifest of the run or checkpoint at `path`, the latest one that can be read, without its weights. `None`
+    /// for a foreign file, and if [`Self::open`] will report what is wrong.
     pub fn manifest(path: &Path) -> Option<Manifest> {
         let mut folders = checkpoint::list(&path.join("checkpoints"));
         folders.extend(checkpoint::list(path));
@@ -224,8 +224,6 @@ impl Encoder {
 
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with
     /// the same weight: `torch.optim.swa_utils.update_bn`. Returns the number of batches.
-    /// # Errors
-    /// A batch's own; no batch with two images or more.
     pub fn recompute_batchnorm(&mut self, batches: impl Iterator<Item = Result<Tensor>>) -> Result<i64> {
         let _no_grad = tch::no_grad_guard();
         let buffers = &self.params.buffers;
@@ -237,7 +235,7 @@ impl Encoder {
             if images.size()[0] < 2 {
                 continue; // one image has no variance in the last layers
             }
-            // From 0 a forward pass leaves exactly momentum times the batch's own statistics.
+            // Starting from 0, a forward pass leaves exactly momentum times the batch's statistics.
             buffers.iter().for_each(|b| drop(b.tensor.shallow_clone().zero_()));
             let _autocast = Autocast::bf16(self.device, self.bf16)?;
             drop(self.net.forward(&images, true));

@@ -1,6 +1,6 @@
 //! Images of a data set in batches on the device, and their representations by a frozen encoder: batch by batch in one
-//! process, or in rounds of one batch for each of several. The batches are the same ones in the same order, whatever
-//! the number of processes, so that what is made of them does not depend on it.
+//! process, or in rounds of one batch for each of several. The batches and their order do not depend on the number of
+//! processes, so neither do results.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,11 +22,11 @@ use native::{ImageLayout, Normalizer};
 pub struct Features {
     /// `[N, feature_dim]`, fp32.
     pub values: Tensor,
-    /// Class of each row, -1 where unknown.
+    /// Class of each row, -1 if unknown.
     pub labels: Vec<i64>,
 }
 
-/// The error of work that a signal has cut short; holds the exit code that says so.
+/// The error of work that was interrupted by a signal; holds the exit code.
 #[derive(Debug)]
 pub struct Interrupted(pub i32);
 
@@ -38,18 +38,18 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// How to go through the images.
+/// Options for iterating over images.
 #[derive(Clone)]
 pub struct ExtractOptions {
     /// Images per forward pass.
     pub batch_size: usize,
     /// Threads and prefetching.
     pub loader: LoaderOptions,
-    /// Bad images: left out and counted, or fatal.
+    /// Bad images: skipped and counted, or fatal.
     pub bad: Arc<BadImages>,
-    /// Memory layout of the images, that of the weights.
+    /// Memory format of the images, that of the weights.
     pub channels_last: bool,
-    /// Asked between batches: the exit code of a signal that has come.
+    /// Checked between batches: the exit code of a signal that has arrived.
     pub signal: Arc<dyn Fn() -> Option<i32>>,
     /// Show progress on stderr.
     pub progress: bool,
@@ -58,9 +58,9 @@ pub struct ExtractOptions {
 }
 
 impl ExtractOptions {
-    /// Gives up where a signal has come, to whichever of the processes: all have to ask equally often.
+    /// Fails if any process received a signal: all processes must call this equally often.
     /// # Errors
-    /// [`Interrupted`]; a process is gone, or late.
+    /// [`Interrupted`]; another process was lost or timed out.
     pub fn check(&self) -> Result<()> {
         let own = (self.signal)();
         let counts = self.group.sum(&[143, 130].map(|code| f64::from(u8::from(own == Some(code)))))?;
@@ -68,48 +68,48 @@ impl ExtractOptions {
         code.map_or(Ok(()), |code| Err(Interrupted(code).into()))
     }
 
-    /// Progress over `total` things, where it is wanted.
+    /// A progress bar over `total` items, if enabled.
     pub fn bar(&self, what: &str, total: usize) -> Option<Bar> {
         self.progress.then(|| Bar::new(what, total))
     }
 
-    /// This process, from 0, and how many there are.
+    /// Rank and world size.
     pub fn place(&self) -> (usize, usize) {
         (self.group.rank(), self.group.world())
     }
 }
 
-/// What is made of an image.
+/// The view of an image.
 #[derive(Clone, Copy, Debug)]
 pub enum View {
-    /// The center, as the sections `augment` says.
+    /// The center crop, as section `augment` says.
     Plain,
-    /// A random-resized crop, flipped or not, drawn for this epoch: the training view of linear evaluation.
+    /// A random-resized crop with a random flip, drawn for this epoch: the training view of linear evaluation.
     Crop {
-        /// Of the draws.
+        /// Seed of the random choices.
         seed: u64,
         /// From 0.
         epoch: u64,
     },
 }
 
-/// Images of a data set, and what is made of each.
+/// Images of a data set, and the view of each.
 pub struct Images<'a> {
-    /// The set.
+    /// The data set.
     pub dataset: &'a Arc<dyn Dataset>,
-    /// Positions in it.
+    /// Positions in the set.
     pub indices: Vec<u32>,
-    /// The same of every image.
+    /// The view of every image.
     pub view: View,
-    /// How an image is brought to size.
+    /// How an image is resized.
     pub augment: &'a AugmentConfig,
 }
 
 impl<'a> Images<'a> {
     /// Normalized images `[N, 3, H, W]` on `device`, batch by batch, with their labels and positions, loaded ahead.
-    /// Unreadable images are left out where the options allow it, so that N may be 0.
+    /// Unreadable images are skipped if the options allow it, so that N may be 0.
     /// # Errors
-    /// Items fail for what the options call fatal.
+    /// Items fail for bad images if the options make them fatal.
     fn batches(
         self,
         device: Device,
@@ -141,11 +141,11 @@ impl<'a> Images<'a> {
     }
 }
 
-/// What an encoder makes of a batch, row by row.
+/// The features of a batch, row by row.
 pub struct Encoded {
-    /// `[N, feature_dim]`; N is 0 where no image of the batch could be read.
+    /// `[N, feature_dim]`; N is 0 if no image of the batch could be read.
     pub features: Tensor,
-    /// Class of each row, -1 where unknown.
+    /// Class of each row, -1 if unknown.
     pub labels: Vec<i64>,
     /// Positions in the data set.
     pub indices: Vec<u32>,
@@ -166,10 +166,11 @@ impl Encoded {
     }
 }
 
-/// What a frozen encoder makes of images, batch by batch to `each`. Several processes take batches in turn, and all get all
-/// of them.
+/// Features of images by a frozen encoder, passed to `each` batch by batch. Several processes take batches in turn, and
+/// all of them get all features.
 /// # Errors
-/// Unreadable images where the options call them fatal; a signal ([`Interrupted`]); `each`'s own; a process is gone, or late.
+/// Unreadable images if the options make them fatal; a signal ([`Interrupted`]); those of `each`; another process was
+/// lost or timed out.
 pub fn stream(
     encoder: &impl Represent,
     images: Images,
@@ -194,9 +195,7 @@ pub fn stream(
     Ok(())
 }
 
-/// The same for images without augmentation, all at once; `what` they are is shown with the progress.
-/// # Errors
-/// As [`stream`].
+/// The features of images without augmentation, all at once; `what` is the label of the progress bar.
 pub fn extract(
     encoder: &impl Represent,
     dataset: &Arc<dyn Dataset>,
@@ -205,7 +204,7 @@ pub fn extract(
     options: &ExtractOptions,
     what: &str,
 ) -> Result<Features> {
-    // In place, so that they are never in memory twice.
+    // In place, so that they are not in memory twice.
     let shape = [indices.len() as i64, encoder.feature_dim()];
     let (values, mut labels) = (Tensor::f_empty(shape, (Kind::Float, encoder.device()))?, Vec::new());
     let bar = options.bar(what, indices.len());

@@ -49,7 +49,7 @@ impl Tuned {
     }
 }
 
-/// The images themselves, for a network that is trained.
+/// Images instead of features, for a network that is trained.
 struct Identity(Device);
 
 impl Represent for Identity {
@@ -70,7 +70,7 @@ impl Task {
     /// Trains encoder and classifier together for every learning rate and length, one after the other, and tests the
     /// best on the held-out images. BatchNorm is trained too.
     /// # Errors
-    /// Unreadable images where these are fatal; a signal; divergence.
+    /// Unreadable images if the options make them fatal; a signal; divergence.
     pub fn finetune(&self, encoder: &Encoder) -> Result<Outcome> {
         let config = &self.config;
         let settings: Vec<(u64, f64)> = (config.finetune_epochs.iter())
@@ -99,7 +99,7 @@ impl Task {
             }
         }
         let chosen = best(&trials, config.class_weights)?;
-        // `best` said so when it was trained, and later ones were not better.
+        // The best trial's network was kept when it was trained, as no later one was better.
         let tuned = kept.ok_or_else(|| anyhow::anyhow!("linear_eval: nothing to test"))?;
         let accuracy = self.judge_tuned(&tuned, true)?;
         ensure!(accuracy.loss.is_finite(), "linear_eval: the network diverged; lower finetune_learning_rates");
@@ -136,7 +136,7 @@ impl Task {
                         (losses.squeeze_dim(1) * weights.index_select(0, &own)).mean(Kind::Float)
                     }
                 };
-                // Gradients add up to that of the mean over the step.
+                // Gradients sum to that of the mean over the step.
                 (loss * (rows as f64 / step.labels.len() as f64)).f_backward()?;
                 start += rows;
             }

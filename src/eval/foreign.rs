@@ -1,5 +1,5 @@
-//! A safetensors or PyTorch file with torchvision's names, whoever trained it. Names and shapes tell which encoder it is, the
-//! metadata of this program's own exports what its inputs are.
+//! A safetensors or PyTorch file with torchvision's names, whoever trained it. The encoder is detected from names
+//! and shapes; the metadata of this program's own exports has the preprocessing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -16,9 +16,9 @@ use crate::model::{Arch, EncoderConfig, Params};
 use crate::pytorch;
 use crate::section::Section;
 
-/// The file's bytes, as a safetensors file where PyTorch wrote it.
+/// The file's bytes; a PyTorch file is converted to safetensors.
 /// # Errors
-/// Not there; one of PyTorch's that cannot be read.
+/// No such file; a PyTorch file that cannot be read.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
     let bytes = files::read_regular(path, u64::MAX).with_context(|| format!("reading {name}"))?;
@@ -28,19 +28,19 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An encoder's tensors in a file, and what they say of it.
+/// An encoder's tensors in a file, and the detected architecture.
 pub(super) struct EncoderFile<'a> {
     found: BTreeMap<String, TensorView<'a>>,
     pub config: EncoderConfig,
-    /// `None` where the file is not an export of this program.
+    /// `None` if the file is not an export of this program.
     pub augment: Option<AugmentConfig>,
     pub batches_tracked: i64,
 }
 
 impl<'a> EncoderFile<'a> {
-    /// Finds the encoder in a file's bytes: the common prefix of its names is stripped, the classifier left out.
+    /// Finds the encoder in a file's bytes: the common prefix of its names is stripped, the classifier ignored.
     /// # Errors
-    /// Not a safetensors file; no encoder, or several; one that this program does not have.
+    /// Not a safetensors file; no encoder, or several; an unsupported one.
     pub fn parse(bytes: &'a [u8], which: Branch) -> Result<Self> {
         let all = views(bytes)?;
         let prefix = prefix(&all, which)?;
@@ -58,7 +58,7 @@ impl<'a> EncoderFile<'a> {
                 .collect();
             let (count, heads) = (left_out.len(), Vec::from_iter(heads).join(", "));
             let place = if prefix.is_empty() { "beside the encoder".into() } else { format!("beside {prefix}*") };
-            log::info!("{count} tensors {place} are left out ({heads})");
+            log::info!("{count} tensors {place} are ignored ({heads})");
         }
         let batches_tracked = found.get("bn1.num_batches_tracked").filter(|view| view.dtype() == Dtype::I64);
         let batches_tracked =
@@ -66,7 +66,7 @@ impl<'a> EncoderFile<'a> {
         found.retain(|name, _| !name.ends_with(".num_batches_tracked"));
         let kinds: BTreeSet<String> = found.values().map(|v| format!("{:?}", v.dtype())).collect();
         if kinds.iter().any(|kind| kind != "F32") {
-            log::info!("{} tensors are taken as F32", Vec::from_iter(kinds).join(" and "));
+            log::info!("{} tensors are converted to F32", Vec::from_iter(kinds).join(" and "));
         }
         let shape = |view: &TensorView| view.shape().iter().map(|&n| n as i64).collect();
         let shapes = found.iter().map(|(name, view)| (name.as_str(), shape(view))).collect();
@@ -86,7 +86,7 @@ impl<'a> EncoderFile<'a> {
     }
 }
 
-/// What precedes the encoder's names: `encoder.`, `backbone.`, `module.`, nothing, or in a checkpoint's model
+/// The prefix of the encoder's names: `encoder.`, `backbone.`, `module.`, nothing, or in a checkpoint's model
 /// `online.encoder.`.
 fn prefix(all: &BTreeMap<String, TensorView>, which: Branch) -> Result<String> {
     let markers = EncoderConfig::MARKERS;

@@ -11,32 +11,33 @@ use super::Features;
 use crate::byol::loss::l2_normalize;
 use crate::distributed::Group;
 
-/// Test images classified at once.
+/// Test images per block.
 const QUERIES: i64 = 1024;
-/// Training images they are compared with at once: memory is the product of the two, whatever the sets' sizes.
+/// Training images per block: memory use is the product of the two, whatever the sets' sizes.
 const BANK: i64 = 8192;
 
 /// Accuracy with k neighbors.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KnnAccuracy {
-    /// Neighbors that vote.
+    /// Number of neighbors.
     pub k: usize,
     /// Share of images whose class has most votes, 0 to 1.
     pub top1: f64,
     /// Mean over the classes of the same (mean recall).
     pub balanced_top1: f64,
-    /// Share of images whose class is among the five with most votes, and has any; none with five classes or fewer.
+    /// Share of images whose class is among the five with most votes, with at least one vote; `None` with five classes
+    /// or fewer.
     pub top5: Option<f64>,
 }
 
 /// Accuracies on `queries` for each of `ks`, from one pass, in f64: as exact as neighbors of fp32 features can be.
 /// Without `queries` every image of the bank is classified
 /// by the others (leave one out). Processes of a `group`, which all have all features, share the images to classify,
-/// in the same blocks as one process. `tick` hears, block by block, how many images are done, in each process equally
-/// often, and may give up.
+/// in the same blocks as one process. `tick` is called for every block with the number of images done, in each process
+/// equally often, and may return an error.
 /// # Errors
-/// An image without a label; no images; a k larger than the number of images to compare with; `tick`'s own; a process
-/// is gone, or late.
+/// An image without a label; no images; a k larger than the number of images to compare with; those of `tick`;
+/// another process was lost or timed out.
 pub fn knn(
     bank: &Features,
     queries: Option<&Features>,
@@ -48,7 +49,7 @@ pub fn knn(
     in_blocks(bank, queries, ks, temperature, &Blocks { kind: Kind::Double, ..Blocks::of(group) }, tick)
 }
 
-/// How the work is cut up.
+/// Block sizes.
 struct Blocks<'a> {
     kind: Kind,
     queries: i64,
@@ -62,9 +63,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// Top-1 accuracy, 0 to 1, for one `k`, which is cut to the number of images to compare with; in fp32, for a quick look.
-/// # Errors
-/// As [`knn`].
+/// Top-1 accuracy, 0 to 1, for one `k`, which is limited to the number of images to compare with; in fp32, for
+/// monitoring.
 pub fn knn_top1(
     bank: &Features,
     queries: Option<&Features>,
@@ -90,7 +90,7 @@ fn in_blocks(
     let (rank, world) = blocks.group.map_or((0, 1), |group| (group.rank() as i64, group.world() as i64));
     let mut counts = Vec::new();
     ks.iter().for_each(|_| counts.push(Tensor::zeros([search.classes + 1], (Kind::Int64, bank.values.device()))));
-    // A round is a block for each process, at the end fewer.
+    // A round is one block per process, fewer at the end.
     for round in (0..total).step_by((world * blocks.queries) as usize) {
         tick(round as usize)?;
         let start = round + rank * blocks.queries;
@@ -112,7 +112,7 @@ fn in_blocks(
 }
 
 impl KnnAccuracy {
-    /// From the hits of each class and, behind them, those among the first five; `images` of each class.
+    /// From the hits of each class followed by those among the first five; `images` of each class.
     fn new(k: usize, hits: &[f64], images: &[i64]) -> Self {
         let (first, five) = hits.split_at(images.len());
         let total = images.iter().sum::<i64>() as f64;
@@ -127,7 +127,7 @@ impl KnnAccuracy {
     }
 }
 
-/// What is compared with what.
+/// The features to compare.
 struct Search<'a> {
     bank: &'a Features,
     queries: &'a Features,
@@ -136,7 +136,7 @@ struct Search<'a> {
     temperature: f64,
     kind: Kind,
     block: i64,
-    // Labels may be any numbers; votes are counted by their rank.
+    // Labels may be any numbers; votes are counted by their index among the sorted labels.
     bank_labels: Tensor,
     query_labels: Tensor,
     classes: i64,
@@ -187,7 +187,7 @@ impl<'a> Search<'a> {
             let count = self.block.min(total - from);
             let mut cosine = query_rows.f_matmul(&self.rows_of(self.bank, from, count).tr())?; // [rows, count]
             if self.leave_one_out {
-                // Each image's own place, where it falls into this block.
+                // The image itself, if it is in this block.
                 let own = Tensor::arange_start(start - from, start - from + rows, (Kind::Int64, device)).unsqueeze(1);
                 let here = Tensor::arange(count, (Kind::Int64, device)).eq_tensor(&own);
                 cosine = cosine.f_masked_fill(&here, f64::NEG_INFINITY)?;

@@ -1,4 +1,4 @@
-//! Classes of two labelled sets, and stratified parts of one.
+//! Classes of two labeled sets, and stratified subsets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::rng::{Purpose, Stream};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classes {
     labels: Vec<i64>,
-    /// Name of each class, its label where it has none.
+    /// Name of each class, or its label if it has none.
     pub names: Vec<String>,
 }
 
@@ -24,7 +24,7 @@ fn labels_of(set: &dyn Dataset, key: &str) -> Result<BTreeSet<i64>> {
     (0..set.len()).map(label).collect()
 }
 
-/// Whether the labelled images of a set are of two classes or more.
+/// Whether a set's labeled images have two classes or more.
 pub fn several_classes(set: &dyn Dataset) -> bool {
     let mut labels = (0..set.len()).filter_map(|index| set.label(index));
     let first = labels.next();
@@ -32,10 +32,10 @@ pub fn several_classes(set: &dyn Dataset) -> bool {
 }
 
 impl Classes {
-    /// Those of `train`, after a look at whether `test` can be judged by them.
+    /// Those of `train`, after checking that `test` has the same.
     /// # Errors
-    /// An image without a label; fewer than two classes; a class of `test` that `train` lacks; classes that are
-    /// called otherwise.
+    /// An image without a label; fewer than two classes; a class of `test` that `train` lacks; classes with
+    /// different names.
     pub fn of(train: &dyn Dataset, test: &dyn Dataset) -> Result<Self> {
         let (known, tested) = (labels_of(train, "data.path")?, labels_of(test, "data.eval_path")?);
         let (train_names, test_names) = (train.class_names(), test.class_names());
@@ -70,12 +70,12 @@ impl Classes {
         Ok(Self { labels, names })
     }
 
-    /// Number of the class with this label; labels of no class have been refused before.
+    /// Number of the class with this label; unknown labels were refused before.
     pub fn number(&self, label: i64) -> i64 {
         self.labels.binary_search(&label).map_or(-1, |number| number as i64)
     }
 
-    /// How many there are.
+    /// Number of classes.
     pub fn count(&self) -> i64 {
         self.labels.len() as i64
     }
@@ -111,7 +111,7 @@ pub(super) mod tests {
     use super::*;
     use crate::pixels::Pixels;
 
-    /// A set of labels without images.
+    /// A data set with labels but no images.
     pub struct Labels(pub Vec<i64>, pub Vec<&'static str>);
 
     impl Dataset for Labels {

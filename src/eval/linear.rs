@@ -10,28 +10,28 @@ use super::{Accuracy, ClassWeights, Classes, ExtractOptions, LinearEvalConfig, R
 use crate::augment::AugmentConfig;
 use crate::data::Dataset;
 
-/// Up to so many labels the penalty is chosen by cross-validation, since a tenth of them would be too few to choose by.
+/// Up to this many labels the penalty is chosen by cross-validation, since a tenth of them would be too few.
 const CROSS_VALIDATED: usize = 10_000;
-/// Parts of cross-validation.
+/// Folds of cross-validation.
 pub(super) const FOLDS: usize = 5;
 
-/// What is learnt and tested, whatever the encoder.
+/// An evaluation's data and settings, independent of the encoder.
 pub struct Task {
-    /// Labelled images to train on.
+    /// Labeled images to train on.
     pub train: Arc<dyn Dataset>,
-    /// Labelled images to test on.
+    /// Labeled images to test on.
     pub test: Arc<dyn Dataset>,
     /// The classes of both.
     pub classes: Classes,
-    /// Which of the training images serve for what.
+    /// The split of the training images.
     pub split: Split,
-    /// How images are brought to size.
+    /// How images are resized.
     pub augment: AugmentConfig,
     /// Section `linear_eval`.
     pub config: LinearEvalConfig,
     /// Batches, threads, bad images, signals.
     pub options: ExtractOptions,
-    /// Threads of libtorch that L-BFGS runs on, whatever the number of processes: sums depend on it in the last digits.
+    /// Threads of libtorch for L-BFGS, whatever the number of processes: sums depend on it in the last digits.
     pub threads: usize,
 }
 
@@ -68,16 +68,16 @@ impl Protocol {
     }
 }
 
-/// Parts of the training images; positions in the set, in order.
+/// A split of the training images; positions in the set, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
     /// Trained on.
     pub train: Vec<u32>,
-    /// Held out to choose among trials; none where there is one trial, or cross-validation.
+    /// Held out to choose among trials; empty with a single trial or cross-validation.
     pub validation: Vec<u32>,
     /// The trial is chosen by cross-validation.
     pub cross_validated: bool,
-    /// Share of the labels that is used, where not all are.
+    /// Fraction of the labels that is used, if not all are.
     pub fraction: Option<f64>,
 }
 
@@ -105,7 +105,7 @@ impl Split {
             return Ok(Self { train, validation: Vec::new(), cross_validated, fraction });
         }
         let share = config.validation_images.min(set.len() / 10) as f64 / pool.len().max(1) as f64;
-        // A class keeps an image to be trained on.
+        // Every class keeps at least one training image.
         let take = |n: usize| ((n as f64 * share).round() as usize).min(n - usize::from(fraction.is_none()));
         let (validation, rest) = stratified(set, &pool, (config.seed, 2), take);
         if let (Some(fraction), true) = (fraction, validation.is_empty()) {
@@ -122,7 +122,7 @@ impl Split {
     }
 }
 
-/// The message where nothing can be held out.
+/// The error if nothing can be held out.
 pub(super) fn too_few(trials: usize, images: usize, advice: &str) -> String {
     format!(
         "linear_eval: found {trials} settings to choose from, but {images} training images are too few to hold some \
@@ -130,7 +130,7 @@ pub(super) fn too_few(trials: usize, images: usize, advice: &str) -> String {
     )
 }
 
-/// What a trial sets.
+/// Settings of a trial.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(untagged)]
 pub enum Setting {
@@ -138,7 +138,7 @@ pub enum Setting {
     Sgd {
         /// For 256 images a step.
         learning_rate: f64,
-        /// As it was used, for the batch.
+        /// As used, scaled for the batch.
         peak_learning_rate: f64,
         /// Passes over the training images.
         epochs: u64,
@@ -150,17 +150,17 @@ pub enum Setting {
     },
 }
 
-/// One setting that was tried.
+/// A trial and its results.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Trial {
-    /// What was tried.
+    /// The settings.
     #[serde(flatten)]
     pub setting: Setting,
-    /// Accuracy on the held-out images, 0 to 1; none where there are none.
+    /// Accuracy on the held-out images, 0 to 1; `None` without them.
     pub validation_top1: Option<f64>,
     /// Mean over the classes of the same.
     pub validation_balanced_top1: Option<f64>,
-    /// Cross-entropy on them; none too where it is not finite.
+    /// Cross-entropy on them; `None` also if not finite.
     pub validation_loss: Option<f64>,
 }
 
@@ -180,7 +180,7 @@ impl Trial {
         self.validation_balanced_top1 = Some(accuracy.balanced_top1());
     }
 
-    /// What the choice goes by: with balanced class weights every class counts the same.
+    /// The accuracy that trials are compared by: with balanced class weights every class counts the same.
     pub(super) fn score(&self, weights: ClassWeights) -> Option<f64> {
         match weights {
             ClassWeights::None => self.validation_top1,
@@ -189,7 +189,7 @@ impl Trial {
     }
 }
 
-/// The trial with the largest held-out accuracy, of equal ones that with the lower loss, which must be finite.
+/// The trial with the highest held-out accuracy; ties are broken by the lower loss, which must be finite.
 pub(super) fn best(trials: &[Trial], weights: ClassWeights) -> Result<usize> {
     if trials.len() == 1 {
         return Ok(0);
@@ -202,14 +202,14 @@ pub(super) fn best(trials: &[Trial], weights: ClassWeights) -> Result<usize> {
     }
 }
 
-/// What the evaluation came to.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// How it was done.
+    /// The protocol used.
     pub protocol: Protocol,
-    /// Everything that was tried.
+    /// All trials.
     pub trials: Vec<Trial>,
-    /// Which of them was tested.
+    /// Index of the trial that was tested.
     pub chosen: usize,
     /// On the test images.
     pub accuracy: Accuracy,
@@ -219,7 +219,7 @@ pub struct Outcome {
     pub batch_size: Option<usize>,
     /// The chosen setting was trained again, on the held-out images too.
     pub refit: bool,
-    /// Seconds that training took, features in memory left out.
+    /// Seconds of training, without extracting features into memory.
     pub training_seconds: f64,
 }
 
@@ -241,7 +241,7 @@ impl Rows {
 }
 
 impl Task {
-    /// Numbers of the classes of labels, on `device`.
+    /// Class numbers of labels, on `device`.
     pub(super) fn numbers(&self, labels: &[i64], device: Device) -> Tensor {
         let numbers: Vec<i64> = labels.iter().map(|&label| self.classes.number(label)).collect();
         Tensor::from_slice(&numbers).to_device(device)
@@ -276,7 +276,7 @@ impl Task {
 
     /// Trains and tests on `encoder`, with features cached or, under augmentation, computed anew.
     /// # Errors
-    /// Unreadable images where these are fatal; a signal; divergence.
+    /// Unreadable images if the options make them fatal; a signal; divergence.
     pub fn linear(&self, encoder: &impl Represent) -> Result<Outcome> {
         match self.config.protocol(self.augment.size) {
             Protocol::Lbfgs => self.logistic_regression(encoder),
@@ -284,7 +284,7 @@ impl Task {
         }
     }
 
-    /// Counts what L classifiers, which give scores `[B, L, C]`, make of `rows`.
+    /// Accuracy of L classifiers with scores `[B, L, C]` on `rows`.
     pub(super) fn judge(
         &self,
         tally: &mut Tally,
@@ -300,7 +300,7 @@ impl Task {
         Ok(())
     }
 
-    /// Hits of L classifiers, none yet.
+    /// Counters for L classifiers, at 0.
     pub(super) fn tally(&self, classifiers: i64, device: Device) -> Tally {
         Tally::new(self.classes.count(), classifiers, device)
     }
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(sizes(&config, None)?, (4500, 500)); // a tenth at most
         assert_eq!(sizes(&LinearEvalConfig { validation_images: 50, ..config.clone() }, None)?, (4950, 50));
         assert_eq!(sizes(&one, None)?, (5000, 0)); // nothing to choose
-        // The labels of the fraction are all trained on, the held-out ones are others.
+        // All labels of the fraction are trained on, others are held out.
         assert_eq!(sizes(&config, Some(0.01))?, (50, 500));
         assert_eq!(sizes(&one, Some(0.1))?, (500, 0));
         let few = Labels(vec![0, 1, 0, 1], vec![]);

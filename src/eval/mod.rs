@@ -1,4 +1,4 @@
-//! Is the representation any good? Frozen features, weighted k-nearest-neighbor classification, linear classifiers.
+//! Evaluating representations: frozen features, weighted k-nearest-neighbor classification, linear classifiers.
 
 mod accuracy;
 mod config;

@@ -38,7 +38,7 @@ impl Probes {
         }
     }
 
-    /// Images count as much as the weight of their class (`[C]`) says.
+    /// Weights images by their class (`[C]`).
     pub fn with_class_weights(self, weights: Option<Tensor>) -> Self {
         Self { class_weights: weights.map(|weights| weights.to_kind(Kind::Float)), ..self }
     }
@@ -49,8 +49,8 @@ impl Probes {
         Ok(scores.view([features.size()[0], -1, self.classes]))
     }
 
-    /// One step of `torch.optim.SGD` for each on the mean cross-entropy of features `[B, D]` and classes `[B]`
-    /// (int64), at its peak learning rate times `factor`.
+    /// One step of `torch.optim.SGD` for each classifier on the mean cross-entropy of features `[B, D]` and classes
+    /// `[B]` (int64), at its peak learning rate times `factor`.
     pub fn step(&mut self, features: &Tensor, classes: &Tensor, factor: f64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let batch = features.size()[0];
@@ -77,7 +77,7 @@ impl Probes {
         Ok(())
     }
 
-    /// How many there are.
+    /// Number of classifiers.
     pub fn count(&self) -> i64 {
         self.bias.size()[0] / self.classes
     }

@@ -11,7 +11,7 @@ use super::{ExtractOptions, LinearEvalConfig, Probes, Represent};
 use crate::data::loader::sampler::Sampler;
 use crate::optim::learning_rate;
 
-/// Updates below which SGD has seldom arrived.
+/// Number of updates below which SGD has rarely converged.
 const FEW_UPDATES: u64 = 1000;
 
 impl Task {
@@ -96,8 +96,8 @@ impl Task {
         self.numbers(&images.iter().map(label).collect::<Vec<_>>(), device)
     }
 
-    /// Classifiers trained on features in memory, and the images of a step. Every one of several processes trains the
-    /// same ones on all features: next to their computation it is little work, and all have the result.
+    /// Classifiers trained on features in memory, and the images of a step. With several processes each
+    /// trains the same ones on all features: that is cheap compared to extracting them, and all have the result.
     fn fit_cached(&self, rows: &Rows, rates: &[f64]) -> Result<(Probes, usize)> {
         let config = &self.config;
         let batch = config.batch_size.min(rows.len());
@@ -139,9 +139,9 @@ impl Task {
         }
     }
 
-    /// Goes through what `encoder` makes of random crops of the images at `train` for some epochs, a step's worth at a
-    /// time to `each`. Returns the images of a step: `batch_size`, or a little less where forward passes of equal size
-    /// would not add up to it.
+    /// Passes the output of `encoder` on random crops of the images at `train` to `each`, one step at a time, for some
+    /// epochs. Returns the images per step: `batch_size`, or a little less if forward passes of equal size do not add
+    /// up to it.
     pub(super) fn crops(
         &self,
         train: &[u32],
@@ -194,9 +194,9 @@ pub(super) struct Step<'a> {
     pub number: u64,
     /// Factor of the peak learning rate.
     pub factor: f64,
-    /// Images of a full step.
+    /// Images per full step.
     pub batch_size: usize,
-    /// What the encoder made of the crops, each `[n, ...]`.
+    /// Outputs of the encoder for the crops, each `[n, ...]`.
     pub micro_batches: &'a [Tensor],
     /// Labels of all of them.
     pub labels: &'a [i64],

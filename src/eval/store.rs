@@ -1,5 +1,6 @@
-//! Features on disk, written as they come: `.npy` files in a folder, or one safetensors file. The number of rows is
-//! known at the end only (unreadable images are left out), so the header's place is kept free and filled then.
+//! Features on disk, written as they are computed: `.npy` files in a folder, or one safetensors file. The number of
+//! rows is known only at the end (unreadable images are skipped), so space for the header is reserved and filled in
+//! then.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,15 +31,15 @@ pub struct FeatureWriter {
 }
 
 impl FeatureWriter {
-    /// Begins at `output`: a file if its name ends in `.safetensors`, else a folder. `metadata` (texts by name) goes
+    /// Creates `output`: a file if its name ends in `.safetensors`, else a folder. `metadata` (texts by name) goes
     /// into the former's header. `dim` is the length of a feature, a multiple of 8 for every encoder here, so
     /// that the int64 rows behind the features are aligned.
     /// # Errors
-    /// Something of the name is there and `force` is not given; the name is that of a file of another kind.
+    /// `output` exists and `force` is not set; its extension is that of another format.
     pub fn create(output: &Path, dim: i64, metadata: serde_json::Value, force: bool) -> Result<Self> {
         let extension = output.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let single = extension == "safetensors";
-        // `features.npz` is no folder that anyone wants, `run-1.5` or `features.npz/` may be one.
+        // `features.npz` is not meant as a folder, `run-1.5` or `features.npz/` may be.
         let named_folder = output.is_dir() || output.as_os_str().as_encoded_bytes().ends_with(b"/");
         let ending = extension.starts_with(|c: char| c.is_ascii_alphabetic());
         if !single && (output.is_file() || (ending && !named_folder)) {
@@ -52,7 +53,7 @@ impl FeatureWriter {
         let targets = if single { vec![output.to_path_buf()] } else { NPY_FILES.map(|n| output.join(n)).to_vec() };
         let parent = if single { output.parent().unwrap_or(Path::new("")) } else { output };
         if !parent.as_os_str().is_empty() {
-            fs::create_dir_all(parent).with_context(|| format!("--output: cannot make {}", parent.display()))?;
+            fs::create_dir_all(parent).with_context(|| format!("--output: cannot create {}", parent.display()))?;
         }
         targets.iter().try_for_each(|path| check_output(path, force))?;
         targets.iter().for_each(|path| files::remove_stale(path));
@@ -164,7 +165,7 @@ mod tests {
         rows(&mut writer)?;
         writer.finish()?;
         let features = fs::read(folder.path().join("features.npy"))?;
-        // The head of what numpy.save writes for such an array, with more padding.
+        // The header that numpy.save writes for such an array, with more padding.
         let head = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (6, 8), }";
         assert_eq!(&features[..head.len()], head);
         assert_eq!((features[NPY_HEADER - 1], features.len()), (b'\n', NPY_HEADER + 6 * 8 * 4));
@@ -188,7 +189,7 @@ mod tests {
             writer.finish()?;
             let before = fs::read(&target)?;
             let refused = FeatureWriter::create(&output, 8, json!({}), false).map(drop).expect_err("there").to_string();
-            assert!(refused.contains("exists already; add --force"), "{refused}");
+            assert!(refused.contains("already exists; add --force"), "{refused}");
             let mut dropped = FeatureWriter::create(&output, 8, json!({}), true)?;
             rows(&mut dropped)?;
             drop(dropped);

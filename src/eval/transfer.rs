@@ -1,6 +1,6 @@
 //! The paper's protocol for transfer (arXiv 2006.07733, appendix D.2): logistic regression on features in memory for a
-//! grid of L2 penalties, the best of which on held-out training images is fitted again on all of them. A convex problem:
-//! no learning rate, and one answer.
+//! grid of L2 penalties, the best of which on held-out training images is fitted again on all of them. A convex
+//! problem: no learning rate, and one answer.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use crate::rng::{Purpose, Stream};
 const ROUGH: f64 = 1e-4;
 /// The same of the classifier that is tested.
 const FINE: f64 = 1e-6;
-/// Numbers in the features below which threads would wait for each other longer than they save; beside busy processes ten
-/// times as long.
+/// Numbers in the features below which threads would wait for each other longer than they save; beside busy processes
+/// ten times as long.
 const SMALL: usize = 1 << 22;
 /// How often the processes that wait for the first one hear of it.
 const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -214,8 +214,8 @@ impl Task {
     }
 }
 
-/// Positions in `rows`, all but a part and the part, for parts that are equal to one image in every class. An image that
-/// is alone in its class is in no part.
+/// Positions in `rows`, all but a part and the part, for parts that are equal to one image in every class. An image
+/// that is alone in its class is in no part.
 fn folds(rows: &Rows, seed: u64) -> Result<Vec<[Tensor; 2]>> {
     let classes = Vec::<i64>::try_from(&rows.classes.to_device(Device::Cpu))?;
     let mut by_class = vec![Vec::new(); classes.iter().max().map_or(0, |&most| most as usize + 1)];

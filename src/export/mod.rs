@@ -1,6 +1,6 @@
 //! A trained encoder for other software: torchvision-named weights, a TorchScript module or an ONNX model, each
-//! read back from the written file and compared with the encoder before anyone is told that it is there.
-//! Another format is a file with an [`Exporter`], and a line of [`Format::ALL`].
+//! read back from the written file and compared with the encoder before success is reported.
+//! To add a format, write a file with an [`Exporter`], and add it to [`Format::ALL`].
 
 mod onnx;
 mod onnx_proto;
@@ -37,15 +37,13 @@ pub trait Exporter: Sync + RefUnwindSafe {
     /// One line for `--help`.
     fn help(&self) -> &'static str;
 
-    /// Its name, and what of it a reader has to know.
+    /// Its name and properties, for the log.
     fn describe(&self) -> String;
 
-    /// Refuses options that it has no use for.
-    /// # Errors
-    /// Which, and what to do instead.
+    /// Refuses options that it does not support.
     fn check_options(&self, options: &ExportOptions) -> Result<()>;
 
-    /// Refuses a number of parameters that it cannot hold.
+    /// Refuses more parameters than it can hold.
     /// # Errors
     /// The limit, the size found and what to do.
     fn check_size(&self, _parameters: i64) -> Result<()> {
@@ -57,7 +55,7 @@ pub trait Exporter: Sync + RefUnwindSafe {
         options.normalize.unwrap_or(true)
     }
 
-    /// The size of images that it takes.
+    /// The image size that it accepts.
     fn image_size(&self, encoder: &Encoder, options: &ExportOptions) -> ImageSize {
         options.image_size.unwrap_or(ImageSize::Fixed(encoder.augment.size as i64))
     }
@@ -68,8 +66,6 @@ pub trait Exporter: Sync + RefUnwindSafe {
     fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>>;
 
     /// Reads a file back.
-    /// # Errors
-    /// It is damaged.
     fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader>;
 
     /// The lines of Python that load `file`, a name as it stands between quotes.
@@ -84,7 +80,7 @@ pub type Reader = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
 pub struct Format(&'static dyn Exporter);
 
 impl Format {
-    /// Every one.
+    /// All formats.
     pub const ALL: [Self; 3] = [Self(&safetensors::Safetensors), Self(&torchscript::TorchScript), Self(&onnx::Onnx)];
 }
 
@@ -117,22 +113,22 @@ impl ValueEnum for Format {
 pub enum ImageSize {
     /// Squares of this many pixels.
     Fixed(i64),
-    /// Anything.
+    /// Any size.
     Dynamic,
 }
 
-/// What the file is to be; `None` is the format's default.
+/// Export options; `None` is the format's default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExportOptions {
     /// Whether the graph takes RGB in 0 to 1, subtracts the mean and divides by the standard deviation itself.
     pub normalize: Option<bool>,
-    /// ONNX: BatchNorm as part of the convolutions. (TorchScript's freezing does so always.)
+    /// ONNX: fold BatchNorm into the convolutions. (TorchScript's freezing always does.)
     pub fold_batchnorm: bool,
     /// The shape of the input.
     pub image_size: Option<ImageSize>,
 }
 
-/// How far the written file's features are from the encoder's.
+/// The difference between the written file's features and the encoder's.
 #[derive(Clone, Copy, Debug)]
 pub struct Difference {
     /// Largest absolute difference of a feature.
@@ -151,14 +147,12 @@ impl Difference {
         Ok(Self { largest: largest(&found - &expected), scale: largest(expected) })
     }
 
-    /// Difference over scale; NaN where a feature is.
+    /// Difference over scale; NaN if a feature is.
     pub fn relative(&self) -> f64 {
         if self.largest == 0.0 { 0.0 } else { self.largest / self.scale }
     }
 
-    /// What was measured, in words.
-    /// # Errors
-    /// The same words, where it is more than [`TOLERANCE`] or not a number.
+    /// The measurement in words.
     pub fn check(&self) -> Result<String> {
         let measured = format!(
             "largest difference to the encoder {:.1e}, {:.1e} of the largest feature ({:.3})",
@@ -169,11 +163,11 @@ impl Difference {
         if self.relative() <= TOLERANCE {
             return Ok(measured);
         }
-        bail!("the file does not compute what the encoder does: {measured}, expected at most {TOLERANCE:e} of it")
+        bail!("the file's features differ from the encoder's: {measured}, expected at most {TOLERANCE:e} of it")
     }
 }
 
-/// Writes the encoder to `output`, whole or not at all. It has to be on the CPU, in fp32 and planar.
+/// Writes the encoder to `output` atomically. It must be on the CPU, in fp32 and contiguous (not channels-last).
 /// # Errors
 /// It does not fit into the format; the disk is full.
 pub fn write(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> Result<()> {
@@ -181,9 +175,7 @@ pub fn write(encoder: &Encoder, format: Format, options: &ExportOptions, output:
 }
 
 /// Reads the written file back, runs it on a batch of random images, and compares its features with the encoder's.
-/// The batch is not of the size that was traced; where the image size is free, a second one is larger.
-/// # Errors
-/// The file cannot be read or run.
+/// The batch size differs from the traced one; if the image size is free, a second batch has larger images.
 pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> Result<Difference> {
     let _no_grad = tch::no_grad_guard();
     let written = format.open(encoder, output)?;
@@ -207,13 +199,13 @@ pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output
     Difference::between(&Tensor::f_cat(&expected, 0)?, &Tensor::f_cat(&found, 0)?)
 }
 
-/// What to type in Python to load the file at `output`.
+/// Python code that loads the file at `output`.
 pub fn load_in_python(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> String {
     let file = output.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
     format.load_in_python(encoder, options, &file)
 }
 
-/// The comment on what a graph takes and gives.
+/// A comment on a graph's inputs and outputs.
 fn shapes_in_python(encoder: &Encoder, size: ImageSize, normalizes: bool) -> String {
     let side = match size {
         ImageSize::Fixed(side) => format!("{side}, {side}"),
@@ -223,7 +215,7 @@ fn shapes_in_python(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Str
     format!("# images: float32 [N, 3, {side}], {input}; features: [N, {}]", encoder.net.feature_dim)
 }
 
-/// What a file says of itself, for readers and for [`Encoder::open`]; values are JSON.
+/// A file's metadata, for readers and for [`Encoder::open`]; values are JSON.
 fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String, String)> {
     let (config, augment) = (&encoder.config, &encoder.augment);
     let size = match size {

@@ -1,4 +1,4 @@
-//! An encoder as an ONNX model: libtorch cannot export, and encoders need few operators, so the graph is written
+//! An encoder as an ONNX model: libtorch has no ONNX exporter, and encoders need few operators, so the graph is written
 //! from the description of the layers.
 
 use std::collections::HashMap;
@@ -101,7 +101,7 @@ impl Exporter for Onnx {
     }
 }
 
-/// Nodes in the order of execution; a value is called as the node that makes it.
+/// Nodes in the order of execution; a value has the name of the node that computes it.
 #[derive(Default)]
 struct Builder {
     nodes: Vec<Node>,
@@ -134,7 +134,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The nodes of a layer; `folded` is the BatchNorm behind a convolution that becomes a part of it.
+    /// The nodes of a layer; `folded` is the BatchNorm that is folded into a convolution.
     fn layer(&mut self, layer: &Layer, x: Vec<String>, tensors: &Tensors, folded: Option<&Layer>) -> Result<String> {
         let name = &layer.name;
         Ok(match layer.op {
@@ -207,7 +207,7 @@ fn tensor<'a>(tensors: &Tensors<'a>, layer: &str, part: &str) -> Result<&'a Tens
     tensors.get(name.as_str()).copied().with_context(|| format!("found no {name}"))
 }
 
-/// A convolution's weight and bias that do what it and its BatchNorm do.
+/// Weight and bias of a convolution with its BatchNorm folded in.
 fn fold(tensors: &Tensors, conv: &str, norm: &str) -> Result<Vec<(&'static str, Tensor)>> {
     let f64s = |layer: &str, part: &str| tensor(tensors, layer, part).map(|tensor| tensor.to_kind(Kind::Double));
     let scale = f64s(norm, "weight")? / (f64s(norm, "running_var")? + BATCH_NORM_EPS).sqrt();

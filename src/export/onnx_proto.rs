@@ -1,6 +1,6 @@
 //! The messages of ONNX that an encoder needs, with the field numbers of `onnx.proto` (IR version 8); written and
-//! read through prost, so no protoc takes part. Optional fields of that proto2 file are left out where they are
-//! empty, which says the same.
+//! read through prost, so no protoc takes part. Optional fields of that proto2 file are omitted if they are
+//! empty, which is equivalent.
 
 use prost::{Message, Oneof};
 

@@ -1,6 +1,6 @@
-//! Runs an ONNX file of [`super::onnx`], from its bytes, with libtorch's operators: whether the weights, the wiring
-//! and the attributes in the file are those of the encoder. That runtimes take the file as well, which no user's
-//! weights change, is what `scripts/exports/check.py` shows with onnx.checker and onnxruntime.
+//! Runs an ONNX file of [`super::onnx`], from its bytes, with libtorch's operators: this verifies the weights, the
+//! connections and the attributes in the file. That runtimes accept such files, which does not depend on the weights,
+//! is tested by `scripts/exports/check.py` with onnx.checker and onnxruntime.
 
 use std::collections::HashMap;
 

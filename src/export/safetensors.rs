@@ -45,7 +45,7 @@ impl Exporter for Safetensors {
         false
     }
 
-    /// Everything that torchvision's `state_dict` holds but the classifier, in its types.
+    /// Everything in torchvision's `state_dict` except the classifier, with its types.
     fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>> {
         let metadata = metadata(encoder, self.image_size(encoder, options), false);
         let metadata: HashMap<String, String> = metadata.into_iter().chain([("format".into(), "pt".into())]).collect();
@@ -69,12 +69,12 @@ impl Exporter for Safetensors {
     }
 }
 
-/// Whether `torchvision.models` has a function that makes it, but for the stem.
+/// Whether `torchvision.models` has a function for it, up to the stem.
 fn is_torchvisions(config: &EncoderConfig) -> bool {
     config.width == 1.0 && config.arch != Arch::Resnet200
 }
 
-/// Lines that make `model`, the torchvision ResNet of the same layers.
+/// Python code that builds `model`, the torchvision ResNet with the same layers.
 fn model_in_python(config: &EncoderConfig) -> String {
     let arch = config.arch;
     let conv = |channels: i64| format!("model.conv1 = torch.nn.Conv2d(3, {channels}, 3, padding=1, bias=False)");

@@ -46,7 +46,7 @@ impl Exporter for TorchScript {
     }
 
     fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>> {
-        // libtorch writes to paths only, and ends the process where one is full: it gets a file in memory, which is
+        // libtorch writes to paths only, and aborts the process if the disk is full: it gets a memfd, which is
         // subject to nothing but the limit on file sizes.
         let tensors = encoder.params.parameters.iter().chain(&encoder.params.buffers);
         let needed = tensors.map(|named| named.tensor.numel() as u64 * 4).sum::<u64>() + GRAPH_BYTES;

@@ -1,5 +1,5 @@
-//! Append-only files that survive full disks and deleted folders: a record is written whole or not at all, and records
-//! that could not be written are tried again with the next one.
+//! Append-only files that survive full disks and deleted folders: a record is written completely or not at all, and
+//! records that could not be written are retried with the next one.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Bytes that may wait; beyond this the oldest records are dropped.
+/// Maximum pending bytes; beyond this the oldest records are dropped.
 const MAX_WAITING: usize = 1 << 20;
 
 /// A file of records, written one after the other.
 pub struct AppendFile {
     path: PathBuf,
     file: File,
-    /// What a new file begins with.
+    /// Header of a new file.
     header: Vec<u8>,
     /// Length of the complete records in the file.
     whole: u64,
@@ -25,22 +25,20 @@ pub struct AppendFile {
 }
 
 impl AppendFile {
-    /// Appends to `file`, opened for appending at `path`. `header` begins a file that has to be created again.
-    /// # Errors
-    /// The file's length cannot be read.
+    /// Appends to `file`, opened for appending at `path`. `header` is written if the file has to be created again.
     pub fn new(path: &Path, file: File, header: Vec<u8>) -> Result<Self> {
         let whole = file.metadata().with_context(|| format!("reading {}", path.display()))?.len();
         Ok(Self { path: path.into(), file, header, whole, waiting: VecDeque::new(), lost: 0 })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Adds a record, after those that still wait.
+    /// Adds a record, after the pending ones.
     /// # Errors
-    /// Why nothing could be written; the records wait, and the file holds whole ones only.
+    /// Why nothing could be written; the records stay pending, and the file has complete ones only.
     pub fn append(&mut self, record: Vec<u8>) -> Result<()> {
         self.waiting.push_back(record);
         while self.waiting.len() > 1 && self.waiting.iter().map(Vec::len).sum::<usize>() > MAX_WAITING {
@@ -50,15 +48,13 @@ impl AppendFile {
         self.flush()
     }
 
-    /// Writes the records that wait.
-    /// # Errors
-    /// As [`Self::append`].
+    /// Writes the pending records.
     pub fn flush(&mut self) -> Result<()> {
         let count = self.waiting.len();
         if count == 0 {
             return Ok(());
         }
-        self.write().with_context(|| format!("writing {} ({count} records wait)", self.path.display()))?;
+        self.write().with_context(|| format!("writing {} ({count} records pending)", self.path.display()))?;
         self.waiting.clear();
         if self.lost > 0 {
             log::warn!("{}: {} records were dropped, the disk was full for too long", self.path.display(), self.lost);
@@ -74,7 +70,7 @@ impl AppendFile {
             self.file = File::options().create(true).append(true).open(&self.path)?;
             self.whole = self.file.metadata()?.len();
         }
-        // What an earlier try left.
+        // Left by an earlier try.
         if self.file.metadata()?.len() > self.whole {
             self.file.set_len(self.whole)?;
         }
@@ -88,7 +84,7 @@ impl AppendFile {
         Ok(())
     }
 
-    /// Whether the path still leads to the open file.
+    /// Whether the path still refers to the open file.
     fn still_there(&self) -> io::Result<bool> {
         let own = self.file.metadata()?;
         match fs::metadata(&self.path) {
@@ -122,15 +118,15 @@ mod tests {
     }
 
     #[test]
-    fn records_that_cannot_be_written_wait_and_the_file_stays_valid() {
+    fn records_that_cannot_be_written_stay_pending_and_the_file_stays_valid() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut file = open(&path);
         file.append(b"one\n".to_vec()).unwrap();
-        // A descriptor that takes no writes, as a disk without room.
+        // A read-only descriptor, in place of a full disk.
         let good = std::mem::replace(&mut file.file, File::open(&path).unwrap());
         let error = format!("{:#}", file.append(b"two\n".to_vec()).unwrap_err());
-        assert!(error.contains("file (1 records wait)"), "{error}");
+        assert!(error.contains("file (1 records pending)"), "{error}");
         for _ in 0..3 {
             file.append(vec![b'x'; MAX_WAITING / 2]).unwrap_err();
         }

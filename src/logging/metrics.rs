@@ -18,11 +18,11 @@ impl MetricsFile {
     /// of later steps and lines that are not JSON (the last one of a killed run) are dropped.
     pub fn open(path: &Path, resume_from_step: Option<u64>) -> Result<Self> {
         let rewritten = path.with_extension("jsonl.tmp");
-        // The old file stays whole until its replacement is on disk.
+        // The old file stays intact until its replacement is on disk.
         let written = rewrite(path, resume_from_step, &rewritten)
             .and_then(|()| fs::rename(&rewritten, path).with_context(|| format!("writing {}", path.display())));
         if let Err(error) = written {
-            let _ = fs::remove_file(&rewritten); // gives back the room that it took, if the disk is full
+            let _ = fs::remove_file(&rewritten); // frees its space, if the disk is full
             return Err(error);
         }
         let file = OpenOptions::new().append(true).open(path);
@@ -31,7 +31,7 @@ impl MetricsFile {
 
     /// Appends `record`; a number that is not finite becomes `null`.
     /// # Errors
-    /// Why nothing could be written; the record waits for the next try.
+    /// Why nothing could be written; the record stays pending.
     pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
         let mut line =
             serde_json::to_vec(record).with_context(|| format!("encoding a record of {}", self.0.path().display()))?;
@@ -69,7 +69,7 @@ fn copy_until(path: &Path, last_step: u64, kept: &mut impl Write) -> Result<()> 
     let mut damaged = 0;
     while lines.read_until(b'\n', &mut line)? > 0 {
         match serde_json::from_slice::<serde_json::Value>(&line) {
-            // Without its newline even a line that parses may be cut ("step": 12 of 1234).
+            // Without its newline even a line that parses may be truncated ("step": 12 of 1234).
             Ok(record) if line.ends_with(b"\n") => {
                 if record.get("step").and_then(|step| step.as_u64()).is_none_or(|step| step <= last_step) {
                     kept.write_all(&line)?;

@@ -1,5 +1,5 @@
 //! What a run reports: log lines and progress on stderr, metrics to every [`Sink`].
-//! A closed or full stderr never stops a run; a metrics file that cannot be written does where the config says so.
+//! A closed or full stderr never stops a run; a metrics file that cannot be written does if the config says so.
 
 pub mod append;
 pub mod metrics;
@@ -28,7 +28,7 @@ struct StderrLog;
 
 impl Log for StderrLog {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        // Details of other crates are not what `--verbose` asks for.
+        // `--verbose` does not include debug output of other crates.
         metadata.level() <= Level::Warn || metadata.target().starts_with(env!("CARGO_PKG_NAME"))
     }
 
@@ -50,8 +50,8 @@ fn prefix(level: Level) -> &'static str {
     }
 }
 
-/// A text as one line that is safe on a terminal: line ends, escapes and other control characters, and those that change
-/// the direction of text, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
+/// A text as one line that is safe on a terminal: line ends, escapes and other control characters, and those that
+/// change the direction of text, appear as `\n`, `\u{1b}` and so on. Names of files may hold any of them.
 pub fn one_line(text: &str) -> String {
     let control = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut line = String::with_capacity(text.len());
@@ -61,7 +61,7 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
-/// One line on stderr, above the bars. Not `eprintln!`, which panics when nobody reads.
+/// One line on stderr, above the bars. Not `eprintln!`, which panics if stderr is closed.
 fn write_line(line: &str) {
     Progress::suspend(|| {
         let _ = stderr().lock().write_all(format!("{line}\n").as_bytes());
@@ -121,7 +121,7 @@ impl Metrics {
         }
     }
 
-    /// The numbers with a name for each, as TensorBoard groups them.
+    /// The values with their TensorBoard tags.
     pub fn scalars(&self) -> Vec<(&'static str, f64)> {
         match self {
             Self::Step(metrics) => vec![
@@ -139,30 +139,28 @@ impl Metrics {
     }
 }
 
-/// A place where a run's numbers go. A new one is added here, in [`Logger::open`], and has a file of its own.
+/// A destination of metrics. To add one, write a file for it and open it in [`Logger::open`].
 pub trait Sink {
-    /// Records numbers; what goes to a file is with the operating system when this returns.
+    /// Records metrics; file writes have reached the operating system when this returns.
     /// # Errors
-    /// Why nothing could be written; the record waits for the next try.
+    /// Why nothing could be written; the record stays pending.
     fn record(&mut self, record: &Metrics) -> Result<()>;
 
-    /// Writes the records that wait.
-    /// # Errors
-    /// As [`Self::record`].
+    /// Writes the pending records.
     fn flush(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Notes that `done` updates are done; called after every one.
+    /// Called after every update with the number of updates done.
     fn advance(&self, _done: u64) {}
 }
 
-/// Hands a run's numbers to every sink.
+/// Sends a run's metrics to every sink.
 pub struct Logger {
     sinks: Vec<Box<dyn Sink>>,
-    /// Whether records that cannot be written wait for the next ones, or end the run.
+    /// Whether records that cannot be written are retried with the next ones, or stop the run.
     retry: bool,
-    /// The last try failed, and a warning said so.
+    /// The last write failed, and a warning was logged.
     failing: bool,
 }
 
@@ -179,7 +177,7 @@ impl Logger {
         Ok(Self { sinks, retry: false, failing: false })
     }
 
-    /// Records that cannot be written wait for the next ones; one warning says so.
+    /// Records that cannot be written are retried with the next ones; this logs a single warning.
     pub fn retrying(self, retry: bool) -> Self {
         Self { retry, ..self }
     }
@@ -189,7 +187,7 @@ impl Logger {
         self.sinks.iter().for_each(|sink| sink.advance(done));
     }
 
-    /// Records and shows the numbers of an interval; they are on their way to disk when this returns.
+    /// Records and shows the numbers of an interval; they have been written when this returns.
     pub fn log(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.record(&Metrics::Step(metrics.clone()))
     }
@@ -199,9 +197,7 @@ impl Logger {
         self.record(&Metrics::Knn(KnnMetrics { step, epoch, knn_top1: top1 }))
     }
 
-    /// Writes the records that wait.
-    /// # Errors
-    /// What could not be written.
+    /// Writes the pending records.
     pub fn finish(&mut self) -> Result<()> {
         first_error(self.sinks.iter_mut().map(|sink| sink.flush()))
     }
@@ -214,7 +210,7 @@ impl Logger {
                 self.failing = true;
             }
             (Ok(()), _) if self.failing => {
-                log::info!("the metrics could be written again");
+                log::info!("the metrics were written after an earlier failure");
                 self.failing = false;
             }
             _ => {}
@@ -223,7 +219,7 @@ impl Logger {
     }
 }
 
-/// The first of the errors, after everything was tried.
+/// The first error, after all sinks were tried.
 fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
     results.fold(Ok(()), Result::and)
 }

@@ -10,10 +10,10 @@ use indicatif::{FormattedDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{KnnMetrics, Metrics, Sink, StepMetrics, write_line};
 
-/// Every bar of the process. The logger draws around it, so it has to be known before a run starts.
+/// All bars of the process. The logger prints above them, so it must exist before a run starts.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// How far a run is. Dropping it removes the bars.
+/// Progress bars of a run. Dropping it removes the bars.
 pub struct Progress {
     total_steps: u64,
     steps_per_epoch: u64,
@@ -36,7 +36,7 @@ fn bars_can_be_drawn() -> bool {
 }
 
 impl Progress {
-    /// A run of `total_steps` optimizer updates of which `done` lie behind it, its epochs `offset` steps ahead. Shows
+    /// A run of `total_steps` optimizer updates of which `done` are done, its epochs `offset` steps ahead. Shows
     /// nothing if the log level is below info.
     pub fn new(total_steps: u64, steps_per_epoch: u64, done: u64, offset: i64) -> Self {
         let shown = if log::max_level() < log::LevelFilter::Info {
@@ -56,7 +56,7 @@ impl Progress {
         let progress = Self { total_steps, steps_per_epoch, first_step: done, offset, started: Instant::now(), shown };
         progress.move_to(done);
         if let Shown::Bars { total, .. } = &progress.shown {
-            total.reset_eta(); // the steps of earlier sessions took no time in this one
+            total.reset_eta(); // steps of earlier sessions took no time in this one
         }
         progress
     }
@@ -87,7 +87,7 @@ impl Progress {
     }
 
     /// Runs `f` with the bars off the screen, so that what it prints stays readable. (`MultiProgress::suspend` panics
-    /// when the terminal is gone.)
+    /// when the terminal is closed.)
     pub fn suspend<T>(f: impl FnOnce() -> T) -> T {
         let _ = BARS.clear();
         f()
@@ -130,7 +130,7 @@ impl Drop for Progress {
     }
 }
 
-/// Progress of one piece of work of known length: a bar on a terminal, otherwise a line every ten seconds. Dropping
+/// Progress of one task of known length: a bar on a terminal, otherwise a line every ten seconds. Dropping
 /// it removes the bar.
 pub struct Bar {
     what: String,
@@ -140,7 +140,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// What is worked on, such as "features of the test images", and how many of them there are.
+    /// The label, such as "features of the test images", and the number of items.
     pub fn new(what: impl Into<String>, total: usize) -> Self {
         let (what, total) = (what.into(), total as u64);
         let shown = (bars_can_be_drawn() && log::max_level() >= log::LevelFilter::Info).then(|| {
@@ -151,7 +151,7 @@ impl Bar {
         Self { what, total, shown, last_line: Cell::new(Instant::now()) }
     }
 
-    /// `done` of them are done.
+    /// Sets the number of items done.
     pub fn set(&self, done: usize) {
         if let Some(bar) = &self.shown {
             bar.set_position(done as u64);

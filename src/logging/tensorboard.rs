@@ -50,7 +50,7 @@ struct SessionLog {
 
 const SESSION_START: i32 = 1;
 
-/// How the names of event files begin.
+/// Prefix of the names of event files.
 const PREFIX: &str = "events.out.tfevents.";
 
 /// Writes one event file.
@@ -61,8 +61,8 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Creates `dir` and in it a new event file. With `resume_from_step` TensorBoard drops what earlier files of the
-    /// directory have for later steps.
+    /// Creates `dir` and in it a new event file. With `resume_from_step` TensorBoard drops events of earlier
+    /// files for later steps.
     pub fn open(dir: &Path, resume_from_step: Option<u64>) -> Result<Self> {
         let mut writer = Self::create(dir, now())?;
         if let Some(step) = resume_from_step {
@@ -72,7 +72,7 @@ impl EventWriter {
     }
 
     /// A new `events.out.tfevents.<seconds>.<host>.<pid>`. TensorBoard reads the files of a directory in the order of
-    /// their names, so this one gets more seconds than any that is there, even if the clock was set back.
+    /// their names, so this one gets a later time than all existing ones, even if the clock was set back.
     fn create(dir: &Path, now: f64) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let newest = fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| seconds(&entry.file_name()));
@@ -87,11 +87,11 @@ impl EventWriter {
         };
         let version = Some("brain.Event:2".to_string());
         let header = frame(&Event { wall_time: now, file_version: version, ..Event::default() }.encode_to_vec());
-        // The header goes out with the first record.
+        // The header is written with the first record.
         Ok(Self { file: AppendFile::new(&path, file, header)?, buffer: Vec::new() })
     }
 
-    /// Has TensorBoard drop what earlier files of the directory have from `step` on: a resumed run repeats it.
+    /// Makes TensorBoard drop events of earlier files from `step` on: a resumed run repeats them.
     fn restart_at(&mut self, step: u64) {
         let session_log = Some(SessionLog { status: SESSION_START });
         self.add(&Event { wall_time: now(), step: step as i64, session_log, ..Event::default() });

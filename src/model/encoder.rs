@@ -1,5 +1,5 @@
 //! The encoder f of BYOL: one description of its layers ([`EncoderConfig::layers`]), and the network built from it.
-//! Another family of encoders is a file beside [`super::resnet`], and its operations here and in `export/onnx.rs`.
+//! To add a family of encoders, put a file next to [`super::resnet`], and new operations here and in `export/onnx.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,10 +13,10 @@ use super::layers::{BatchNorm, Conv2d};
 use super::params::Scope;
 use super::resnet::{self, Arch, Stem};
 
-/// What an encoder is made of: the part of section `model` that says so.
+/// An encoder's architecture: part of section `model`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EncoderConfig {
-    /// Which network.
+    /// Architecture.
     pub arch: Arch,
     /// Factor on every channel count; `64 * width` must be a whole number.
     pub width: f64,
@@ -27,7 +27,7 @@ pub struct EncoderConfig {
 }
 
 impl EncoderConfig {
-    /// Names that a file with an encoder's weights has, one for each family: what precedes them precedes all names.
+    /// The first weight of each family: its name in a file shows the common prefix of all names.
     pub const MARKERS: [&str; 1] = [resnet::MARKER];
 
     /// The layers, in the order of execution.
@@ -37,7 +37,7 @@ impl EncoderConfig {
 
     /// The encoder whose tensors have these names and shapes, or the one that differs least from them.
     /// # Errors
-    /// The first layers are none of an encoder here.
+    /// The first layers match no supported encoder.
     pub fn recognize(found: &BTreeMap<&str, Vec<i64>>) -> Result<Self> {
         let differences = |config: &Self| {
             let expected: Vec<_> = config.layers().iter().flat_map(Layer::tensors).collect();
@@ -78,13 +78,13 @@ pub struct Encoder {
     pub feature_dim: i64,
 }
 
-/// How a layer is run.
+/// A layer ready to run.
 #[derive(Debug)]
 struct Step {
     weights: Weights,
-    /// For each input, whether no later layer takes it.
+    /// For each input, whether no later layer uses it.
     last_use: Vec<bool>,
-    /// Whether the first input's memory can hold the output: nothing else needs it, the backward pass neither.
+    /// Whether to run in place on the first input: nothing else needs it, not even the backward pass.
     in_place: bool,
 }
 
@@ -109,7 +109,7 @@ impl Encoder {
     pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         let mut values = vec![Some(images.shallow_clone())];
         for (layer, step) in self.layers.iter().zip(&self.steps) {
-            // A value is dropped with its last use, for its memory to be free.
+            // A value is dropped after its last use, to free its memory.
             let inputs = layer.inputs.iter().zip(&step.last_use).map(|(&input, &last)| {
                 let value = if last { values[input].take() } else { values[input].as_ref().map(Tensor::shallow_clone) };
                 value.expect("a value is there until its last use")
@@ -117,7 +117,7 @@ impl Encoder {
             let inputs = inputs.collect();
             values.push(Some(step.run(layer.op, inputs, train)));
         }
-        values.pop().flatten().expect("the last layer's output is used by nobody else")
+        values.pop().flatten().expect("the last layer's output has no other use")
     }
 }
 

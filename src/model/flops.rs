@@ -1,5 +1,5 @@
 //! FLOPs of a training step: multiplications and additions of convolutions and linear layers, as
-//! `torch.utils.flop_counter` counts them. BatchNorm, ReLU and the loss are left out there, too.
+//! `torch.utils.flop_counter` counts them. BatchNorm, ReLU and the loss are not counted, as there.
 
 use super::Network;
 use super::graph::{Layer, Op, shapes};
@@ -7,7 +7,7 @@ use super::graph::{Layer, Op, shapes};
 impl Network {
     /// FLOPs of one step of BYOL for one image of `size` pixels, two views: a forward pass of the target's encoder and
     /// projector, and forward and backward passes of the online network (`self`).
-    /// A backward pass takes two products where a forward pass takes one, but for the first layer.
+    /// A backward pass takes two products for each of the forward pass, except in the first layer.
     pub fn step_flops(&self, size: i64) -> f64 {
         let (encoder, first) = forward_flops(&self.encoder.layers, size);
         let head = |prefix: &str| -> f64 {
@@ -38,7 +38,8 @@ mod tests {
     use super::super::{Arch, ModelConfig, Stem};
     use super::*;
 
-    /// `FlopCounterMode` of torch 2.11 over torchvision's networks without their classifier: forward, and with backward.
+    /// `FlopCounterMode` of torch 2.11 over torchvision's networks without their classifier: forward, and with
+    /// backward.
     #[test]
     fn a_forward_and_a_backward_pass_count_as_in_pytorch() {
         for (arch, stem, size, forward, both) in [
@@ -60,8 +61,8 @@ mod tests {
         }
     }
 
-    /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The counter
-    /// takes the backward pass of a grouped convolution for that of one group, so there it is not compared.)
+    /// The same for torchvision's relatives of ResNet: forward, 224 px and 97 px, and the CIFAR stem at 32 px. (The
+    /// counter counts only one group in the backward pass of a grouped convolution, so that is not compared.)
     #[test]
     fn grouped_and_wide_convolutions_count_as_in_pytorch() {
         for (arch, at_224, at_97, cifar) in [

@@ -1,4 +1,4 @@
-//! The description of an encoder's layers, which everything that must know them reads: the network itself, its size,
+//! The description of an encoder's layers, from which everything else is derived: the network itself, its size,
 //! its FLOPs, the names and shapes of its tensors, its ONNX graph.
 
 /// One layer. An encoder's layers are in the order of execution, which is that of their parameters too.
@@ -8,7 +8,7 @@ pub struct Layer {
     pub name: String,
     /// What it computes.
     pub op: Op,
-    /// The values it takes: 0 is the images, `i + 1` the output of layer `i`.
+    /// Its inputs: 0 is the images, `i + 1` the output of layer `i`.
     pub inputs: Vec<usize>,
 }
 
@@ -23,11 +23,11 @@ pub enum Op {
         output: i64,
         /// Height and width of the kernel.
         kernel: i64,
-        /// Step of the kernel, both ways.
+        /// Stride, both ways.
         stride: i64,
-        /// Zeros around the input.
+        /// Zero padding.
         padding: i64,
-        /// Groups of channels that do not see each other.
+        /// Groups, as in `Conv2d`.
         groups: i64,
     },
     /// `BatchNorm2d`.
@@ -43,9 +43,9 @@ pub enum Op {
     MaxPool {
         /// Height and width of the window.
         kernel: i64,
-        /// Step of the window, both ways.
+        /// Stride, both ways.
         stride: i64,
-        /// Border around the input.
+        /// Padding.
         padding: i64,
     },
     /// The sum of two values: a residual connection.
@@ -86,7 +86,7 @@ impl Op {
 }
 
 impl Layer {
-    /// Names and shapes of its tensors, parameters first; `num_batches_tracked` is left out.
+    /// Names and shapes of its tensors, parameters first; without `num_batches_tracked`.
     pub fn tensors(&self) -> Vec<(String, Vec<i64>)> {
         let named = |part: &str, shape: Vec<i64>| (format!("{}.{part}", self.name), shape);
         match self.op {
@@ -100,7 +100,7 @@ impl Layer {
         }
     }
 
-    /// Number of trainable values.
+    /// Number of parameters.
     pub fn parameters(&self) -> u64 {
         match self.op {
             Op::Conv { input, output, kernel, groups, .. } => (output * (input / groups) * kernel * kernel) as u64,

@@ -29,10 +29,10 @@ impl Conv2d {
     }
 }
 
-/// What BatchNorm adds to a variance.
+/// BatchNorm's eps.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
 
-/// Weight of a batch in BatchNorm's running statistics.
+/// BatchNorm's momentum.
 pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
 /// `torch.nn.BatchNorm1d` / `BatchNorm2d`: momentum 0.1, eps 1e-5, affine.
@@ -46,7 +46,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// `weight` is the initial scale of every channel: 1, or 0 where a residual branch is to start as nothing.
+    /// `weight` is the initial scale of every channel: 1, or 0 to start a residual branch at zero.
     pub fn new(mut scope: Scope, channels: i64, weight: f64) -> Self {
         Self {
             group: scope.group(),
@@ -59,7 +59,7 @@ impl BatchNorm {
 
     /// `[N, C]` or `[N, C, H, W]`. In training the batch's own statistics normalize and the running ones
     /// advance (the variance unbiased); otherwise the running ones normalize. The batch is that of all processes
-    /// where [`Params::synchronize`](super::Params::synchronize) said so.
+    /// after [`Params::synchronize`](super::Params::synchronize).
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (mean, var) = (&self.running_mean, &self.running_var);
         if let (true, Some(group)) = (train, self.group.get()) {

@@ -47,7 +47,8 @@ pub struct ModelConfig {
     pub predictor_hidden: i64,
     /// A bias on the last layer of projector and predictor. Default false, as in the paper.
     pub output_bias: bool,
-    /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default auto: on.
+    /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default
+    /// auto: on.
     pub sync_batchnorm: SyncBatchNorm,
 }
 
@@ -55,7 +56,7 @@ pub struct ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncBatchNorm {
-    /// On where there are several processes.
+    /// On if there are several processes.
     Auto,
     /// Every process sees the statistics of the global batch: a run's result does not depend on their number.
     On,
@@ -80,7 +81,7 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// The encoder's part.
+    /// The encoder's architecture.
     pub fn encoder(&self) -> EncoderConfig {
         let &Self { arch, width, stem, zero_init_residual, .. } = self;
         EncoderConfig { arch, width, stem, zero_init_residual }

@@ -31,7 +31,8 @@ pub struct Params {
     group: SharedGroup,
 }
 
-/// The processes whose batches count as one for BatchNorm; each layer holds the same cell, empty for this process alone.
+/// The processes whose batches count as one for BatchNorm; each layer holds the same cell, empty for this process
+/// alone.
 pub(super) type SharedGroup = Arc<OnceLock<Arc<ProcessGroup>>>;
 
 /// How a new parameter is filled.
@@ -57,13 +58,13 @@ impl Params {
         self.device
     }
 
-    /// From now on every BatchNorm takes its statistics over the batches of all these processes
+    /// From now on every BatchNorm computes its statistics over the batches of all these processes
     /// (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
     pub fn synchronize(&self, group: &Arc<ProcessGroup>) {
         self.group.get_or_init(|| group.clone());
     }
 
-    /// A place in the tree of names.
+    /// The root of the tree of names.
     pub fn root(&mut self) -> Scope<'_> {
         Scope { params: self, prefix: String::new() }
     }
@@ -78,7 +79,7 @@ impl Params {
         }
     }
 
-    /// Stores the convolution weights with their channels innermost (`module.to(memory_format=torch.channels_last)`).
+    /// Stores the convolution weights as channels-last (`module.to(memory_format=torch.channels_last)`).
     pub fn to_channels_last(&mut self) {
         let _no_grad = tch::no_grad_guard();
         for parameter in &mut self.parameters {
@@ -91,7 +92,7 @@ impl Params {
     }
 
     /// Everything that `torch.nn.Module.state_dict` would hold, `num_batches_tracked` (the same for every
-    /// BatchNorm) too. Shallow handles, but for that count.
+    /// BatchNorm) too. Shallow handles, except for that count.
     pub fn state_dict(&self, batches_tracked: i64) -> Vec<Named> {
         let handle = |n: &Named| Named { name: n.name.clone(), tensor: n.tensor.shallow_clone() };
         let mut named: Vec<Named> = self.parameters.iter().chain(&self.buffers).map(handle).collect();
@@ -110,20 +111,20 @@ impl Params {
     }
 }
 
-/// A prefix of names, handed to a layer that is being built.
+/// A prefix of names, passed to the constructor of a layer.
 pub struct Scope<'a> {
     params: &'a mut Params,
     prefix: String,
 }
 
 impl Scope<'_> {
-    /// The place `name` below this one.
+    /// The prefix `name` below this one.
     pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
         let prefix = format!("{}{name}.", self.prefix);
         Scope { params: self.params, prefix }
     }
 
-    /// What [`Params::synchronize`] sets.
+    /// The processes set by [`Params::synchronize`].
     pub(super) fn group(&self) -> SharedGroup {
         self.params.group.clone()
     }
@@ -158,11 +159,11 @@ impl Scope<'_> {
     }
 }
 
-/// A tensor of random values, in pairs from `draw`. Every block has a stream of its own, so that all cores can
-/// draw and their number changes nothing.
+/// A tensor of random values, in pairs from `draw`. Every block has its own random stream, so that all cores can
+/// draw and the result does not depend on their number.
 fn drawn(shape: &[i64], seed: u64, index: u64, draw: impl Fn(&mut Stream) -> [f32; 2] + Sync) -> Tensor {
     let (mut values, length) = (Vec::new(), shape.iter().product::<i64>() as usize);
-    // As an operator of libtorch would, with tch.
+    // A panic, as in tch's operators.
     resize(&mut values, length, 0.0).unwrap_or_else(|error| panic!("weights {shape:?}: {error}"));
     values.par_chunks_mut(1 << 14).enumerate().for_each(|(block, values)| {
         let mut stream = Stream::new(seed, Purpose::Init, block as u64, index, 0);

@@ -27,18 +27,18 @@ pub enum Arch {
     Resnet152,
     /// Bottlenecks 3, 24, 36, 3.
     Resnet200,
-    /// Those of ResNet-50 with 32 groups of 4 channels.
+    /// Bottlenecks of ResNet-50 with 32 groups of 4 channels.
     Resnext50_32x4d,
-    /// Those of ResNet-101 with 32 groups of 8 channels.
+    /// Bottlenecks of ResNet-101 with 32 groups of 8 channels.
     Resnext101_32x8d,
-    /// Those of ResNet-50 with twice the inner channels.
+    /// Bottlenecks of ResNet-50 with twice the inner channels.
     WideResnet50_2,
-    /// Those of ResNet-101 with twice the inner channels.
+    /// Bottlenecks of ResNet-101 with twice the inner channels.
     WideResnet101_2,
 }
 
 impl Arch {
-    /// Every one.
+    /// All architectures.
     pub const ALL: [Self; 10] = [
         Self::Resnet18,
         Self::Resnet34,
@@ -90,7 +90,7 @@ pub enum Stem {
     Cifar,
 }
 
-/// The first convolution, and that of the first block, by which a file's ResNet is found.
+/// The first convolution, and that of the first block, by which a file's ResNet is detected.
 const STEM: &str = "conv1.weight";
 pub(super) const MARKER: &str = "layer1.0.conv1.weight";
 
@@ -178,7 +178,7 @@ fn residual(graph: &mut Graph, name: &str, x: usize, convs: &[Conv], zero_init: 
 
 /// The ResNets with the first convolution of these tensors.
 /// # Errors
-/// Not there, or of another kind.
+/// Missing, or of another kind.
 pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<EncoderConfig>> {
     let (channels, kernel) = match found.get(STEM).map(Vec::as_slice) {
         Some(&[output, 3, height, width]) if height == width => (output, height),

@@ -1,19 +1,19 @@
-//! How large networks and their activations will be, without making them: from the description of the encoder's
-//! layers, and those of [`super::heads`] as numbers.
+//! The size of networks and their activations, computed without building them, from the description of the encoder's
+//! layers and the dimensions of [`super::heads`].
 
 use super::ModelConfig;
 use super::graph::{Op, shapes};
 
-/// Counts of values.
+/// Sizes as numbers of values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
     /// Parameters of the online network.
     pub online: u64,
     /// Parameters of the target network.
     pub target: u64,
-    /// What a forward pass of the online network keeps for the backward pass, for one image.
+    /// Activations that the online network saves for the backward pass, per image.
     pub activations: u64,
-    /// The largest output of a layer, for one image.
+    /// The largest output of a layer, per image.
     pub largest: u64,
 }
 

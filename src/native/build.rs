@@ -1,9 +1,9 @@
-//! Build script: compiles the shims against libtorch and libjpeg-turbo, and bakes libtorch's folder into the binary.
+//! Build script: compiles the shims against libtorch and libjpeg-turbo, and writes libtorch's folder into the binary.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Everything that is compiled here, and this; a change in Rust code compiles none of it again.
+/// Everything that is compiled here, and this script; changes in Rust code do not recompile it.
 const SOURCES: [&str; 12] = [
     "build.rs",
     "c10d/c10d.cpp",
@@ -19,7 +19,7 @@ const SOURCES: [&str; 12] = [
     "torch/stream.cpp",
 ];
 
-/// Where PyPI's package has it, beside CUDA's.
+/// Where PyPI's package puts it, beside CUDA's.
 const NCCL_HEADER: &str = "nccl/include/nccl.h";
 
 fn main() {
@@ -37,7 +37,7 @@ fn main() {
     for sources in SOURCES {
         println!("cargo:rerun-if-changed={sources}");
     }
-    // A path that is not there would mean a build every time.
+    // A path that does not exist would mean a rebuild every time.
     let header = nvidia.join(NCCL_HEADER);
     println!("cargo:rerun-if-changed={}", if header.exists() { header } else { nvidia }.display());
 }
@@ -80,7 +80,7 @@ fn cuda_library(source: &Path, out: &Path, lib: &Path, include: &Path, nvidia: O
     };
     let includes = [include.to_path_buf(), include.join("torch/csrc/api/include")];
     let nvidias = ["cu13/include", "cu13/include/cccl", "nccl/include"].map(|folder| nvidia.join(folder));
-    let last = ["cuda_stub", "."].map(PathBuf::from); // what a CPU install lacks of what those include
+    let last = ["cuda_stub", "."].map(PathBuf::from); // headers that those include and a CPU install lacks
     let status = Command::new(cc::Build::new().cpp(true).get_compiler().path())
         .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-DUSE_CUDA", "-DUSE_C10D_NCCL", "-o"])
         .args([&out, source])

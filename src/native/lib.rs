@@ -1,5 +1,5 @@
-//! The bottom layer: devices, threads, mixed precision, and libtorch's errors made readable.
-//! Everything unsafe lives here.
+//! The bottom layer: devices, threads, mixed precision, and readable error messages of libtorch. All unsafe code is
+//! here.
 
 #![allow(unsafe_code)]
 
@@ -55,10 +55,10 @@ impl Drop for Autocast {
     }
 }
 
-/// Threads for libtorch's operators and for the loader; 0 in the config means these.
-/// On the CPU both share the cores, and a training step costs some 20 times what its images cost to load (140 times at
-/// 32 px), so libtorch gets every core and the loader one worker for eight of them. Two hardware threads of a core
-/// have one vector unit between them: libtorch gets one of them, as PyTorch does it. With a GPU all are the loader's.
+/// Default numbers of threads for libtorch's operators and for the loader.
+/// On the CPU both share the cores, and a training step costs about 20 times what its images cost to load (140 times at
+/// 32 px), so libtorch gets every core and the loader one worker per eight cores. Two hardware threads of a core share
+/// one vector unit: libtorch gets one of them, as in PyTorch. With a GPU the loader gets all of them.
 pub fn default_threads(device: Device) -> (usize, usize) {
     // Within affinity and cgroup quota.
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
@@ -69,7 +69,7 @@ fn share_threads(device: Device, usable: usize, physical: usize) -> (usize, usiz
     if device.is_cuda() { (1, usable.saturating_sub(1).max(1)) } else { (usable.min(physical), usable.div_ceil(8)) }
 }
 
-/// Cores of the machine, hardware threads of one counted once; none where the system does not tell.
+/// Physical cores of the machine; `None` if unknown.
 fn physical_cores() -> Option<usize> {
     let cpus = std::fs::read_dir("/sys/devices/system/cpu").ok()?.flatten();
     let siblings =
@@ -77,16 +77,17 @@ fn physical_cores() -> Option<usize> {
     Some(siblings.collect::<BTreeSet<_>>().len()).filter(|&cores| cores > 0)
 }
 
-/// Fixes the number of threads of libtorch's operators; call before the first of them runs.
+/// Sets the number of threads of libtorch's operators; call before the first of them runs.
 /// Reductions are split by thread: results repeat bit for bit only with the same number.
 pub fn set_threads(threads: usize) {
     static INTEROP: std::sync::Once = std::sync::Once::new();
-    // libtorch lets this be set once in a process, and panics at the second try.
+    // libtorch allows setting this once per process, and panics the second time.
     INTEROP.call_once(|| tch::set_num_interop_threads(1));
     tch::set_num_threads(threads as i32);
 }
 
-/// Whether bf16 is faster than fp32 there: any GPU that libtorch 2.11 supports, and processors with bf16 products.
+/// Whether bf16 is faster than fp32 on a device: any GPU that libtorch 2.11 supports, and processors with bf16
+/// products.
 pub fn computes_in_bf16(device: Device) -> bool {
     #[cfg(target_arch = "x86_64")]
     let processor = std::arch::is_x86_feature_detected!("avx512bf16");
@@ -95,14 +96,14 @@ pub fn computes_in_bf16(device: Device) -> bool {
     device.is_cuda() || processor
 }
 
-/// Memory of this process that is in RAM; 0 where the system does not tell.
+/// Resident memory of this process in bytes; 0 if unknown.
 pub fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     // In pages, which have 4096 bytes on x86-64.
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
-/// Most memory of this process that was in RAM at a time, bytes; 0 where the system does not tell.
+/// Peak resident memory of this process in bytes; 0 if unknown.
 pub fn peak_resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());
@@ -114,8 +115,8 @@ pub fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// One line from whatever libtorch raised: its message without the C++ backtrace, also when tch has
-/// panicked with it. Memory running out is said with what there is.
+/// One line from an error of libtorch: its message without the C++ backtrace, also if tch panicked with it. An
+/// out-of-memory error gets the amounts requested and free.
 pub fn first_line(message: &str) -> String {
     let message = message.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"").unwrap_or(message);
     let end = [message.find('\n'), message.find("\\n")].into_iter().flatten().min().unwrap_or(message.len());
@@ -132,23 +133,21 @@ pub fn one_line(error: &anyhow::Error) -> String {
     error.chain().map(part).collect::<Vec<_>>().join(": ")
 }
 
-/// What a panic said, in one line.
+/// A panic's message in one line.
 pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     first_line(text.unwrap_or("panicked without a message"))
 }
 
-/// Runs `work`; where tch panics in it, as its operators do when they fail, that is an error.
+/// Runs `work`; a panic in it, such as those of tch's operators, becomes an error.
 /// # Errors
-/// `work`'s own; what a panic said.
+/// Those of `work`; the message of a panic.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!(panic_line(&*panic))))
 }
 
-/// The same; the error after a panic begins with `what` panicked.
-/// # Errors
-/// `work`'s own; a panic's message.
+/// The same; the error after a panic starts with "`what` panicked".
 pub fn caught_in<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("{what} panicked: {}", panic_line(&*panic))))

@@ -1,5 +1,5 @@
-//! Shared objects that need libtorch_cuda: this binary carries them, where the build found CUDA's headers, and loads one
-//! when it is first needed.
+//! Shared objects that need libtorch_cuda: embedded in this binary if the build found CUDA's headers, and loaded when
+//! first needed.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs::File;
@@ -10,9 +10,9 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 pub(crate) struct Library(*mut c_void);
 
 impl Library {
-    /// Loads one from its `bytes`, which are none where it could not be built: without these `headers`.
+    /// Loads one from its `bytes`, which are empty if it could not be built, for lack of these `headers`.
     /// # Errors
-    /// It is not part of this build, or libtorch_cuda is not there: the loader's own line.
+    /// Not part of this build, or libtorch_cuda is missing (the dynamic loader's message).
     pub fn load(name: &str, bytes: &[u8], headers: &str) -> Result<Self, String> {
         if bytes.is_empty() {
             return Err(format!(
@@ -50,19 +50,19 @@ impl Library {
         Ok(unsafe { std::mem::transmute_copy(&symbol) })
     }
 
-    /// How its functions say what went wrong.
+    /// Its function that returns the last error.
     pub fn errors(&self) -> Result<Errors, String> {
         // SAFETY: every library of this build has this function, of this type.
         Ok(Errors(unsafe { self.symbol(c"byol_library_error") }?))
     }
 }
 
-/// What a library says when one of its functions fails.
+/// A library's error messages.
 #[derive(Clone, Copy)]
 pub(crate) struct Errors(unsafe extern "C" fn() -> *const c_char);
 
 impl Errors {
-    /// A function's status as a result; the error is the first line of what it left.
+    /// A function's status as a result; the error is the first line of its message.
     pub fn check(self, status: c_int) -> Result<(), String> {
         if status == 0 {
             return Ok(());

@@ -1,5 +1,5 @@
 //! The widest vector instructions of the processor, chosen at run time.
-/// Whether the processor has AVX-512 as of 2019 (Ice Lake, Zen 4): older ones slow down where they use it.
+/// Whether the processor has AVX-512 as of 2019 (Ice Lake, Zen 4): older ones throttle when they use it.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn has_avx512() -> bool {
@@ -9,9 +9,9 @@ fn has_avx512() -> bool {
         && std::arch::is_x86_feature_detected!("avx512vl")
 }
 
-/// Runs `work` compiled for AVX-512 or AVX2 where the processor has it, else for the baseline.
-/// What is to profit must be inlined into `work`: mark it `#[inline(always)]`, closures too. Multiplications and
-/// additions are never fused, so all give the same bits.
+/// Runs `work` compiled for AVX-512 or AVX2 if the processor has it, else for the baseline.
+/// Functions called by `work` must be inlined to benefit: mark them `#[inline(always)]`, closures too. Multiplications
+/// and additions are never fused, so results are bit-identical.
 #[inline(always)]
 pub fn widest<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
@@ -25,7 +25,7 @@ pub fn widest<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// What [`widest`] chooses here.
+/// The instruction set that [`widest`] chooses on this machine.
 pub fn level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {

@@ -28,11 +28,11 @@ pub enum Algorithm {
     Adamw,
 }
 
-/// What distinguishes one optimizer from another.
+/// The interface of optimizers.
 struct Rule {
     /// Names of the tensors that it keeps for each parameter, all of the parameter's shape and 0 at first.
     state: &'static [&'static str],
-    /// Moves a group of parameters along their gradients.
+    /// Updates a group of parameters.
     update: fn(&Group, &Rate, &OptimizerConfig) -> Result<()>,
 }
 
@@ -71,7 +71,7 @@ pub struct OptimizerConfig {
     pub nesterov: bool,
     /// LARS trust coefficient eta. Default 0.001.
     pub eta: f64,
-    /// LARS with the rate of a layer capped at the learning rate, as in solo-learn. Default false.
+    /// LARS with the layer-wise rate capped at the learning rate, as in solo-learn. Default false.
     #[serde(alias = "clip")]
     pub clip_lr: bool,
     /// Maximum L2 norm of the gradient, as `torch.nn.utils.clip_grad_norm_`. Default null: no clipping.
@@ -102,7 +102,7 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The learning rate at the end of warm-up: `base_lr * images / 256`, or `base_lr` without scaling.
+    /// The learning rate at the end of warmup: `base_lr * images / 256`, or `base_lr` without scaling.
     pub fn peak_lr(&self, images_per_step: usize) -> f64 {
         if self.scale_lr { self.base_lr * images_per_step as f64 / 256.0 } else { self.base_lr }
     }
@@ -131,7 +131,7 @@ impl Section for OptimizerConfig {
     }
 }
 
-/// One parameter and what the optimizer keeps for it.
+/// One parameter and its optimizer state.
 struct Slot {
     name: String,
     weight: Tensor,
@@ -148,14 +148,14 @@ pub struct Optimizer {
     rate: Rate,
 }
 
-/// The update's numbers as scalars on the device.
+/// The rates of the update as scalars on the device.
 struct Rate {
     lr: Tensor,
-    /// Updates, this one included.
+    /// Number of updates, including this one.
     count: Tensor,
 }
 
-/// Parameters that are updated alike, with their gradients and state, in the same order.
+/// A group of parameters, with their gradients and state, in the same order.
 struct Group {
     adapted: bool,
     weights: Vec<Tensor>,
@@ -196,7 +196,7 @@ impl Optimizer {
         self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| native::set_grad(&slot.weight, gradient))
     }
 
-    /// Moves every parameter along its gradient. `step` counts the updates from 0 (Adam's bias correction).
+    /// Updates every parameter. `step` counts the updates from 0 (Adam's bias correction).
     /// A parameter without gradient stays as it is.
     pub fn step(&mut self, lr: f64, step: u64) -> Result<()> {
         self.set(lr, step)?;
@@ -229,10 +229,8 @@ impl Optimizer {
         }
     }
 
-    /// L2 norm over all gradients, on the device. Where the config says so they are then scaled down as by
+    /// L2 norm over all gradients, on the device. With `clip_grad_norm` they are then scaled down as by
     /// `torch.nn.utils.clip_grad_norm_`: g <- g min(1, max_norm / (|g| + 1e-6)).
-    /// # Errors
-    /// No gradients.
     pub fn clip_grad_norm(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let gradients: Vec<_> = self.slots.iter().map(|slot| slot.weight.grad()).filter(Tensor::defined).collect();

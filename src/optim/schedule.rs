@@ -1,4 +1,4 @@
-//! Learning rate and tau as pure functions of the optimizer step, so a resume needs nothing but the step.
+//! Learning rate and tau as pure functions of the optimizer step, so resuming only needs the step.
 
 use std::f64::consts::PI;
 
@@ -10,11 +10,11 @@ use crate::section::{Problems, Section};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
-    /// Length of the training, in passes over the training images. Default 1000.
+    /// Length of training in epochs. Default 1000.
     pub epochs: u64,
-    /// Epochs of linear warm-up from 0, at most `epochs`. Default 10.
+    /// Epochs of linear warmup from 0, at most `epochs`. Default 10.
     pub warmup_epochs: f64,
-    /// Where the cosine ends, as a factor of the peak learning rate, 0 to 1. Default 0.
+    /// Final learning rate as a factor of the peak, 0 to 1. Default 0.
     pub final_lr_factor: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What the commands on a trained encoder share: its config, its data, the processes, and an end without debris.
+//! What the commands on a trained encoder share: its config, its data, the processes, and cleanup.
 
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -26,11 +26,11 @@ pub struct Evaluation {
     pub config: Config,
     /// Device, precision, threads.
     pub machine: Machine,
-    /// The encoder, which gets its images as `config.augment` says.
+    /// The encoder; its images are preprocessed as `config.augment` says.
     pub encoder: Encoder,
     /// Batches, threads, bad images, signals.
     pub options: ExtractOptions,
-    /// Fingerprint of the images that the run was trained on, where the evaluation names no others.
+    /// Fingerprint of the run's training images, unless the evaluation names other images.
     trained_on: Option<String>,
 }
 
@@ -38,11 +38,11 @@ pub struct Evaluation {
 #[derive(Clone)]
 struct Request {
     config: Config,
-    /// The encoder is from elsewhere than a run.
+    /// The encoder does not come from a run.
     foreign: bool,
     /// As in [`Evaluation`].
     trained_on: Option<String>,
-    /// What there is to say of relative paths.
+    /// Messages about relative paths.
     notes: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ impl Evaluation {
     /// the exit code. Without `--config` a run's own config names the data. `arguments` are those that must be the same
     /// in all processes: an object of names and values.
     /// # Errors
-    /// No encoder there; data that nobody names; another architecture than the config's; `work`'s own.
+    /// No encoder there; no data path; an architecture other than the config's; those of `work`.
     pub fn run(
         args: &EncoderArgs,
         arguments: impl FnOnce(&Config) -> Value,
@@ -60,10 +60,10 @@ impl Evaluation {
         let request = Self::request(args)?;
         let config = request.config.clone();
         let mut arguments = arguments(&config);
-        // Other values in training change nothing, here they change the rows.
+        // In training other values of these change nothing, here they change the rows.
         arguments["augment.eval_resize"] = json!(config.augment.eval_resize);
         arguments["data.on_bad_image"] = json!(config.data.on_bad_image);
-        let shared = Shared { arguments, advice: "start it again" };
+        let shared = Shared { arguments, advice: "run the command again" };
         ranks::run(&args.ranks, &config, &shared, |machine, group| {
             let evaluation = Self::open(args, request, machine, group)?;
             match work(&evaluation) {
@@ -86,7 +86,7 @@ impl Evaluation {
                 let config = with_absolute_paths(manifest, &mut notes);
                 Config::of_run(&config).with_context(|| args.checkpoint.display().to_string())?
             }
-            // What `open` says comes first: a damaged run is no file from elsewhere.
+            // An error of `open` comes first: a damaged run is not a foreign file.
             None if !args.checkpoint.is_file() => {
                 Encoder::open(&args.checkpoint, &EncoderOptions::default())?;
                 Config::default()
@@ -115,14 +115,14 @@ impl Evaluation {
         if group.is_first() {
             notes.iter().for_each(|note| log::info!("{note}"));
         }
-        let told = !foreign || config.augment != AugmentConfig::default();
+        let known = !foreign || config.augment != AugmentConfig::default();
         let encoder = Encoder::open(
             &args.checkpoint,
             &EncoderOptions {
                 device: machine.device,
                 bf16: machine.bf16,
                 channels_last: config.train.channels_last,
-                augment: told.then(|| config.augment.clone()),
+                augment: known.then(|| config.augment.clone()),
                 ..EncoderOptions::default()
             },
         )?;
@@ -136,7 +136,7 @@ impl Evaluation {
         signals.listen()?;
         let mut loader = machine.loader;
         if config.data.workers.is_none() {
-            // A forward pass costs a fraction of a training step, for which the default is made. Workers wait while
+            // A forward pass costs a fraction of a training step, for which the default is tuned. Workers wait while
             // enough batches do, so more of them than needed take nothing from libtorch.
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             loader.workers = loader.workers.max(cores.div_ceil(2) / group.rank_info.local_world);
@@ -146,7 +146,7 @@ impl Evaluation {
         Ok(Self { config, machine, encoder, options, trained_on })
     }
 
-    /// The processes that share the work.
+    /// The processes that share the images.
     pub fn group(&self) -> &Group {
         &self.options.group
     }
@@ -156,16 +156,14 @@ impl Evaluation {
         self.group().is_first()
     }
 
-    /// How many different images could not be read, in whichever process.
+    /// Number of distinct unreadable images over all processes.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn images_skipped(&self) -> Result<usize> {
         ranks::bad_images(&self.options.bad, self.group())
     }
 
     /// The training images.
-    /// # Errors
-    /// They cannot be opened.
     pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
         let set = data::open_train(&self.config.data).context("data.path")?;
         ranks::agree_on_data(self.group(), "data.path", &*set)?;
@@ -181,9 +179,9 @@ impl Evaluation {
         Ok(set)
     }
 
-    /// Those of the training images that have a label.
+    /// The labeled training images.
     /// # Errors
-    /// They cannot be opened; none has.
+    /// They cannot be opened; none is labeled.
     pub fn labelled_train_set(&self) -> Result<Arc<dyn Dataset>> {
         let all = self.train_set()?;
         let labelled = data::subset::labelled(all.clone());
@@ -195,8 +193,6 @@ impl Evaluation {
     }
 
     /// The held-out images, if there are any.
-    /// # Errors
-    /// They cannot be opened.
     pub fn held_out(&self) -> Result<Option<Arc<dyn Dataset>>> {
         let set = data::open_eval(&self.config.data).context("data.eval_path")?;
         if let Some(set) = &set {
@@ -205,9 +201,9 @@ impl Evaluation {
         Ok(set)
     }
 
-    /// The same, where there is no doing without.
+    /// The held-out images, which must exist.
     /// # Errors
-    /// There are none.
+    /// There are no held-out images.
     pub fn test_set(&self) -> Result<Arc<dyn Dataset>> {
         match self.held_out()? {
             Some(set) => Ok(set),
@@ -217,14 +213,14 @@ impl Evaluation {
         }
     }
 
-    /// The run's folder, where the encoder is a run's.
+    /// The run's folder, if the encoder comes from a run.
     pub fn run_folder(&self) -> Option<PathBuf> {
         let checkpoints =
             self.encoder.source.parent().filter(|p| self.encoder.run.is_some() && p.ends_with("checkpoints"))?;
         Some(checkpoints.parent()?.to_path_buf())
     }
 
-    /// The memory for the features of `images` images, which every process has, is there, or an error.
+    /// Fails if the features of `images` images, which every process holds, do not fit into memory.
     /// # Errors
     /// The machine has less memory.
     pub fn check_memory(&self, images: usize, advice: &str) -> Result<()> {
@@ -240,13 +236,13 @@ impl Evaluation {
         Ok(())
     }
 
-    /// One line on the encoder: where it is from, what it is.
+    /// One line on the encoder: its source and architecture.
     pub fn encoder_line(&self) -> String {
         let (encoder, config) = (&self.encoder, &self.encoder.config);
         let step =
             encoder.run.as_ref().map_or(String::new(), |run| format!(" (step {} of {})", run.step, run.total_steps));
         format!(
-            "{}{step}: {:?}, width {}, {} features, on {} in {}",
+            "{}{step}: {}, width {}, {} features, on {} in {}",
             encoder.source.display(),
             config.arch,
             config.width,
@@ -270,15 +266,15 @@ pub fn extract_options(
     ExtractOptions { batch_size, loader, bad, channels_last, signal, progress: false, group }
 }
 
-/// The config's model is the encoder's; a file from elsewhere says itself what it is, but is checked against a section
-/// model beside it.
+/// Checks that the config's model is the encoder's. A foreign file describes itself, but must match a section model if
+/// the config has one.
 fn check_architecture(encoder: &Encoder, config: &Config, foreign: bool) -> Result<()> {
     let (found, wanted) = (encoder.config, config.model.encoder());
     let asked = !foreign || wanted != Config::default().model.encoder();
     if asked && (found.arch, found.width, found.stem) != (wanted.arch, wanted.width, wanted.stem) {
         bail!(
-            "{}: found {:?} of width {} with stem {:?}, the config's model is {:?} of width {} with stem {:?}; name \
-             the checkpoint of that run, or leave section model out",
+            "{}: found {} of width {} with stem {}, the config's model is {} of width {} with stem {}; name the \
+             checkpoint of that run, or remove section model",
             encoder.source.display(),
             found.arch,
             found.width,
@@ -302,7 +298,10 @@ fn with_absolute_paths(manifest: &Manifest, notes: &mut Vec<String>) -> Value {
         match &manifest.started_in {
             Some(folder) => {
                 let resolved = folder.join(text);
-                notes.push(format!("{key}: {text}, relative to where the run was started: {}", resolved.display()));
+                notes.push(format!(
+                    "{key}: {text}, relative to the folder the run was started in: {}",
+                    resolved.display()
+                ));
                 *path = json!(resolved);
             }
             None => notes.push(format!(
@@ -320,7 +319,7 @@ fn with_absolute_paths(manifest: &Manifest, notes: &mut Vec<String>) -> Value {
     config
 }
 
-/// Prints a result; whoever reads stdout may be gone, which changes nothing.
+/// Prints a result; a closed stdout is not an error.
 /// # Errors
 /// It cannot be written for another reason, such as a full disk.
 pub fn print(text: &str) -> Result<()> {

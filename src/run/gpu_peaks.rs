@@ -1,9 +1,9 @@
-//! The arithmetic that GPUs are sold with, to see how near to it a step comes.
+//! Peak FLOP/s of GPUs by their data sheets, to compare with what a step reaches.
 
 use tch::Device;
 
-/// Dense products, 10^12 operations a second, in bf16 and in TF32, by NVIDIA's data sheets (the figures with
-/// sparsity, which those of Hopper and Blackwell give, halved). The first name that the device's contains counts.
+/// Dense TFLOP/s in bf16 and in TF32 by NVIDIA's data sheets (the figures with
+/// sparsity, which those of Hopper and Blackwell give, halved). The first name contained in the device's name counts.
 const PEAKS: [(&str, f64, f64); 10] = [
     ("H100 PCIe", 756.5, 378.0),
     ("H100 NVL", 835.5, 417.5),
@@ -17,7 +17,7 @@ const PEAKS: [(&str, f64, f64); 10] = [
     ("L4", 121.0, 60.0),
 ];
 
-/// The peak of `device` for products in bf16 or else TF32; none for fp32 without TF32, for the CPU, and where it is not
+/// The peak of `device` in bf16 or else TF32; `None` for fp32 without TF32, for the CPU, and if it is not
 /// known.
 pub fn tflops(device: Device, bf16: bool, tf32: bool) -> Option<f64> {
     let Device::Cuda(index) = device else { return None };

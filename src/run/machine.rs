@@ -1,4 +1,4 @@
-//! The setup that commands share: device, precision and threads, then networks and executor.
+//! The setup that commands share: device, precision and threads, networks and executor.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::signals::Signals;
 use crate::train::{Executor, OnNonFinite, Precision};
 use native::ImageLayout;
 
-/// The machine as a config uses it.
+/// Device, precision and threads for a config.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// Where tensors are.
+    /// Device of tensors.
     pub device: Device,
     /// Forward passes in bf16 autocast.
     pub bf16: bool,
@@ -29,9 +29,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Sets libtorch up as the sections `train` and `data` say; call before any tensor is made.
+    /// Sets libtorch up as the sections `train` and `data` say; call before creating any tensor.
     /// # Errors
-    /// The device is not available, and why.
+    /// Why the device is not available.
     pub fn set_up(config: &Config) -> Result<Self> {
         Self::set_up_for(&RankInfo::single(), config)
     }
@@ -61,7 +61,7 @@ impl Machine {
         Ok(Self { device, bf16, threads, loader })
     }
 
-    /// The form in which the networks take their images.
+    /// The layout of the networks' inputs.
     pub fn image_layout(&self, config: &Config) -> ImageLayout {
         ImageLayout { channels_last: config.train.channels_last, bf16: self.bf16 }
     }
@@ -72,7 +72,7 @@ impl Machine {
     }
 }
 
-/// Both networks as they start, and the optimizer, of which the processes of `group` share each batch.
+/// Both networks with initial weights, and the optimizer. The processes of `group` share each batch.
 pub fn byol(config: &Config, machine: &Machine, group: &Group) -> Result<Byol> {
     let mut online = Network::online(&config.model, machine.device, config.train.seed);
     let mut target = Network::target_of(&online, &config.model, machine.device);
@@ -94,12 +94,12 @@ pub fn byol(config: &Config, machine: &Machine, group: &Group) -> Result<Byol> {
 /// Runs the steps of this process. Make it before [`byol`]: gradients arrive on the stream that is current when
 /// several processes are connected.
 /// # Errors
-/// `train.cuda_graph` is on, but a step cannot be recorded.
+/// `train.cuda_graph` is on, but a step cannot be captured.
 pub fn executor(config: &Config, machine: &Machine, group: &Group) -> Result<Executor> {
     let obstacle = if config.train.on_non_finite == OnNonFinite::SkipStep {
         Some("train.on_non_finite: skip_step checks every step on the host before its update")
     } else if group.processes().is_some() {
-        Some("a step exchanges numbers with other processes")
+        Some("a step communicates with other processes")
     } else {
         None
     };

@@ -1,4 +1,4 @@
-//! How much memory a run will need, before it takes any.
+//! Estimates the memory that a run will need, before it allocates any.
 
 use anyhow::{Result, bail};
 use tch::Device;
@@ -23,13 +23,13 @@ use native::{Memory, describe_device, human_bytes};
 /// Not counted: the images that a format keeps in memory, and the features of k-NN.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimate {
-    /// Both networks, the gradient and the optimizer's state: there from the first step to the last.
+    /// Both networks, the gradient and the optimizer's state: allocated for the whole run.
     pub weights: u64,
-    /// What a step adds: activations of the micro-batch's two views, cast weights, the update's temporaries.
+    /// Additional memory of a step: activations of the micro-batch's two views, cast weights, the update's temporaries.
     pub step: u64,
     /// The loader's batches.
     pub batches: u64,
-    /// What writing a checkpoint adds (to the host, where a step adds nothing then).
+    /// Additional memory for writing a checkpoint (on the host, between steps).
     pub checkpoint: u64,
     /// The program, libtorch and its threads.
     pub program: u64,
@@ -48,8 +48,8 @@ impl Estimate {
         let images = 2 * 3 * side * side * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
         let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
-        // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a step
-        // are in use.
+        // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a
+        // step are in use.
         let waiting = images.saturating_mul(config.data.prefetch_batches as u64 + 2);
         let waiting = waiting.min(images.max(config.data.prefetch_bytes as u64));
         let batches = images.saturating_mul(train.accumulation_steps as u64).saturating_add(waiting);
@@ -63,7 +63,7 @@ impl Estimate {
         }
     }
 
-    /// What the memory is for.
+    /// The uses of the memory, in words.
     fn parts(&self) -> String {
         let [step, weights, batches] = [self.step, self.weights, self.batches].map(human_bytes);
         format!(
@@ -71,7 +71,7 @@ impl Estimate {
         )
     }
 
-    /// How to need less.
+    /// Advice for reducing the largest part.
     fn advice(&self) -> &'static str {
         if self.weights >= self.step.max(self.batches) {
             "lower model.projector_hidden, model.projection_dim, model.predictor_hidden or model.width"
@@ -82,8 +82,8 @@ impl Estimate {
         }
     }
 
-    /// Peak on the host and, for a GPU, on that. A graph keeps a step's memory for itself, and is compared with a plain
-    /// step; one that is not required is dropped where there is no room.
+    /// Peak on the host and, for a GPU, on that. A graph keeps a step's memory for itself, and is compared with an
+    /// eager step; unless it is required, it is dropped if memory runs out.
     fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
         let steps = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
@@ -94,17 +94,17 @@ impl Estimate {
     }
 }
 
-/// An estimate above what there is by this factor is an error: above a gigabyte the table's estimates are within a
-/// tenth of what was measured.
+/// An estimate that exceeds the available memory by this factor is an error: above a gigabyte the table's estimates are
+/// within 10 % of the measurements.
 const CLEARLY_TOO_MUCH: f64 = 1.15;
 
-/// Where a run needs memory.
+/// Memory needed on the host or a GPU.
 struct Need {
     /// `the machine`, or the GPU's name.
     name: String,
     bytes: u64,
     memory: Memory,
-    /// That can be used when all else is taken.
+    /// Swap space that can be used in addition.
     swap: u64,
 }
 
@@ -140,7 +140,7 @@ pub fn check(config: &Config, machine: &Machine) -> Result<()> {
         }
         if need.bytes > need.memory.free {
             log::warn!(
-                "the run will need about {needed} of {name}'s memory ({}), {free} are free; {}",
+                "the run will need about {needed} of {name}'s memory ({}), {free} free; {}",
                 estimate.parts(),
                 estimate.advice()
             );

@@ -1,5 +1,5 @@
-//! One process or several: a command that shares its work runs by itself, as the N processes that `--nproc` starts, or as
-//! one of those that another launcher has started; all of them end together.
+//! One process or several: a distributed command runs in a single process, as the N processes that `--nproc` starts, or
+//! as one of those that another launcher started; all of them exit together.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use crate::run::machine::Machine;
 pub struct Shared {
     /// What must be the same in each of them: an object of names and values, `command` first.
     pub arguments: Value,
-    /// What to do after one was lost.
+    /// What to do after a process was lost.
     pub advice: &'static str,
 }
 
 /// Runs `work` in this process, in the processes that `args` ask for, or as this process's part of those that a
 /// launcher has started. The value is the exit code.
 /// # Errors
-/// The one line, or [`distributed::Reported`] where another process prints it.
+/// The error, or [`distributed::Reported`] if another process prints it.
 pub fn run(
     args: &RanksArgs,
     config: &Config,
@@ -36,7 +36,7 @@ pub fn run(
     let rank_info = RankInfo::from_env()?;
     match (rank_info, args.nproc) {
         (Some(info), Some(_)) if !distributed::launched() => bail!(
-            "--nproc: another launcher has made this rank {} of {}; leave --nproc out, or unset RANK and the like",
+            "--nproc: another launcher started this process as rank {} of {}; remove --nproc, or unset RANK and the like",
             info.rank,
             info.world
         ),
@@ -72,10 +72,10 @@ fn join(
     in_group(machine, group, work)
 }
 
-/// An error of any process ends all, and one of them prints it.
+/// An error of any process stops all, and one of them prints it.
 fn in_group(machine: Machine, group: Group, work: impl FnOnce(Machine, Arc<Group>) -> Result<u8>) -> Result<u8> {
     let group = Arc::new(group);
-    // tch panics where an operator fails, and so does a collective inside BatchNorm.
+    // tch panics when an operator fails, and so does a collective inside BatchNorm.
     let outcome = native::caught(|| {
         let code = work(machine, group.clone())?;
         group.leave()?;
@@ -117,22 +117,18 @@ fn differences(config: &Config, own: &Value, first: &Value) -> Result<Vec<String
 }
 
 /// Fails unless all processes have the same images.
-/// # Errors
-/// What differs.
 pub fn agree_on_data(group: &Group, what: &str, set: &dyn Dataset) -> Result<()> {
     group.agree(what, || Ok(format!("{} images, index {}", set.len(), set.fingerprint())))
 }
 
-/// How many different images were bad, over all processes.
+/// Number of distinct bad images over all processes.
 /// # Errors
-/// A process is gone, or late.
+/// Another process was lost or timed out.
 pub fn bad_images(bad: &BadImages, group: &Group) -> Result<usize> {
     Ok(group.union(&bad.names())?.len())
 }
 
 /// Fails unless every process gets the same number of images in every micro-batch, and BatchNorm more than one.
-/// # Errors
-/// What is found and expected.
 pub fn check_shares(config: &Config, world: usize) -> Result<()> {
     let (batch, parts) = (config.train.batch_size, config.train.accumulation_steps);
     ensure!(

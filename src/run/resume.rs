@@ -1,4 +1,4 @@
-//! Resuming a run: which checkpoint, whether it is the same run, and the same state in every process.
+//! Resuming a run: finding the checkpoint, checking that it is the same run, and sharing the state with all processes.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,17 @@ pub struct Resume<'a> {
     pub checkpoints: &'a Path,
     /// The config of this invocation.
     pub config: &'a Config,
-    /// Keys that change the result may differ.
+    /// Whether keys that change the result may differ.
     pub allow_config_change: bool,
 }
 
 impl Resume<'_> {
-    /// Loads the checkpoint, and moves `manifest` and `plan` to its step.
+    /// Loads the checkpoint, and advances `manifest` and `plan` to its step.
     /// # Errors
-    /// It cannot be used; the config differs in what changes the result.
+    /// The checkpoint cannot be used; the config differs in a key that changes the result.
     pub fn load(&self, byol: &Byol, plan: &mut Plan, manifest: &mut Manifest) -> Result<()> {
         let Some((folder, saved)) = self.find(byol, plan, manifest)? else {
-            log::info!("no checkpoint in {} yet: starting", self.checkpoints.display());
+            log::info!("no checkpoint in {} yet: starting a new run", self.checkpoints.display());
             return Ok(());
         };
         let (before, position) = (saved.total_steps.saturating_sub(saved.step), position(&saved, plan));
@@ -124,7 +124,7 @@ impl Resume<'_> {
     }
 }
 
-/// Where in the new schedule a checkpoint stands: after as many epochs as in its own.
+/// A checkpoint's position in the new schedule: after as many epochs as in its own.
 fn position(saved: &Manifest, plan: &Plan) -> u64 {
     let (was, now) = (saved.steps_per_epoch, plan.steps_per_epoch);
     let position = saved.step.saturating_add_signed(saved.schedule_offset);
@@ -141,8 +141,8 @@ fn move_to(manifest: &mut Manifest, plan: &Plan, step: u64) {
     manifest.total_steps = plan.total_steps;
 }
 
-/// Gives every process rank 0's state (networks, optimizer, step), whose checkpoints the others may not see. `finished`
-/// says whether rank 0 found the run finished.
+/// Broadcasts rank 0's state (networks, optimizer, step) to all processes, which may not see its checkpoints.
+/// `finished` is whether rank 0 found the run finished.
 pub fn broadcast_state(
     group: &Group,
     byol: &Byol,

@@ -26,7 +26,7 @@ pub fn finished(run_dir: &Path, step: u64) -> bool {
 /// `summary.json`.
 #[derive(Default, Serialize)]
 struct Summary {
-    /// running, finished, max_steps, signal or failed. A run that was killed leaves running.
+    /// running, finished, max_steps, signal or failed. A killed run leaves `running`.
     ending: &'static str,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,22 +64,20 @@ impl Summary {
     }
 }
 
-/// Replaces the summary of an earlier part of the run.
-/// # Errors
-/// It cannot be written.
+/// Replaces the summary of an earlier session of the run.
 pub fn begin(trainer: &mut Trainer) -> Result<()> {
     let json = serde_json::to_vec_pretty(&Summary::new(trainer, "running"))?;
     trainer.saver.folder.put(NAME, json)
 }
 
-/// Writes that the run in this folder, whose lock this process has released, has failed. The summary of an earlier part
-/// stays where this one failed before its first step.
+/// Records that the run in this folder, whose lock this process has released, failed. The summary of an earlier session
+/// stays if this one failed before its first step.
 pub fn fail(run_dir: &Path, error: &anyhow::Error, started: Instant) {
     let mut summary = read(run_dir).filter(Value::is_object).unwrap_or_else(|| json!({}));
     if ["finished", "max_steps", "signal"].iter().any(|ending| summary["ending"] == *ending) {
         return;
     }
-    // Not where another run has taken the folder in the meantime.
+    // Not if another run has locked the folder in the meantime.
     let Ok(mut folder) = RunFolder::take(run_dir) else { return };
     summary["ending"] = json!("failed");
     summary["error"] = json!(native::one_line(error));
@@ -97,7 +95,7 @@ pub fn fail(run_dir: &Path, error: &anyhow::Error, started: Instant) {
 
 /// Writes the summary and prints the run's line, both in rank 0 only; the value is the process's exit code.
 /// # Errors
-/// The summary, or metrics that still wait, cannot be written: the run is complete all the same, and the error says so.
+/// The summary, or pending metrics, cannot be written: the run is complete all the same, and the error says so.
 pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
     let (ending, code) = match outcome.ending {
         Ending::Finished => ("finished", 0),
@@ -120,9 +118,9 @@ pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, start
     let logged = trainer.logger.as_mut().map_or(Ok(()), |logger| logger.finish());
     let written = logged.and_then(|()| trainer.saver.folder.put(NAME, json));
     let checkpoint = outcome.checkpoint.display();
-    written.with_context(|| format!("{checkpoint} is written, but not all of the metrics or the summary"))?;
+    written.with_context(|| format!("{checkpoint} was written, but not all of the metrics or the summary"))?;
     if trainer.group.is_first() {
-        // Whoever reads stdout may be gone; the run is complete all the same.
+        // Stdout may be closed; the run is complete all the same.
         let _ = writeln!(std::io::stdout(), "{}", summary.line(outcome));
     }
     Ok(code)

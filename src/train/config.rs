@@ -12,7 +12,7 @@ use native::DeviceChoice;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// bf16 where the device computes in it, else fp32.
+    /// bf16 if the device supports it, else fp32.
     Auto,
     /// Everything in fp32.
     Fp32,
@@ -24,11 +24,11 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CudaGraph {
-    /// On a GPU, where this build and the config allow it.
+    /// On a GPU, if this build and the config allow it.
     Auto,
     /// On, or an error.
     On,
-    /// Every operation is launched by itself.
+    /// Every operation is launched separately.
     Off,
 }
 
@@ -49,22 +49,24 @@ pub struct TrainConfig {
     /// Threads of libtorch's CPU operators, 1 to 1024. Default null: automatic.
     #[serde(deserialize_with = "count_or_null")]
     pub threads: Option<usize>,
-    /// Channels innermost in memory. Default true.
+    /// Channels-last memory format. Default true.
     pub channels_last: bool,
     /// TF32 for fp32 products on CUDA. Default true.
     pub allow_tf32: bool,
-    /// Repeatable CUDA runs: deterministic algorithms, no autotuning. CPU runs always repeat. Default false.
+    /// Reproducible CUDA runs: deterministic algorithms, no autotuning. CPU runs are always reproducible. Default
+    /// false.
     pub deterministic: bool,
-    /// auto, on or off: record a whole step as a CUDA graph and replay it, one launch in place of thousands. The first
-    /// replays are compared with the step as it is without. Default auto.
+    /// auto, on or off: record a whole step as a CUDA graph and replay it, one launch instead of thousands. The first
+    /// replays are compared with the step without a graph. Default auto.
     pub cuda_graph: CudaGraph,
-    /// End, with a checkpoint, after this many steps in all; the schedules still span `schedule.epochs`. Default null: run to the end.
+    /// Stop, with a checkpoint, after this many steps in total; the schedules still span `schedule.epochs`. Default
+    /// null: run to the end.
     pub max_steps: Option<u64>,
-    /// What to do when the loss or gradient of a step is NaN or Inf: stop (the default), or skip_step, which restores the
-    /// state before the step. On CUDA skip_step waits for the device in every step; stop does not, and detects NaN one
-    /// step later.
+    /// What to do when the loss or gradient of a step is NaN or Inf: stop (the default), or skip_step, which restores
+    /// the state before the step. On CUDA skip_step synchronizes in every step; stop does not, and detects NaN
+    /// one step later.
     pub on_non_finite: OnNonFinite,
-    /// Start even where the estimated memory exceeds what the machine or the GPU has. Default false.
+    /// Start even if the estimated memory exceeds what the machine or the GPU has. Default false.
     pub ignore_memory: bool,
     /// With skip_step: stop after this many skipped steps in a row, at least 1. Default 10.
     pub max_skipped_steps: u64,
@@ -130,10 +132,11 @@ impl Section for TrainConfig {
 pub struct MonitorConfig {
     /// Steps between log records, at least 1. Default 50.
     pub log_every: u64,
-    /// Epochs between k-NN evaluations, or null for none; needs labels. The first one is of the random encoder. Default 10.
+    /// Epochs between k-NN evaluations, or null for none; needs labels. The first one is of the random encoder. Default
+    /// 10.
     #[serde(deserialize_with = "count_or_null")]
     pub knn_every: Option<u64>,
-    /// Neighbors that vote. Default 200.
+    /// Number of neighbors. Default 200.
     pub knn_k: usize,
     /// Temperature of their weights, exp(cosine / temperature). Default 0.1.
     pub knn_temperature: f64,
@@ -143,7 +146,8 @@ pub struct MonitorConfig {
     /// Held-out images to classify, or null for all. Default 10000.
     #[serde(deserialize_with = "count_or_null")]
     pub knn_eval_images: Option<usize>,
-    /// Warn of a collapse when the deviation of projections falls below this part of 1/sqrt(D), 0 to 1. Default 0.1.
+    /// Warn of collapse when the standard deviation of projections falls below this fraction of 1/sqrt(D), 0 to 1.
+    /// Default 0.1.
     pub collapse_threshold: f64,
     /// Write TensorBoard event files beside metrics.jsonl. Default true.
     pub tensorboard: bool,
@@ -181,10 +185,10 @@ impl Section for MonitorConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnWriteError {
-    /// Say so, keep what there is, and try again at the next checkpoint or record.
+    /// Log it, keep existing files, and retry at the next checkpoint or record.
     #[default]
     Retry,
-    /// End the run.
+    /// Stop the run.
     Stop,
 }
 
@@ -200,10 +204,10 @@ pub struct OutputConfig {
     /// Steps between checkpoints, in addition to those at epochs. Default null.
     #[serde(deserialize_with = "count_or_null")]
     pub checkpoint_every_steps: Option<u64>,
-    /// Newest checkpoints to keep, at least 1 (and as many of those set aside). Default 3.
+    /// Latest checkpoints to keep, at least 1 (and as many of those set aside). Default 3.
     pub keep_checkpoints: usize,
     /// When a checkpoint or a metrics record cannot be written: retry at the next one, or stop. Default retry. A run
-    /// whose last checkpoint cannot be written ends with an error either way.
+    /// whose last checkpoint cannot be written fails either way.
     pub on_write_error: OnWriteError,
 }
 

@@ -1,5 +1,5 @@
-//! How steps are run: operation by operation, or on a GPU as one recorded graph. A step of a small network is
-//! thousands of launches, which take the host longer than the GPU needs to compute; a graph is one.
+//! How steps are run: eagerly, or on a GPU as one CUDA graph. A step of a small network is thousands of launches, which
+//! take the host longer than the GPU needs to compute; a graph is one launch.
 
 use anyhow::{Result, bail};
 use tch::{Cuda, Device, Tensor};
@@ -10,15 +10,15 @@ use crate::data::loader::Batch;
 use native::graph::{self, Graph};
 use native::{caught, foreach, stream};
 
-/// Steps before the recording: cuDNN chooses its kernels, libraries make their workspaces.
+/// Warmup steps before the capture: cuDNN chooses its kernels, libraries allocate their workspaces.
 const WARM_UP: u32 = 3;
 
-/// Replays that are compared with the same step run operation by operation. The second one has other images: it
+/// Replays that are compared with the same step run eagerly. The second one has other images: it
 /// detects a graph that does not read its input.
 const COMPARED: u32 = 2;
 
-/// Maximum relative difference of loss and momentum between the two. Both run the same kernels; atomic additions come in
-/// another order.
+/// Maximum relative difference of loss and momentum between the two. Both run the same kernels; atomic additions come
+/// in another order.
 const MAX_DIFFERENCE: f64 = 0.05;
 
 /// Runs the steps of a run, which all have the same shapes.
@@ -29,15 +29,15 @@ pub struct Executor {
 }
 
 enum Mode {
-    /// Operation by operation.
+    /// Eagerly.
     Eager,
-    /// Operation by operation; a graph is recorded after this many steps.
+    /// Eagerly; a graph is captured after this many steps.
     WarmUp(u32),
-    /// Replays, of which this many are still to be compared.
+    /// By replaying a graph; this many replays are still to be compared.
     Graph(Box<Recorded>, u32),
 }
 
-/// A recorded step and the tensors that it reads and writes.
+/// A captured step and the tensors that it reads and writes.
 struct Recorded {
     graph: Graph,
     /// Bytes of each micro-batch's views.
@@ -48,10 +48,10 @@ struct Recorded {
 }
 
 impl Executor {
-    /// For `train.cuda_graph` and steps on `device`. `obstacle` says what in the config prevents recording. From here on
-    /// a GPU's work goes to a stream of its own.
+    /// For `train.cuda_graph` and steps on `device`. `obstacle` says what in the config prevents recording. From here
+    /// on a GPU's work goes to a stream of its own.
     /// # Errors
-    /// `on`, but there is an obstacle, no GPU, or this build cannot record.
+    /// `on`, but there is an obstacle, no GPU, or this build cannot capture graphs.
     pub fn new(choice: CudaGraph, device: Device, obstacle: Option<&str>) -> Result<Self> {
         let required = choice == CudaGraph::On;
         let Device::Cuda(index) = device else {
@@ -66,7 +66,7 @@ impl Executor {
             (CudaGraph::Off, _) => Mode::Eager,
             (_, Ok(())) => Mode::WarmUp(WARM_UP),
             (CudaGraph::On, Err(why)) => {
-                return Err(why.context("train.cuda_graph: found on, but a step cannot be recorded"));
+                return Err(why.context("train.cuda_graph: found on, but a step cannot be captured"));
             }
             (CudaGraph::Auto, Err(why)) => {
                 log::info!("no CUDA graph: {why:#}");
@@ -76,12 +76,12 @@ impl Executor {
         Ok(Self { mode, required })
     }
 
-    /// Whether steps are replayed.
+    /// Whether steps are replayed from a graph.
     pub fn replays(&self) -> bool {
         matches!(self.mode, Mode::Graph(..))
     }
 
-    /// From here on operation by operation.
+    /// Runs all later steps eagerly.
     pub fn stop_replaying(&mut self) {
         self.mode = Mode::Eager;
     }
@@ -91,7 +91,7 @@ impl Executor {
         if let Mode::WarmUp(0) = self.mode {
             match Recorded::new(byol, feed, batches) {
                 Ok(recorded) => self.mode = Mode::Graph(Box::new(recorded), COMPARED),
-                Err(why) => self.give_up(&format!("a step cannot be recorded ({why:#})"))?,
+                Err(why) => self.give_up(&format!("a step cannot be captured ({why:#})"))?,
             }
         }
         match &mut self.mode {
@@ -102,11 +102,11 @@ impl Executor {
                 *left -= 1;
                 match recorded.try_compared(byol, feed, batches, rates) {
                     Ok((output, Some(apart))) if apart.is_nan() || apart > MAX_DIFFERENCE => {
-                        self.give_up(&format!("the recorded step differs from the plain one by {apart:.1e}"))?;
+                        self.give_up(&format!("the captured step differs from the eager one by {apart:.1e}"))?;
                         return Ok(output);
                     }
                     Ok((output, _)) => return Ok(output),
-                    Err(why) => self.give_up(&format!("a recorded step cannot be compared ({why:#})"))?,
+                    Err(why) => self.give_up(&format!("a captured step cannot be compared ({why:#})"))?,
                 }
             }
         }
@@ -128,7 +128,7 @@ fn eager(byol: &mut Byol, feed: &mut Feed, batches: &[&Batch], rates: Rates) -> 
 }
 
 impl Recorded {
-    /// Records a step on such batches. Nothing is computed.
+    /// Captures a step on such batches, without running it.
     fn new(byol: &mut Byol, feed: &mut Feed, batches: &[&Batch]) -> Result<Self> {
         let inputs = batches.iter().map(|batch| feed.input(batch.indices.len())).collect::<Result<Vec<_>>>()?;
         if let Device::Cuda(index) = byol.device {
@@ -137,7 +137,7 @@ impl Recorded {
         let before = byol.batches_tracked();
         let result = Graph::record(|| byol.run(inputs.iter().map(|input| feed.normalized(input))));
         let after = byol.batches_tracked();
-        byol.set_batches_tracked(before); // recording was no forward pass
+        byol.set_batches_tracked(before); // capturing ran no forward pass
         let (graph, output) = result?;
         Ok(Self { graph, inputs, output, tracked: [after[0] - before[0], after[1] - before[1]] })
     }
@@ -153,7 +153,7 @@ impl Recorded {
         Ok(self.output.handles())
     }
 
-    /// [`Self::compare`]; where that fails, the state is what it was before.
+    /// [`Self::compare`]; if that fails, the state is restored.
     fn try_compared(
         &self,
         byol: &mut Byol,
@@ -169,8 +169,9 @@ impl Recorded {
         compared
     }
 
-    /// The same step twice from the same state, replayed and operation by operation; the latter counts. Also returns the
-    /// larger of the relative differences of loss and momentum, `None` where the loss or the momentum is NaN or Inf.
+    /// The same step twice from the same state, replayed and eagerly; the result of the latter is kept. Also returns
+    /// the larger of the relative differences of loss and momentum, `None` if the loss or the momentum is NaN or
+    /// Inf.
     fn compare(
         &self,
         start: &Snapshot,

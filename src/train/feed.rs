@@ -10,10 +10,10 @@ use crate::data::loader::Batch;
 use native::stream::Ring;
 use native::{ImageLayout, Normalizer};
 
-/// Buffers that batches go to a GPU in: one being computed on, one on its way, one being filled.
+/// Buffers for copies to a GPU: one in use, one being copied, one being filled.
 const SLOTS: usize = 3;
 
-/// Brings micro-batches to the device as bytes and normalizes them there. The host does not wait for a GPU.
+/// Copies micro-batches to the device as bytes and normalizes them there, without synchronizing with a GPU.
 pub struct Feed {
     normalizer: Normalizer,
     device: Device,
@@ -23,7 +23,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// `layout` is in bf16 where forward passes are, so that autocast has nothing to cast.
+    /// `layout` is in bf16 if forward passes are, so that autocast has nothing to cast.
     pub fn new(augment: &AugmentConfig, device: Device, layout: ImageLayout) -> Result<Self> {
         let normalizer = Normalizer::new(augment.mean, augment.std, device, layout)?;
         Ok(Self { normalizer, device, size: augment.size as i64, ring: None })

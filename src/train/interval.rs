@@ -1,8 +1,8 @@
-//! The time that steps take.
+//! Timing of steps.
 
 use std::time::Instant;
 
-/// Time spent on steps since the last log record; pauses leave out checkpoints and evaluations.
+/// Time spent on steps since the last log record; without checkpoints and evaluations.
 pub(super) struct Interval {
     since: Instant,
     seconds: f64,

@@ -48,20 +48,20 @@ impl CollapseWatch {
 pub struct KnnWatch {
     /// Images to compare with.
     pub bank: Arc<dyn Dataset>,
-    /// Held-out images to classify; without them those of the bank classify each other.
+    /// Held-out images to classify; without them leave-one-out on the bank.
     pub queries: Option<Arc<dyn Dataset>>,
     /// Section `monitor`.
     pub monitor: MonitorConfig,
-    /// Section `augment`: how an image is brought to size.
+    /// Section `augment`: how an image is resized.
     pub augment: AugmentConfig,
     /// Batches, threads, what to do with bad images, and the processes that share the work.
     pub options: ExtractOptions,
 }
 
 impl KnnWatch {
-    /// Top-1 accuracy, 0 to 1; `None` where a signal to any process stopped it.
+    /// Top-1 accuracy, 0 to 1; `None` if a signal to any process stopped it.
     /// # Errors
-    /// Unreadable images where the config says `fail`; images without labels.
+    /// Unreadable images if the config says `fail`; images without labels.
     pub fn top1(&self, byol: &Byol) -> Result<Option<f64>> {
         match self.accuracy(byol) {
             Err(error) if error.is::<Interrupted>() => Ok(None),

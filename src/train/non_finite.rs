@@ -1,4 +1,4 @@
-//! NaN and Inf: found in the step where they first occur, named, and kept out of the weights.
+//! NaN and Inf: detected in the step where they first occur, reported, and kept out of the weights.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::model::Named;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonFinite {
-    /// End the run; the last good checkpoint stays.
+    /// Stop the run; the last valid checkpoint stays.
     #[default]
     Stop,
     /// Skip the step and restore the state before it.
@@ -29,22 +29,22 @@ pub struct Guard {
 
 /// The outcome of a step.
 pub enum Stepped {
-    /// Taken. The executor takes it before its numbers are checked.
+    /// Done. The executor does the update before loss and gradient are checked.
     Taken(StepOutput),
-    /// Skipped, for this reason; the state is that before the step.
+    /// Skipped, for this reason; the state before the step is restored.
     Skipped(StepOutput, String),
     /// What is not finite; the run must stop.
     NotFinite(String),
 }
 
 impl Guard {
-    /// Nothing skipped yet.
+    /// No skipped steps.
     pub fn new(policy: OnNonFinite, max_in_a_row: u64) -> Self {
         Self { policy, max_in_a_row, in_a_row: 0, skipped: 0 }
     }
 
     /// Whether to run the steps with [`Self::step`]: on the CPU, and wherever steps may be skipped. Otherwise the
-    /// executor runs a step, and its numbers are read when the next one is queued.
+    /// executor runs a step, and its loss and gradient are read when the next one is queued.
     pub fn checks_before_update(&self, device: Device) -> bool {
         self.policy == OnNonFinite::SkipStep || device == Device::Cpu
     }
@@ -64,7 +64,7 @@ impl Guard {
             self.in_a_row = 0;
             return Ok(Stepped::Taken(output));
         };
-        // Skipping does not help where a parameter is not finite.
+        // Skipping does not help if a parameter is not finite.
         let (culprit, skippable) = match bad_parameter(byol) {
             Some(name) => (format!("{name} is not finite"), false),
             None => (bad_gradients(byol), true),

@@ -9,16 +9,16 @@ use crate::optim::{self, EmaConfig, OptimizerConfig, ScheduleConfig};
 /// Lengths in optimizer steps, and the two schedules over them.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Optimizer steps of an epoch; images that do not fill a last batch are left out (another set each epoch).
+    /// Optimizer steps per epoch; the last incomplete batch is dropped (`drop_last`), other images each epoch.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run: K of the paper, but for [`Self::offset`].
     pub total_steps: u64,
     /// Steps of the whole schedule.
     schedule_steps: u64,
     offset: i64,
-    /// Steps of linear warm-up.
+    /// Steps of linear warmup.
     pub warmup_steps: u64,
-    /// Learning rate after warm-up.
+    /// Learning rate after warmup.
     pub peak_lr: f64,
     final_lr_factor: f64,
     ema: EmaConfig,
@@ -54,7 +54,7 @@ impl Plan {
         })
     }
 
-    /// From here on step `step` is at `position` in the schedule, which then ends that much earlier or later.
+    /// Places step `step` at `position` in the schedule, which then ends that much earlier or later.
     pub fn place(&mut self, step: u64, position: u64) {
         self.offset = position as i64 - step as i64;
         self.total_steps = self.schedule_steps.saturating_add_signed(-self.offset);
@@ -65,8 +65,8 @@ impl Plan {
         self.offset
     }
 
-    /// Where in the schedule a run is after `steps` updates. The two differ only where a resumed run has another number
-    /// of steps an epoch than before.
+    /// Where in the schedule a run is after `steps` updates. The two differ only if a resumed run has another number
+    /// of steps per epoch than before.
     pub fn position(&self, steps: u64) -> u64 {
         steps.saturating_add_signed(self.offset)
     }
@@ -83,7 +83,7 @@ impl Plan {
         self.position(steps) as f64 / self.steps_per_epoch as f64
     }
 
-    /// The number of epochs done where update `steps`, counted from 1, is the last of one.
+    /// The number of epochs done if update `steps`, counted from 1, is the last one of an epoch.
     pub fn epoch_ended(&self, steps: u64) -> Option<u64> {
         let position = self.position(steps);
         position.is_multiple_of(self.steps_per_epoch).then_some(position / self.steps_per_epoch)

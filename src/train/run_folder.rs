@@ -12,10 +12,10 @@ use crate::checkpoint;
 /// A run's folder while the run writes to it.
 pub struct RunFolder {
     dir: PathBuf,
-    /// Locked while it is open; the system unlocks it when the process ends, so stale locks are ignored. `None` where
+    /// Locked while it is open; the system unlocks it when the process exits, so stale locks are ignored. `None` if
     /// rank 0 has it.
     lock: Option<File>,
-    /// What [`Self::put`] wrote, for a folder that has to be created again.
+    /// What [`Self::put`] wrote, to recreate the folder.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -74,7 +74,7 @@ impl RunFolder {
         written
     }
 
-    /// Creates the folder again, with its lock and files, where it was deleted or moved under the run.
+    /// Recreates the folder, with its lock and files, if it was deleted or moved during the run.
     /// # Errors
     /// [`InUse`] if another process has locked it.
     pub fn hold(&mut self) -> Result<()> {
@@ -88,7 +88,7 @@ impl RunFolder {
             }
             _ => {}
         }
-        log::warn!("{} was deleted or moved under the run: creating it again", self.dir.display());
+        log::warn!("{} was deleted or moved during the run: recreating it", self.dir.display());
         self.lock = Some(lock(&self.dir)?);
         self.files.iter().try_for_each(|(name, bytes)| checkpoint::write_file(&self.dir.join(name), bytes))
     }

@@ -1,4 +1,4 @@
-//! When and how a run's checkpoints are written, and what happens when one cannot be.
+//! When and how a run's checkpoints are written, and how failures to do so are handled.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct Saver {
     output: OutputConfig,
     /// Step of the last checkpoint that was written.
     saved: u64,
-    /// Step and error of the last attempt, where it failed.
+    /// Step and error of the last attempt, if it failed.
     failure: Option<(u64, String)>,
 }
 
@@ -27,8 +27,8 @@ impl Saver {
         Self { folder, output, saved, failure: None }
     }
 
-    /// Whether the config asks for a checkpoint after `done` steps, the last one of epoch `epoch` (from 1) where there is
-    /// one.
+    /// Whether the config asks for a checkpoint after `done` steps, the last one of epoch `epoch` (from 1) where there
+    /// is one.
     pub fn due(&self, done: u64, epoch: Option<u64>) -> bool {
         let due = |count: Option<u64>, every: Option<u64>| {
             every.zip(count).is_some_and(|(every, count)| count.is_multiple_of(every))
@@ -36,8 +36,8 @@ impl Saver {
         due(epoch, self.output.checkpoint_every_epochs) || due(Some(done), self.output.checkpoint_every_steps)
     }
 
-    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, the oldest ones are removed
-    /// to make room, but never the newest. A failure is logged, and the next checkpoint tries again.
+    /// Writes a checkpoint of the state after `manifest.step` steps. Where the disk is full, the oldest ones are
+    /// removed to make room, but never the newest. A failure is logged, and the next checkpoint tries again.
     /// # Errors
     /// It cannot be written and `output.on_write_error` is `stop`; another run has locked the folder.
     pub fn save(&mut self, byol: &Byol, manifest: &Manifest) -> Result<()> {
@@ -48,7 +48,7 @@ impl Saver {
         match self.try_to_save(byol, manifest) {
             Ok(()) => {
                 if self.failure.take().is_some() {
-                    log::info!("the checkpoint of step {} could be written again", manifest.step);
+                    log::info!("the checkpoint of step {} was written after an earlier failure", manifest.step);
                 }
                 self.saved = manifest.step;
                 Ok(())
@@ -78,7 +78,7 @@ impl Saver {
             log::warn!("{error:#}; removing the oldest of {there} checkpoints to make room");
             checkpoint::clean(&checkpoints, keep);
             if checkpoint::list(&checkpoints).len() == there {
-                return Err(error); // it cannot be removed, which was logged
+                return Err(error); // it could not be removed, which was logged
             }
         }
     }
@@ -95,19 +95,21 @@ impl Saver {
 
     /// At the end of a run.
     /// # Errors
-    /// The checkpoint of its last step could not be written: why, and which is the last good one.
+    /// The checkpoint of the last step could not be written: why, and which is the last valid one.
     pub fn finish(&self, step: u64) -> Result<()> {
         if let Some((_, why)) = &self.failure {
             let kept = self.kept();
-            bail!("step {step}, the run's last, could not be saved: {why}; {kept}; make room, then add --resume auto");
+            bail!(
+                "step {step}, the run's last, could not be saved: {why}; {kept}; free some space, then add --resume auto"
+            );
         }
         Ok(())
     }
 
-    /// Which checkpoint a resumed run would start from, in words.
+    /// The checkpoint that a resumed run would start from, in words.
     pub fn kept(&self) -> String {
         match checkpoint::list(&self.folder.checkpoints()).first() {
-            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            Some(path) => format!("the last valid checkpoint is {}", path.display()),
             None => "there is no checkpoint yet".into(),
         }
     }

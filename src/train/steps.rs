@@ -27,9 +27,9 @@ pub(super) struct Steps<'a> {
     contention: Contention,
     interval: Interval,
     training_seconds: f64,
-    /// The last step's numbers, not read yet.
+    /// The last step's loss and statistics, not read yet.
     pending: Option<Pending>,
-    /// Of the last step that was not skipped.
+    /// Loss of the last step that was not skipped.
     loss: f64,
     /// Of the last step that was logged.
     z_std: f64,
@@ -43,7 +43,7 @@ struct Pending {
     numbers: PendingScalars,
 }
 
-/// What follows a step.
+/// What to do after a step.
 #[derive(Clone, Copy)]
 struct Due {
     log: bool,
@@ -76,13 +76,13 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// All steps. Where they end with an error that leaves the weights finite, these are saved first.
+    /// Runs all steps. If they end with an error that leaves the weights finite, these are saved first.
     pub fn run(mut self) -> Result<Outcome> {
         let outcome = self.steps();
         if let (Err(_), Some(done)) = (&outcome, self.good.filter(|&done| !self.trainer.saver.tried(done))) {
             match self.trainer.save(done) {
                 Ok(()) if self.trainer.saver.failing() => {} // already logged
-                Ok(()) => log::warn!("saved step {done} before ending"),
+                Ok(()) => log::warn!("saved step {done} before exiting"),
                 Err(error) => log::warn!("could not save step {done}: {error:#}"),
             }
         }
@@ -121,12 +121,13 @@ impl<'a> Steps<'a> {
     fn share_cores(&mut self) {
         if self.contention.observe() && self.trainer.logger.is_some() {
             let threads = self.trainer.manifest.threads;
-            log::info!("other processes keep {threads} threads waiting for a core; fewer train.threads may be faster");
+            log::info!(
+                "the CPU is busy with other processes, which slows down {threads} threads; fewer train.threads may be faster"
+            );
         }
     }
 
-    /// The accuracy of the random encoder; or that of a run which ended between its last checkpoint and its last
-    /// evaluation.
+    /// Evaluates the untrained encoder, or a run that stopped between its last checkpoint and its last evaluation.
     fn evaluate_first(&mut self) -> Result<()> {
         if self.first == 0 || self.first >= self.end {
             self.evaluate(self.first)?;
@@ -137,7 +138,7 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// The next step's micro-batches, still bytes: bad data is then an error before the step, not within it.
+    /// The next step's micro-batches, still bytes: bad data is an error before the step, not within it.
     fn next_micro_batches(&mut self, done: u64) -> Result<Vec<Batch>> {
         let Trainer { train, loader, group, byol, .. } = &mut *self.trainer;
         let start = Instant::now();
@@ -182,9 +183,9 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// Reads numbers that have arrived and fails where they are not finite. On the CPU they are the step's own. On a GPU
-    /// they are those of the step before, which has long ended when this one is queued, except where this one is logged
-    /// or saved: that waits for it.
+    /// Reads loss and statistics and fails if they are not finite. On the CPU they are the step's own. On a
+    /// GPU they are those of the step before, which has long ended when this one is queued, except where this one is
+    /// logged or saved: that waits for it.
     fn check(&mut self, done: u64, output: &StepOutput, skipped: bool, due: Due) -> Result<Option<Numbers>> {
         let byol = &self.trainer.byol;
         let previous = self.pending.replace(Pending { step: done, numbers: output.fetch()? });
@@ -258,7 +259,7 @@ impl<'a> Steps<'a> {
         self.training_seconds += self.interval.restart();
         let step = self.trainer.manifest.step;
         if self.trainer.saver.failing() {
-            self.trainer.save(step)?; // once more: there may be room by now
+            self.trainer.save(step)?; // try again: there may be space by now
         }
         self.trainer.saver.finish(step)?;
         let images = (step - self.first) as f64 * self.trainer.train.batch_size as f64;

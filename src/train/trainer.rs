@@ -22,17 +22,17 @@ pub struct Trainer {
     pub plan: Plan,
     /// Micro-batches, from the first one not yet trained on.
     pub loader: Loader,
-    /// Brings them to the device.
+    /// Copies them to the device.
     pub feed: Feed,
     /// Runs the steps.
     pub executor: Executor,
-    /// k-NN accuracy, where there are labels and the config asks for it.
+    /// k-NN accuracy, if there are labels and the config enables it.
     pub knn: Option<KnnWatch>,
     /// Bars, metrics.jsonl, TensorBoard; rank 0's alone.
     pub logger: Option<Logger>,
     /// The processes that share each batch.
     pub group: Arc<Group>,
-    /// What checkpoints say of the run; its `step` is that of the last checkpoint.
+    /// Metadata for checkpoints; its `step` is that of the last checkpoint.
     pub manifest: Manifest,
     /// The run's folder and its checkpoints.
     pub saver: Saver,
@@ -62,7 +62,7 @@ pub struct Outcome {
     pub loss: f64,
     /// Statistic of the last step logged, see [`crate::byol::loss::z_std`].
     pub z_std: f64,
-    /// The projections collapsed at some time.
+    /// Whether the projections collapsed at some step.
     pub collapsed: bool,
     /// k-NN top-1 of the encoder at the end.
     pub knn_top1: Option<f64>,
@@ -77,8 +77,8 @@ pub struct Outcome {
 impl Trainer {
     /// Trains from `manifest.step` to the end.
     /// # Errors
-    /// NaN or Inf (the message has the step and the tensor; no checkpoint of it is written) where the config does not
-    /// skip such steps; a bad image where it says `fail`; a last checkpoint that cannot be written; a failure of
+    /// NaN or Inf (the message has the step and the tensor; no checkpoint of it is written) unless the config
+    /// skips such steps; a bad image if it says `fail`; a last checkpoint that cannot be written; a failure of
     /// libtorch. Finite weights are saved first.
     pub fn run(&mut self, signals: &Signals) -> Result<Outcome> {
         Steps::new(self, signals).run()
@@ -93,7 +93,7 @@ impl Trainer {
         self.saver.save(&self.byol, &self.manifest)
     }
 
-    /// `what` is not finite, and what to do.
+    /// The error that `what` is not finite, with advice.
     pub(super) fn not_finite(&self, what: &str) -> String {
         format!(
             "{what}; {}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, set optimizer.clip_grad_norm or use \

@@ -1,5 +1,5 @@
-//! Values of every wrong type for every key, in a file and with `--set`: each loads or is refused with one line in plain
-//! words that has the place, the key, what was found and what is expected.
+//! Values of every wrong type for every key, in a file and with `--set`: each loads or is refused with one line in
+//! plain words that has the place, the key, what was found and what is expected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

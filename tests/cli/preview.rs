@@ -163,7 +163,7 @@ fn bad_images_are_replaced_as_in_training_or_fatal() {
 fn an_output_that_exists_is_replaced_only_by_force() {
     let folder = Folder::new(32);
     fs::write(folder.path("views.png"), "mine").expect("written");
-    refused(&folder.preview("views.png", &[]), &["--output", "views.png exists already", "--force"]);
+    refused(&folder.preview("views.png", &[]), &["--output", "views.png already exists", "--force"]);
     assert_eq!(fs::read(folder.path("views.png")).expect("still there"), b"mine");
     folder.picture(&["--force", "--images", "1", "--draws", "1"]);
     fs::create_dir(folder.path("folder.png")).expect("a folder");

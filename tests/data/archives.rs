@@ -101,14 +101,14 @@ fn unusable_cifar_files_are_named_in_one_line() {
     // Held-out images are optional.
     fs::remove_file(folder.join("test_batch.bin")).unwrap();
     assert!(open_eval(&config(Format::Cifar10, root)).unwrap().is_none());
-    // Archives: of the other set, cut off, and none at all.
+    // Archives: of the other set, truncated, and not an archive.
     let message = failed(&fixture("cifar/cifar-100-binary.tar.gz"));
     assert!(message.starts_with("found no data_batch_1.bin in "), "{message}");
     let packed = fs::read(fixture("cifar/cifar-10-binary.tar.gz")).unwrap();
     let cut = root.join("cut.tar.gz");
     for (bytes, part) in [
-        (&packed[..packed.len() / 2], "get it again"),
-        (b"<html>Not found, try later</html>", "get it again"),
+        (&packed[..packed.len() / 2], "download it again"),
+        (b"<html>Not found, try later</html>", "download it again"),
         (b"", "empty file"),
     ] {
         fs::write(&cut, bytes).unwrap();
@@ -299,8 +299,9 @@ fn cut_shards_are_named() {
             Err(error) => {
                 let message = failure::<()>(Err(error));
                 let named = message.contains(&format!("/{cut}.tar: "));
-                let why =
-                    ["empty file", "cut off", "no tar file", "no images in"].iter().any(|part| message.contains(part));
+                let why = ["empty file", "truncated", "not a tar file", "no images in"]
+                    .iter()
+                    .any(|part| message.contains(part));
                 assert!((named || message.contains("no images")) && why, "cut to {cut}: {message}");
             }
         }
@@ -378,7 +379,7 @@ fn bad_images_in_shards_are_errors_of_their_own() {
     let small = DataConfig { max_bytes: 20, ..webdataset(&path) };
     let message = failure(open_train(&small).unwrap().load(0, &mut out));
     assert!(message.contains("expected at most 20 (data.max_bytes)"), "{message}");
-    // The last image is gone while the shard is in use.
+    // The last image is removed while the shard is in use.
     fs::File::options().write(true).open(&path).unwrap().set_len(2000).unwrap();
     assert!(set.load(0, &mut out).is_ok());
     assert!(failure(set.load(2, &mut out)).starts_with("cannot read the shard"));

@@ -159,7 +159,7 @@ fn a_stray_image_costs_no_other_its_label() {
     scratch.images(&["ant/0.ppm", "bee/1.ppm", "sample.ppm"]);
     let (set, lines) = logged(|| open_train(&config(Format::ImageFolder, scratch.at(""))).unwrap());
     assert_eq!((labels(&set), set.class_names().len()), (vec![0, 1, -1], 2));
-    let line = "1 of 3 images, such as sample.ppm, are next to the class folders and count as unlabelled";
+    let line = "1 of 3 images, such as sample.ppm, are next to the class folders and count as unlabeled";
     assert!(lines.len() == 1 && lines[0].ends_with(line), "{lines:?}");
     if let Some(path) = case("stray_image") {
         let set = open_train(&config(Format::ImageFolder, path)).unwrap();
@@ -282,7 +282,7 @@ fn members_of_shards_are_paired_wherever_they_are() {
     let (set, lines) = logged(|| open_train(&dots).unwrap());
     assert_eq!(set.len(), 1);
     assert!(
-        lines[0].contains("1 of 2 images are left out, such as c.1.ppm in dots.tar, because")
+        lines[0].contains("1 of 2 images are skipped, such as c.1.ppm in dots.tar, because")
             && lines[0].ends_with("set data.key=last_dot"),
         "{lines:?}"
     );
@@ -294,7 +294,7 @@ fn members_of_shards_are_paired_wherever_they_are() {
         let dotted = config(Format::Webdataset, dots);
         let all = open_train(&DataConfig { key: KeyRule::LastDot, ..dotted.clone() }).unwrap().len();
         let (set, lines) = logged(|| open_train(&dotted).unwrap());
-        let count = format!("{} of {all} images are left out", all - set.len());
+        let count = format!("{} of {all} images are skipped", all - set.len());
         assert!(set.len() < all && lines[0].contains(&count), "{lines:?}");
     }
 }

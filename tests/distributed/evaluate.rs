@@ -83,7 +83,7 @@ fn features_are_the_same_files_whatever_the_number_of_processes() {
             let output = output("extract-features", &format!("{data} --nproc {world} --output {}", to.display()));
             let stderr = succeeded(&output);
             let said = text(&output.stdout);
-            assert!(said.contains("135 x 128 features, 65 unreadable images left out"), "{said}");
+            assert!(said.contains("135 x 128 features, 65 unreadable images skipped"), "{said}");
             assert!(said.lines().count() == 1 && stderr.matches("step 4 of 4").count() == 1, "{said}{stderr}");
         }
         for name in ["features.npy", "labels.npy", "indices.npy"] {
@@ -177,7 +177,7 @@ fn a_killed_process_ends_all_in_one_line_and_leaves_no_file() {
     send("-KILL", ranks[1]);
     let output = child.wait_with_output().expect("ended");
     assert!(at.elapsed() < PATIENCE, "ended after {:?}", at.elapsed());
-    failed(&output, &[&format!("rank 1 on {}", host()), "killed by signal 9", "start it again"]);
+    failed(&output, &[&format!("rank 1 on {}", host()), "killed by signal 9", "run the command again"]);
     assert!(gone(&ranks) && !written());
 }
 
@@ -189,7 +189,7 @@ fn a_process_that_hangs_ends_all_within_the_timeout() {
     send("-STOP", ranks[1]);
     let output = child.wait_with_output().expect("ended");
     assert!(at.elapsed() < PATIENCE, "ended after {:?}", at.elapsed());
-    failed(&output, &[&format!("rank 1 on {}", host()), "gone or cannot be reached", "start it again"]);
+    failed(&output, &[&format!("rank 1 on {}", host()), "exited or cannot be reached", "run the command again"]);
     assert!(gone(&ranks) && !written());
 }
 

@@ -146,8 +146,8 @@ fn a_cut_link_between_two_machines_ends_both_and_one_goes_on() {
     let outputs = ranks.map(|child| child.wait_with_output().expect("ended"));
     assert!(cut.elapsed() < PATIENCE, "ended after {:?}", cut.elapsed());
     // Neither can hear of the other: each names it, in one line.
-    failed(&outputs[0], &["rank 1 on machine1 is gone or cannot be reached", "--resume auto"]);
-    failed(&outputs[1], &["rank 0 on machine0 is gone or cannot be reached", "--resume auto"]);
+    failed(&outputs[0], &["rank 1 on machine1 exited or cannot be reached", "--resume auto"]);
+    failed(&outputs[1], &["rank 0 on machine0 exited or cannot be reached", "--resume auto"]);
     let folder = fs::read_dir(runs.dir("run").join("checkpoints")).expect("listed");
     let steps = folder.flatten().filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
     let last = steps.max().expect("a checkpoint");

@@ -91,7 +91,7 @@ fn a_run_goes_on_with_another_number_of_processes() {
         let stderr = succeeded(&runs.train(&name, &format!("{epochs} --resume auto {second}")));
         assert_eq!(stderr.matches("nothing left to do").count(), 1, "{stderr}");
     }
-    failed(&runs.train("whole", &format!("{epochs} --nproc 2")), &["holds a run already"]);
+    failed(&runs.train("whole", &format!("{epochs} --nproc 2")), &["already contains a run"]);
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn a_process_that_hangs_ends_the_run_within_the_timeout() {
     send("-STOP", ranks[1]);
     let output = child.wait_with_output().expect("ended");
     assert!(at.elapsed() < PATIENCE, "ended after {:?}", at.elapsed());
-    failed(&output, &[&format!("rank 1 on {}", host()), "gone or cannot be reached", "--resume auto"]);
+    failed(&output, &[&format!("rank 1 on {}", host()), "exited or cannot be reached", "--resume auto"]);
     assert!(gone(&ranks));
-    // The last checkpoint is good: one process goes on from it.
+    // The last checkpoint is valid: one process resumes from it.
     let folder = runs.dir("run").join("checkpoints");
     let steps = fs::read_dir(folder).expect("listed").flatten().map(|e| e.file_name().to_string_lossy().into_owned());
     let last: u64 = steps.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max().expect("a checkpoint");
@@ -227,12 +227,15 @@ fn processes_that_disagree_or_do_not_come_say_so() {
     one_failed(pair([&path("a"), &path("b")]), &["rank 1 on", "data: found 17 images", "rank 0 has 16 images"]);
     // An error of rank 0 alone, which takes the store with it: no other speaks of its end.
     succeeded(&runs.train("run", "train.max_steps=1"));
-    one_failed(pair(["dist.timeout=12"; 2]), &["rank 0 on", "holds a run already"]);
+    one_failed(pair(["dist.timeout=12"; 2]), &["rank 0 on", "already contains a run"]);
     one_failed(
         vec![runs.rank("run", "dist.timeout=5", 0, 2, port())],
-        &["rank 0 on", "rank 1 did not come within 5 s"],
+        &["rank 0 on", "rank 1 did not join within 5 s"],
     );
-    one_failed(vec![runs.rank("run", "dist.timeout=5", 1, 2, port())], &["rank 1", "nobody answers at 127.0.0.1"]);
+    one_failed(
+        vec![runs.rank("run", "dist.timeout=5", 1, 2, port())],
+        &["rank 1", "no answer from rank 0 at 127.0.0.1"],
+    );
 }
 
 #[test]
@@ -254,11 +257,11 @@ fn half_an_environment_is_refused() {
     let runs = Runs::new();
     let output = runs.command("run", "").env("RANK", "0").output().expect("byol runs");
     failed(&output, &["found RANK without WORLD_SIZE"]);
-    // What does not share its work would do it several times, and write the same file.
+    // A command that runs in one process only would do its work several times and write the same file.
     let mut alone = std::process::Command::new(env!("CARGO_BIN_EXE_byol"));
     alone.args(["preview", "--config", "nowhere", "--output", "x.png"]).env("RANK", "1").env("WORLD_SIZE", "2");
     let output = alone.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "1").output().expect("byol runs");
-    failed(&output, &["found rank 1 of 2 processes, expected one: this command does not share its work"]);
+    failed(&output, &["found rank 1 of 2 processes, expected one: this command runs in one process only"]);
 }
 
 #[test]
@@ -272,10 +275,10 @@ fn one_gpu_takes_the_whole_path_over_nccl() {
     }
     succeeded(&alone);
     let stderr = succeeded(&runs.train("group", &format!("{cuda} dist.backend=nccl --nproc 1")));
-    assert!(stderr.contains("no CUDA graph: a step exchanges numbers with other processes"), "{stderr}");
+    assert!(stderr.contains("no CUDA graph: a step communicates with other processes"), "{stderr}");
     assert!(runs.checkpoint("group", 8).exists());
     let demanded = runs.train("graph", &format!("{cuda} dist.backend=nccl --nproc 1 train.cuda_graph=on"));
-    failed(&demanded, &["train.cuda_graph: found on", "a step exchanges numbers with other processes"]);
+    failed(&demanded, &["train.cuda_graph: found on", "a step communicates with other processes"]);
     failed(&runs.train("gloo", &format!("{cuda} dist.backend=gloo --nproc 2")), &["dist.backend: found gloo"]);
 }
 

@@ -212,7 +212,7 @@ fn one_setting_needs_no_held_out_images_and_a_fraction_takes_few() {
     assert!(run.dir().join("linear_eval-0.1.json").exists());
     let output = run.path("elsewhere.json");
     run.json("linear-eval", &[&QUICK[..], &["--output", &output]].concat());
-    run.failed("linear-eval", &["--output", &output], &["elsewhere.json exists already", "--force"]);
+    run.failed("linear-eval", &["--output", &output], &["elsewhere.json already exists", "--force"]);
     run.json("linear-eval", &[&QUICK[..], &["--output", &output, "--force"]].concat());
     for bad in ["0", "1", "1.5", "nan"] {
         run.failed("linear-eval", &["--fraction", bad], &["--fraction", "expected above 0 and below 1"]);
@@ -305,7 +305,8 @@ fn relative_paths_of_a_run_are_resolved_against_where_it_was_started() {
     let knn = ["knn-eval", "--checkpoint", &run, "--k", "1"];
     let (table, log) = at(&elsewhere, &knn);
     assert!(table.contains("8 held-out images, 24 training images"), "{table}");
-    let resolved = format!("data.path: imgs, relative to where the run was started: {}", home.join("imgs").display());
+    let resolved =
+        format!("data.path: imgs, relative to the folder the run was started in: {}", home.join("imgs").display());
     assert!(log.contains(&resolved) && !log.contains("are not the images"), "{log}");
     let (table, _) = at(&elsewhere, &[&knn[..], &["--set", "data.path=imgs"]].concat());
     assert!(table.contains("8 held-out images, 40 training images"), "{table}");
@@ -381,7 +382,7 @@ fn extracted_features_are_whole_and_nothing_is_overwritten() {
     assert_eq!(npy("labels.npy"), labels);
     assert_eq!(npy("indices.npy"), (0..60i64).flat_map(i64::to_le_bytes).collect::<Vec<u8>>());
     for output in [&file, &folder] {
-        run.failed("extract-features", &["--output", output], &["exists already; add --force"]);
+        run.failed("extract-features", &["--output", output], &["already exists; add --force"]);
     }
     assert!(fs::read(&file).expect("read") == bytes);
     // What a killed extraction left.
@@ -409,7 +410,7 @@ fn features_of_nothing_are_not_written() {
     assert!(!Path::new(&output).exists());
 }
 
-/// What a result is for is to be read: only a reader that has gone away is passed over.
+/// A result that cannot be printed is an error, unless the reader closed the pipe.
 #[test]
 fn a_result_that_cannot_be_printed_is_an_error() {
     let run = Run::new();
@@ -434,7 +435,7 @@ fn images_that_cannot_be_read_or_have_no_label_are_said() {
     let config = ["--config", &config];
     let file = run.path("f.safetensors");
     let said = run.stdout("extract-features", &[&config[..], &["--output", &file]].concat());
-    assert!(said.contains("23 x 128 features, 1 unreadable images left out"), "{said}");
+    assert!(said.contains("23 x 128 features, 1 unreadable images skipped"), "{said}");
     let bytes = fs::read(&file).expect("read");
     let indices = SafeTensors::deserialize(&bytes).expect("whole").tensor("indices").expect("indices").data().to_vec();
     let position = |at: usize| i64::from_le_bytes(indices[at * 8..at * 8 + 8].try_into().expect("8 bytes"));
@@ -492,7 +493,7 @@ fn encoders_from_elsewhere_are_evaluated_with_the_same_command() {
 fn what_is_no_such_encoder_is_refused() {
     let run = Run::new();
     let wider = ["--set", "model.width=0.5"];
-    run.failed("linear-eval", &wider, &["found Resnet18 of width 0.25", "config's model is Resnet18 of width 0.5"]);
+    run.failed("linear-eval", &wider, &["found resnet18 of width 0.25", "config's model is resnet18 of width 0.5"]);
     failed(&["knn-eval", "--checkpoint", &run.path("nowhere")], &["nowhere"]);
     failed(&["knn-eval", "--checkpoint", &run.path("")], &["found no checkpoint in this folder"]);
     let file = run.foreign();

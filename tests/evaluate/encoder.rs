@@ -123,7 +123,7 @@ fn recomputed_statistics_are_update_bns() {
     write(&path, &state_dict(&fixture, Arch::Resnet18, 1.0, Stem::Cifar));
     let mut encoder = open(&path).expect("opened");
     encoder.params.to_kind(fixture.kind);
-    // A batch of one image is passed over: it has no variance.
+    // A batch of one image is skipped: it has no variance.
     let batches = [("batch0", 4), ("single", 1), ("batch1", 4), ("batch2", 3)];
     let batches = batches.map(|(name, size)| Ok(fixture.fill(&format!("input.{name}"), &[size, 3, 32, 32])));
     assert_eq!(encoder.recompute_batchnorm(batches.into_iter()).expect("recomputed"), 3);
@@ -229,7 +229,7 @@ fn what_is_no_encoder_of_ours_is_refused_in_one_line() {
     let whole = fs::read(&path).expect("bytes");
     for length in [0, 4, 8, 1000, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..length]).expect("written");
-        refused(&path, &["not a whole safetensors file"]);
+        refused(&path, &["not a valid safetensors file"]);
     }
     for name in ["m.pth", "m.PT", "m.ckpt", "pickled"] {
         let path = folder.path().join(name);
@@ -273,7 +273,7 @@ fn runs_and_checkpoints_open_at_any_of_their_paths() {
     let other = Encoder::open(&checkpoint, &options).expect("opened").represent(&x).expect("features");
     assert!(((other - &online).norm() / online.norm()).double_value(&[]) < 1e-5);
 
-    // A damaged checkpoint is passed over for the one before; named itself, it is an error.
+    // A damaged checkpoint is skipped and the previous one used; given by name, it is an error.
     let model: PathBuf = checkpoint.join("model.safetensors");
     let whole = fs::read(&model).expect("bytes");
     fs::write(&model, &whole[..whole.len() - 1]).expect("written");

@@ -200,7 +200,7 @@ fn the_target_gets_statistics_of_its_own() {
 }
 
 #[test]
-fn a_file_that_differs_from_its_encoder_is_told() {
+fn a_file_that_differs_from_its_encoder_is_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let graph = ExportOptions::default();
     let change = |encoder: &Encoder, name: &str, by: f64| {
@@ -245,7 +245,7 @@ fn what_cannot_be_written_is_refused_before_any_work() {
         |args: Vec<String>, parts: &[&str]| refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), parts);
     let there = path("there.onnx");
     fs::write(&there, b"precious").expect("written");
-    check(export(&there, &[]), &["there.onnx exists already; add --force"]);
+    check(export(&there, &[]), &["there.onnx already exists; add --force"]);
     assert_eq!(fs::read(&there).expect("bytes"), b"precious");
     exported("onnx", Path::new(&there), &["--force"]);
     assert!(fs::read(&there).expect("bytes").len() > 1000);
@@ -255,11 +255,11 @@ fn what_cannot_be_written_is_refused_before_any_work() {
     // A rename would replace a device or a pipe, and a link that leads nowhere yet.
     let pipe = path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
-    check(export(&pipe, &["--force"]), &["is no regular file, and is not replaced"]);
+    check(export(&pipe, &["--force"]), &["is not a regular file and will not be replaced"]);
     std::os::unix::fs::symlink("nowhere", path("link")).expect("linked");
-    check(export(&path("link"), &[]), &["exists already; add --force"]);
+    check(export(&path("link"), &[]), &["already exists; add --force"]);
     let model = RUN.checkpoint(4).join("model.safetensors").display().to_string();
-    check(export(&model, &["--force"]), &["is what is exported"]);
+    check(export(&model, &["--force"]), &["is the input of the export"]);
     Encoder::open(&RUN.checkpoint(4), &EncoderOptions::default()).expect("still whole");
 
     let new = path("new");
@@ -279,7 +279,7 @@ fn what_cannot_be_written_is_refused_before_any_work() {
     let foreign = path("model.pth");
     fs::write(&foreign, b"PK\x03\x04").expect("written");
     check(other("onnx", &foreign, &[]), &["model.pth: damaged: not a whole zip archive"]);
-    check(other("onnx", &there, &[]), &["not a whole safetensors file"]);
+    check(other("onnx", &there, &[]), &["not a valid safetensors file"]);
     check(other("onnx", &pipe, &[]), &["pipe: found a named pipe, expected a file"]);
     check(other("onnx", &there, &["--network", "target", "--config", "x"]), &["found a file, expected a run's"]);
     assert!(!Path::new(&new).exists());

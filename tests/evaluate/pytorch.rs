@@ -1,5 +1,5 @@
-//! Files of `torch.save`, read without Python: against the tensors that PyTorch has in them, and against files that mean
-//! harm. Fixtures by `scripts/reference/pytorch.py`.
+//! Files of `torch.save`, read without Python: against the tensors that PyTorch has in them, and against files that
+//! mean harm. Fixtures by `scripts/reference/pytorch.py`.
 
 use std::collections::BTreeMap;
 use std::fs;

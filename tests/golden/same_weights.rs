@@ -91,8 +91,8 @@ fn views_straight_in_bf16_give_the_same_bits() {
     assert!(weights.equal(&fast_weights));
 }
 
-/// SGD and the moving average tensor by tensor, as Algorithm 1 is written. In f64: in fp32 a ReLU's input within rounding
-/// of 0 makes more of a difference than any of these.
+/// SGD and the moving average tensor by tensor, as Algorithm 1 is written. In f64: in fp32 a ReLU's input within
+/// rounding of 0 makes more of a difference than any of these.
 #[test]
 fn many_tensors_at_once_give_the_same_weights() {
     let views = |batch: &Batch| Ok(fp32_views(batch).map(|view| view.to_kind(Kind::Double)));

@@ -163,7 +163,8 @@ monitor: {knn_every: 0}
         Self { folder: folder.path().into(), _removed_at_the_end: Some(folder) }.trained(overrides)
     }
 
-    /// The same for a static, which is never dropped: in a folder below `target` that the next one of this name replaces.
+    /// The same for a static, which is never dropped: in a folder below `target` that the next one of this name
+    /// replaces.
     pub fn train_shared(name: &str, overrides: &[&str]) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = std::fs::remove_dir_all(&folder); // not there the first time

@@ -123,7 +123,7 @@ fn another_version_or_network_is_refused_with_the_differences() {
     assert!(error.contains("differences: "), "{error}");
     // Manifests of a later version, of none, and of no JSON.
     for (manifest, expected) in [
-        (r#"{"format": 2, "step": 1}"#, "found format 2, this byol reads format 1; use the version that wrote it"),
+        (r#"{"format": 2, "step": 1}"#, "found format 2, this version reads format 1; use the version that wrote it"),
         (r#"{"step": 1}"#, "found format none"),
         (r#"{"format": 1}"#, "missing field"),
         (&"[".repeat(100_000), "recursion limit exceeded"),

@@ -1,4 +1,4 @@
-//! A run whose disk is full, read-only or gone goes on, says so, and saves when it can again.
+//! A run whose disk is full, read-only or missing continues, logs it, and saves once it can.
 
 use std::fs;
 use std::io::Write;
@@ -85,11 +85,11 @@ fn a_disk_that_fills_and_is_freed_again_costs_nothing() {
     assert!(said.contains("No space left on device") && said.contains("removing the oldest of"), "{said}");
     assert!(said.contains("(needs 8.5 MB, free: "), "{said}");
     run.wait_until_said("trying again at the next record");
-    let last = said.rsplit("the last good checkpoint is ").next().and_then(|rest| rest.split(';').next());
+    let last = said.rsplit("the last valid checkpoint is ").next().and_then(|rest| rest.split(';').next());
     assert!(Path::new(last.expect("a path")).join("SHA256SUMS").exists(), "{last:?}");
     fs::remove_file(ballast).expect("removed");
-    run.wait_until_said("could be written again");
-    let said = run.wait_until_said("the metrics could be written again");
+    run.wait_until_said("written after an earlier failure");
+    let said = run.wait_until_said("the metrics were written after an earlier failure");
     assert!(!said.contains("\nerror: "), "{said}");
     assert_stops_with_the_same_bits(&run, child);
 }
@@ -123,7 +123,7 @@ fn a_read_only_disk_is_waited_out() {
     run.wait_until_said("trying again at the next one");
     drop(guard);
     permit(0o755);
-    let said = run.wait_until_said("could be written again");
+    let said = run.wait_until_said("written after an earlier failure");
     assert!(!said.contains("\nerror: "), "{said}");
     assert_stops_with_the_same_bits(&run, child);
 }
@@ -143,7 +143,7 @@ fn a_last_checkpoint_that_cannot_be_written_is_an_error_and_stop_means_at_once()
     let output = limited(&[]);
     let said = text(&output.stderr);
     failed(&output, &["step 12, the run's last, could not be saved", "File too large", "(needs 8.5 MB, free: "]);
-    assert!(said.contains("trying again at the next one") && said.contains("step-00000007; make room"), "{said}");
+    assert!(said.contains("trying again at the next one") && said.contains("step-00000007; free some space"), "{said}");
     let output = limited(&["--set", "output.on_write_error=stop"]);
     failed(&output, &["writing checkpoint", "step-00000010", "File too large"]);
     run.assert_tidy(2);
@@ -160,7 +160,7 @@ fn a_folder_deleted_under_the_run_is_made_again() {
     run.wait_for(&run.checkpoint(5));
     let moved = run.folder.path().join("moved");
     fs::rename(run.dir(), &moved).expect("moved"); // the same to the run as deleted, but for one instant
-    let said = run.wait_until_said("was deleted or moved under the run: creating it again");
+    let said = run.wait_until_said("was deleted or moved during the run: recreating it");
     assert!(!said.contains("\nerror: "), "{said}");
     run.wait_until_said("metrics.jsonl was deleted: starting a new file");
     let second = run.command(&RESUME).stdout(Stdio::null()).output().expect("byol runs");

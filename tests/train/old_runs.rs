@@ -1,6 +1,6 @@
-//! Runs of earlier versions are resumed and their checkpoints read. `tests/fixtures/runs/run-0.1.0.tar.gz` is a run that
-//! version 0.1.0 stopped after 4 of 8 steps (AdamW, 16 px); so that it is small, every float tensor was then filled
-//! with one value and `SHA256SUMS` written anew.
+//! Runs of earlier versions are resumed and their checkpoints read. `tests/fixtures/runs/run-0.1.0.tar.gz` is a run
+//! that version 0.1.0 stopped after 4 of 8 steps (AdamW, 16 px); so that it is small, every float tensor was then
+//! filled with one value and `SHA256SUMS` written anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -141,7 +141,7 @@ fn a_good_checkpoint_is_never_the_one_that_goes() {
     fs::write(run.checkpoint(8).join("model.safetensors"), "damaged").expect("damaged");
     let one = ["--resume", "auto", "--set", "output.keep_checkpoints=1", "--set", "output.checkpoint_every_steps=1"];
     let stderr = succeeded(&run.train(&[&one[..], &["--set", "train.max_steps=6"]].concat()));
-    assert!(stderr.contains("set aside as") && stderr.contains("abandoned-step-00000008"), "{stderr}");
+    assert!(stderr.contains("renamed to") && stderr.contains("abandoned-step-00000008"), "{stderr}");
     assert!(run.checkpoint(6).exists() && !run.checkpoint(8).exists());
     // Going on from an older one opens a branch; the checkpoints of the other are neither lost nor resumed.
     succeeded(&run.train(&[
@@ -202,7 +202,7 @@ fn a_second_run_in_the_same_folder_is_refused_and_a_second_signal_leaves_at_once
 fn a_run_is_not_overwritten_and_not_resumed_with_another_config() {
     let run = Run::new();
     succeeded(&run.train(&["--set", "train.max_steps=2"]));
-    failed(&run.train(&[]), &["holds a run already", "--resume auto"]);
+    failed(&run.train(&[]), &["already contains a run", "--resume auto"]);
     let changed = ["--resume", "auto", "--set", "optimizer.base_lr=1.0"];
     failed(&run.train(&changed), &["optimizer.base_lr: 1.0, was 2.0", "--allow-config-change"]);
     let stderr = succeeded(&run.train(&[&changed[..], &["--allow-config-change"]].concat()));
@@ -227,7 +227,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint() 
     let every =
         ["--set", "output.checkpoint_every_steps=1", "--set", "schedule.epochs=50", "--set", "monitor.knn_every=0"];
     let output = run.train(&[&diverging[..], &every].concat());
-    failed(&output, &["step ", "is not finite", "the last good checkpoint is", "optimizer.base_lr"]);
+    failed(&output, &["step ", "is not finite", "the last valid checkpoint is", "optimizer.base_lr"]);
     let last = fs::read_dir(run.dir().join("checkpoints")).expect("listed").map(|e| e.expect("entry").path()).max();
     let bytes = fs::read(last.expect("a checkpoint").join("model.safetensors")).expect("read");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
@@ -336,7 +336,7 @@ fn steps_done_before_an_error_in_the_data_are_kept() {
     fs::remove_file(folder.join("a/2.png")).expect("removed");
     let output = child.wait_with_output().expect("ended");
     failed(&output, &["2.png"]);
-    assert!(text(&output.stderr).contains("before ending"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("before exiting"), "{}", text(&output.stderr));
     let saved = fs::read_dir(run.dir().join("checkpoints")).expect("listed").count();
     assert_eq!(saved, 1);
 }
@@ -354,7 +354,7 @@ fn folders_named_train_and_val_are_sets_only_together() {
     // Held-out images without labels stop nothing, unless they were asked for.
     fs::rename(folder.join("val/a/0.png"), folder.join("val/0.png")).expect("moved");
     let stderr = succeeded(&Run::new().train(&images));
-    assert!(stderr.contains("have no labels and are left out"), "{stderr}");
+    assert!(stderr.contains("have no labels and are not used"), "{stderr}");
     let named = format!("data.eval_path={}", folder.join("val").display());
     failed(&Run::new().train(&[&images[..], &["--set", &named]].concat()), &["data.eval_path", "without labels"]);
     // A class may be called train.
@@ -379,7 +379,7 @@ fn cuda_without_a_gpu_says_what_is_missing() {
     let output = Run::new().train(&["--set", "train.device=cuda"]);
     let stderr = text(&output.stderr);
     failed(&output, &["train.device", "cuda:0"]);
-    let causes = ["the CUDA library is missing", "the NVIDIA driver is missing", "the driver shows no device"];
+    let causes = ["the CUDA library is missing", "the NVIDIA driver is missing", "the driver reports no device"];
     assert!(causes.iter().any(|cause| stderr.contains(cause)), "{stderr}");
 }
 

@@ -75,7 +75,7 @@ fn a_closed_terminal_does_not_end_a_run() {
         assert!(start.elapsed() < crate::support::run::PATIENCE, "{}", run.summary());
         std::thread::sleep(Duration::from_millis(5));
     }
-    // The lock is free once the process is gone.
+    // The lock is free once the process has exited.
     let start = Instant::now();
     while !run.train(&["--resume", "auto"]).status.success() {
         assert!(start.elapsed() < crate::support::run::PATIENCE);

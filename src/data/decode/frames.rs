@@ -1,5 +1,5 @@
-//! The sizes of what is inside WebP and TIFF files: libraries decode it, at its own size, before they
-//! compare that with what the file promises.
+//! The sizes of the frames inside WebP and TIFF files: libraries decode a frame, at its own size, before they compare
+//! that with the size in the file's header.
 
 use anyhow::Result;
 use image::ImageFormat;
@@ -11,7 +11,7 @@ pub(super) fn ensure_sizes(bytes: &[u8], format: ImageFormat, options: DecodeOpt
     let check = |(width, height): (u16, u16)| ensure_pixels(width as usize, height as usize, options);
     match format {
         ImageFormat::WebP => webp_chunks(bytes).try_for_each(|(kind, data)| match &kind {
-            // A frame of an animation has chunks of its own.
+            // A frame of an animation contains chunks.
             b"ANMF" => chunks(data.get(16..).unwrap_or_default())
                 .filter_map(|(kind, data)| webp_size(kind, data))
                 .try_for_each(check),
@@ -22,7 +22,7 @@ pub(super) fn ensure_sizes(bytes: &[u8], format: ImageFormat, options: DecodeOpt
     }
 }
 
-/// Kind and data of each chunk of a WebP file; the last may be cut short.
+/// Kind and data of each chunk of a WebP file; the last may be truncated.
 pub(super) fn webp_chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     chunks(bytes.get(12..).unwrap_or_default())
 }
@@ -32,7 +32,7 @@ fn chunks(mut rest: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
         let (kind, after) = rest.split_first_chunk::<4>()?;
         let (length, after) = after.split_first_chunk::<4>()?;
         let length = u32::from_le_bytes(*length) as usize;
-        // Chunks begin at even places.
+        // Chunks start at even offsets.
         rest = after.get(length + length % 2..).unwrap_or_default();
         Some((*kind, &after[..length.min(after.len())]))
     })
@@ -50,7 +50,7 @@ fn webp_size(kind: [u8; 4], data: &[u8]) -> Option<(u16, u16)> {
     .filter(|&(width, height)| width > 0 && height > 0)
 }
 
-/// The size in a JPEG's frame header, which compressed TIFFs contain; by chance, it is in other bytes
+/// The size in a JPEG's frame header, which compressed TIFFs contain; other bytes match by chance
 /// once in 2^38.
 fn jpeg_size(window: &[u8]) -> Option<(u16, u16)> {
     match *window {

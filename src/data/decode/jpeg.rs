@@ -1,4 +1,4 @@
-//! JPEGs, most of what is ever decoded: by libjpeg-turbo, as in Pillow, and no more of one than is wanted.
+//! JPEGs, the most common format: decoded by libjpeg-turbo, as in Pillow, and only the region that is needed.
 
 use std::cell::RefCell;
 
@@ -10,15 +10,15 @@ use crate::augment::Crop;
 use crate::pixels::Pixels;
 use native::jpeg::Decoder;
 
-/// Each scan goes over all pixels, however few bytes it has; encoders make about ten.
+/// Each scan costs a pass over all pixels, however few bytes it has; encoders write about ten.
 const MAX_SCANS: u16 = 50;
 
 thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
 }
 
-/// Decodes and turns a JPEG, or the wanted part of it and some. Truncation is an error, as in Pillow; damage
-/// within the data may not be noticed.
+/// Decodes and orients a JPEG, or a region that contains the wanted part. Truncation is an error, as in Pillow; damage
+/// within the data may go unnoticed.
 pub(super) fn decode(
     bytes: &[u8],
     options: DecodeOptions,
@@ -34,7 +34,7 @@ pub(super) fn decode(
         let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
         let (width, height, channels) = (opened.width, opened.height, opened.channels);
         ensure_pixels(width, height, options)?;
-        // Every block of 8 x 8 pixels takes a bit at least: no memory for a promise that cannot be kept.
+        // Every block of 8 x 8 pixels takes at least a bit: nothing is allocated for an impossible size.
         ensure!(
             width * height <= bytes.len() * 8 * 64,
             "found {} bytes for {width} x {height} pixels: the jpeg is damaged or truncated",
@@ -60,7 +60,7 @@ pub(super) fn decode(
     })
 }
 
-/// Stored as Adobe does, inverted, which Pillow always assumes; then its conversion.
+/// CMYK stored inverted, as Adobe does and Pillow always assumes; then Pillow's conversion.
 fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     for (source, target) in cmyk.as_chunks::<4>().0.iter().zip(rgb.as_chunks_mut::<3>().0) {
         let [inks @ .., white] = source.map(u32::from);
@@ -71,7 +71,7 @@ fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     }
 }
 
-/// What EXIF or else XMP says.
+/// The orientation of EXIF, or else of XMP.
 fn orientation(bytes: &[u8]) -> Orientation {
     let found = |prefix: &'static [u8], read: fn(&[u8]) -> Option<Orientation>| {
         let mut segments = header(bytes).filter(|(marker, _)| *marker == 0xe1);
@@ -82,14 +82,14 @@ fn orientation(bytes: &[u8]) -> Orientation {
         .unwrap_or(Orientation::UPRIGHT)
 }
 
-/// Whether the kind of JPEG is decoded in parts: the sequential ones. Lossless ones cannot be, and progressive ones
-/// are smoothed across the edges of a part where they are damaged.
+/// Whether this kind of JPEG can be decoded in part: sequential ones. Lossless ones cannot, and damaged progressive
+/// ones are smoothed across the edges of the part.
 fn in_parts(bytes: &[u8]) -> bool {
     header(bytes).any(|(marker, _)| matches!(marker, 0xc0 | 0xc1 | 0xc9))
 }
 
-/// Whether the end marker is missing: the decoder would paint what is missing gray. Something else
-/// may follow the image, such as the film of a "motion photo".
+/// Whether the end marker is missing: the decoder would fill the missing part with gray. Other data
+/// may follow the image, such as the video of a "motion photo".
 fn is_truncated(bytes: &[u8]) -> bool {
     !bytes.ends_with(&[0xff, 0xd9]) && !segments(bytes).any(|(marker, _)| marker == 0xd9)
 }
@@ -99,8 +99,8 @@ fn header(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     segments(bytes).take_while(|(marker, _)| !matches!(marker, 0xd9 | 0xda))
 }
 
-/// Marker and data of each segment, the last two of them possibly cut short; 0xd9 is the end. The entropy-coded
-/// data after a scan's header is passed over.
+/// Marker and data of each segment, the last two possibly truncated; 0xd9 is the end. Skips the entropy-coded data
+/// after a scan's header.
 fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = bytes.get(2..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -110,7 +110,7 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
             rest = &rest[at + 1..];
             let (&marker, after) = rest.split_first()?;
             match marker {
-                // A stuffed 0xff or a restart.
+                // A stuffed 0xff or a restart marker.
                 0x00 | 0x01 | 0xd0..=0xd8 => rest = after,
                 // A fill byte before the real marker.
                 0xff => (),

@@ -1,7 +1,7 @@
 //! Encoded image bytes to RGB8 pixels, as Pillow's `ImageOps.exif_transpose` and `.convert("RGB")`
 //! make them: gray is repeated, alpha is dropped (not composited), palettes are looked up, CMYK and
 //! YCCK are converted, color profiles are ignored, the first frame of an animation is taken, and
-//! the image is turned as EXIF (or else XMP) says.
+//! the image is rotated as EXIF (or else XMP) says.
 //!
 //! Deliberate differences: 16-bit gray keeps its high byte, where Pillow clips at 255 and leaves most
 //! images white; pixels that the first frame of a GIF does not cover are black, not the palette's first
@@ -27,25 +27,25 @@ mod orientation;
 mod tiff;
 pub(super) mod unsupported;
 
-/// How images are decoded, and what a single one may cost; the limits are checked before anything
-/// of the image's size is allocated.
+/// How images are decoded, and the limits of a single one, which are checked before any memory of the image's size
+/// is allocated.
 ///
-/// Memory and time are in proportion to the pixels that the header promises, however few bytes there are: at most
-/// 32 bytes a pixel (the header of a TIFF may reserve 256 MiB, which it does not fill), and for the worst JPEG that is
-/// known, 50 scans that hold next to nothing, 0.03 microseconds on one core, where an ordinary photo takes 0.006.
+/// Memory and time are proportional to the pixels that the header declares, however few bytes there are: at most
+/// 32 bytes per pixel (a TIFF header may reserve 256 MiB, which is not filled), and for the worst known JPEG,
+/// 50 nearly empty scans, 0.03 microseconds per pixel on one core; an ordinary photo takes 0.006.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeOptions {
-    /// Most pixels of an image.
+    /// Maximum pixels of an image.
     pub max_pixels: usize,
-    /// Most bytes of its encoded form.
+    /// Maximum encoded bytes of an image.
     pub max_bytes: usize,
-    /// Whether to turn and mirror the pixels as the metadata says.
+    /// Whether to apply the orientation in the metadata.
     pub exif_orientation: bool,
 }
 
 thread_local! {
-    /// Encoded bytes, and pixels that are not yet RGB8 or upright. Kept between images, so that a thread allocates only
-    /// for an image larger than all before it.
+    /// Buffers for encoded bytes and for pixels that are not yet RGB8 or upright. Reused, so that a thread allocates
+    /// only for an image larger than all before it.
     static ENCODED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static RAW: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
@@ -59,7 +59,7 @@ pub fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<
     decode_part(bytes, options, &mut Crop::whole, out).map(drop)
 }
 
-/// Decodes a part at least, as [`super::Dataset::load_part`] says.
+/// Decodes at least a part, as [`super::Dataset::load_part`] says.
 pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
     ensure!(!bytes.is_empty(), "found no bytes, expected an image");
     ensure_size(bytes.len() as u64, options)?;
@@ -80,14 +80,14 @@ pub(super) fn decode_read(
     })
 }
 
-/// Decodes a file. Fails for anything but a regular file, too.
+/// Decodes a file. Also fails for anything but a regular file.
 pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
     decode_read(options, want, out, |encoded| {
         let file = files::open_regular(path)?;
         let metadata = file.metadata().context("cannot read the file")?;
         ensure_size(metadata.len(), options)?;
         encoded.reserve(metadata.len() as usize + 1);
-        // The file may grow meanwhile; a byte too many makes `decode` refuse it.
+        // The file may grow meanwhile; `decode` rejects one byte too many.
         file.take(options.max_bytes as u64 + 1).read_to_end(encoded).context("cannot read the file")?;
         Ok(())
     })
@@ -100,12 +100,12 @@ pub(super) fn ensure_size(bytes: u64, options: DecodeOptions) -> Result<()> {
     Ok(())
 }
 
-/// Turns a panic into an error: libraries that read untrusted files have bugs, too.
+/// Turns a panic into an error: libraries that read untrusted files have bugs.
 pub(super) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     native::caught_in("decoder", work)
 }
 
-/// Longest error message, characters: one library lists the depth of each of 20 000 channels.
+/// Maximum length of an error message in characters: one library lists the depth of each of 20 000 channels.
 const MAX_ERROR_CHARS: usize = 300;
 
 /// The error and its causes on one short line, each once: many libraries repeat the cause in the message.
@@ -185,7 +185,7 @@ fn decode_other(
     Ok(orientation)
 }
 
-/// At most 16 bytes a pixel (RGBA in f32) for the pixels and as much again for the decoder.
+/// At most 16 bytes per pixel (RGBA in f32) for the pixels and the same again for the decoder.
 fn allocation(pixels: usize) -> Limits {
     let mut limits = Limits::default();
     limits.max_alloc = Some(pixels as u64 * 32 + (1 << 20));

@@ -1,4 +1,4 @@
-//! How an image is to be turned: read from its metadata, applied to its pixels.
+//! An image's orientation: read from its metadata, applied to its pixels.
 
 use image::{ImageDecoder, ImageFormat, metadata};
 
@@ -6,7 +6,7 @@ use super::frames;
 use crate::augment::Crop;
 use crate::pixels::Pixels;
 
-/// The value of the EXIF tag 0x0112: 1 is upright, 2 to 8 are the other ways to turn and mirror a
+/// The value of the EXIF tag 0x0112: 1 is upright, 2 to 8 are the other rotations and flips of a
 /// rectangle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Orientation(u8);
@@ -15,7 +15,7 @@ impl Orientation {
     /// As the pixels are stored.
     pub(super) const UPRIGHT: Self = Self(1);
 
-    /// Reads EXIF, with or without the prefix that JPEG asks for.
+    /// Reads EXIF, with or without the prefix used in JPEG.
     pub(super) fn from_exif(mut exif: &[u8]) -> Option<Self> {
         while let Some(rest) = exif.strip_prefix(b"Exif\0\0") {
             exif = rest;
@@ -34,7 +34,7 @@ impl Orientation {
         })
     }
 
-    /// Width and height of an image once it is turned.
+    /// Width and height of an image after orientation is applied.
     pub(super) fn size(self, (width, height): (usize, usize)) -> (usize, usize) {
         if (5..=8).contains(&self.0) { (height, width) } else { (width, height) }
     }
@@ -48,7 +48,7 @@ impl Orientation {
         }
     }
 
-    /// Where a part of an image of this size is once the image is turned.
+    /// Where a part of an image of this size is after orientation is applied.
     pub(super) fn turned(self, part: Crop, (width, height): (usize, usize)) -> Crop {
         let mut turned = part;
         if [2, 3, 7, 8].contains(&self.0) {
@@ -64,7 +64,7 @@ impl Orientation {
         turned
     }
 
-    /// Turns the pixels; `spare` is memory to do it in.
+    /// Rotates and flips the pixels; `spare` is a scratch buffer.
     pub(super) fn apply(self, image: &mut Pixels, spare: &mut Vec<u8>) {
         if !(2..=8).contains(&self.0) {
             return;
@@ -88,14 +88,14 @@ impl Orientation {
     }
 }
 
-/// What the metadata of an image other than JPEG says. Damaged metadata is no reason to lose the
-/// pixels, and counts as none.
+/// The orientation of an image other than JPEG. Damaged metadata is ignored, so that the pixels can still be
+/// used.
 pub(super) fn find(bytes: &[u8], format: ImageFormat, decoder: &mut impl ImageDecoder) -> Option<Orientation> {
     let webp = |wanted: &[u8; 4]| frames::webp_chunks(bytes).find(|(kind, _)| kind == wanted).map(|(_, data)| data);
     let exif = match format {
         ImageFormat::Tiff => return decoder.orientation().ok().map(|found| Orientation(found.to_exif())),
         ImageFormat::WebP => {
-            // `image` would take the memory that a chunk claims to need.
+            // `image` would allocate the size that a chunk claims.
             let exif = webp(b"EXIF").and_then(Orientation::from_exif);
             return exif.or_else(|| webp(b"XMP ").and_then(Orientation::from_xmp));
         }
@@ -105,7 +105,7 @@ pub(super) fn find(bytes: &[u8], format: ImageFormat, decoder: &mut impl ImageDe
     exif.or_else(|| decoder.xmp_metadata().ok().flatten().and_then(|xmp| Orientation::from_xmp(&xmp)))
 }
 
-/// The chunk `eXIf`, which may come after the pixels, where `image` would not find it in time.
+/// The chunk `eXIf`, which may come after the pixels, where `image` does not look for it.
 fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
     let mut rest = bytes.get(8..)?;
     loop {

@@ -1,11 +1,11 @@
-//! What kind of TIFF a file is: many hold measurements rather than pictures, and the errors of libraries do not say
-//! which kinds are read.
+//! Detects unsupported kinds of TIFF: many hold measurements rather than pictures, and the libraries' errors do not say
+//! which kinds are supported.
 
 use anyhow::{Error, Result, anyhow, ensure};
 
 const SUPPORTED: &str = "gray, RGB, RGBA or CMYK of 8 or 16 bits";
 
-/// What the first image of a file is made of.
+/// The pixel format of a file's first image.
 #[derive(Debug, PartialEq, Eq)]
 struct Kind {
     bands: u32,
@@ -26,7 +26,7 @@ pub(super) fn refuse_big(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The decoder's error, or a better one for a kind of TIFF that is not read.
+/// The decoder's error, or a better one for an unsupported kind of TIFF.
 pub(super) fn explain(bytes: &[u8], error: Error) -> Error {
     match Kind::read(bytes) {
         Some(kind) if !kind.is_supported() => kind.error(),
@@ -50,7 +50,7 @@ impl Kind {
         for entry in 0..short(directory)? as usize {
             let at = directory.checked_add(2 + 12 * entry)?;
             let (tag, kind_of_value, count) = (short(at)?, short(at + 2)?, long(at + 4)?);
-            // The values themselves, or where they are if they take more than four bytes.
+            // The values themselves, or their offset if they take more than four bytes.
             let value = match (kind_of_value, count) {
                 (3, ..=2) => short(at + 8)?,
                 (3, _) => short(long(at + 8)? as usize)?,

@@ -1,14 +1,14 @@
-//! Files that are images but cannot be decoded here: what they are, and the command that converts them.
+//! Image formats that are not supported: their names, and the commands that convert them.
 
 use anyhow::{Error, anyhow};
 
-/// An image format that is not read.
+/// An unsupported image format.
 pub(in crate::data) struct Unsupported {
     /// Its usual name.
     pub name: &'static str,
-    /// Endings of file names in lower case.
+    /// File name extensions in lower case.
     endings: &'static [&'static str],
-    /// Command of a common tool that converts the files named after it.
+    /// Command of a common tool that converts the files given after it.
     pub command: &'static str,
 }
 
@@ -36,7 +36,7 @@ const OTHER: Unsupported = Unsupported {
     command: "mogrify -format png",
 };
 
-/// The format that an ending, in lower case and without its dot, stands for.
+/// The format of a file name extension, in lower case and without its dot.
 pub(in crate::data) fn of_ending(ending: &str) -> Option<&'static Unsupported> {
     static ALL: [Unsupported; 6] = [HEIC, AVIF, JPEG_2000, JPEG_XL, RAW, OTHER];
     ALL.iter().find(|kind| kind.endings.contains(&ending))
@@ -54,7 +54,7 @@ fn of_bytes(bytes: &[u8]) -> Option<Unsupported> {
     }
 }
 
-/// How the text files begin that stand for large files in a repository cloned without Git LFS.
+/// The start of the pointer files in a repository cloned without Git LFS.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// The error for such a file.
@@ -62,7 +62,7 @@ pub(in crate::data) fn lfs_pointer(bytes: &[u8]) -> Option<Error> {
     bytes.starts_with(LFS_POINTER).then(|| anyhow!("found a Git LFS pointer in place of the file: run git lfs pull"))
 }
 
-/// The error for bytes that no decoder reads.
+/// The error for bytes that no decoder supports.
 pub(super) fn error(bytes: &[u8]) -> Error {
     let expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF, PNM or QOI";
     if let Some(error) = lfs_pointer(bytes) {
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_read_is_named_by_its_first_bytes() {
+    fn unsupported_formats_are_named_by_their_first_bytes() {
         for (bytes, start) in [
             (&b"\0\0\0\x18ftypheic\0\0\0\0"[..], "found HEIC, expected JPEG, PNG"),
             (b"\0\0\0\x1cftypavif\0\0\0\0", "found AVIF, "),

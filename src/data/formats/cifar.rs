@@ -1,8 +1,8 @@
-//! CIFAR-10 and CIFAR-100 in their binary version (<https://www.cs.toronto.edu/~kriz/cifar.html>), as the `.tar.gz`
-//! it comes in or unpacked: records of one label byte (CIFAR-100: coarse, then fine) and 32 x 32 pixels, plane by
+//! CIFAR-10 and CIFAR-100 in their binary version (<https://www.cs.toronto.edu/~kriz/cifar.html>), as the downloaded
+//! `.tar.gz` or unpacked: records of one label byte (CIFAR-100: coarse, then fine) and 32 x 32 pixels, plane by
 //! plane. A set is held in memory, 154 MB for training, so the compressed archive serves random access too.
 //!
-//! The Python version, which torchvision downloads, holds pickles; these are programs and not read here.
+//! The Python version, which torchvision downloads, consists of pickles, which can run code and are not read here.
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -19,19 +19,19 @@ const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
 const IMAGE: usize = 3 * PLANE;
 
-/// Of a file in an archive; the largest one, CIFAR-100's training file, has 154 MB.
+/// Maximum size of a file in an archive; the largest one, CIFAR-100's training file, has 154 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// What tells the two sets apart.
+/// What differs between the two sets.
 struct Variant {
-    /// Of the unpacked archive.
+    /// Folder of the unpacked archive.
     folder: &'static str,
     archive: &'static str,
     train: &'static [&'static str],
     test: &'static [&'static str],
     class_names: &'static str,
     classes: u8,
-    /// Before the pixels; the last one is the class.
+    /// Label bytes before the pixels; the last one is the class.
     label_bytes: usize,
 }
 
@@ -79,7 +79,7 @@ impl Cifar {
         Self::open(variant, source, variant.test)
     }
 
-    /// Reads some files of the set; `None` if none of them is there.
+    /// Reads some files of the set; `None` if none of them exists.
     fn open(variant: &'static Variant, source: PathBuf, names: &[&'static str]) -> Result<Option<Self>> {
         let place = source.display().to_string();
         let wanted: Vec<&str> = names.iter().copied().chain([variant.class_names]).collect();
@@ -100,14 +100,17 @@ impl Cifar {
             let content = content.with_context(|| missing(variant, name, &place))?;
             ensure!(
                 !content.is_empty() && content.len().is_multiple_of(size),
-                "found {} bytes in {name} of {place}, expected a multiple of {size}: is the file cut off, or of \
-                 another CIFAR?",
+                "found {} bytes in {name} of {place}, expected a multiple of {size}: is the file truncated, or of \
+                 another version of CIFAR?",
                 content.len()
             );
             let labels = content.chunks_exact(size).map(|record| record[variant.label_bytes - 1]);
             if let Some((row, label)) = labels.enumerate().find(|(_, label)| *label >= variant.classes) {
                 let most = variant.classes - 1;
-                bail!("found label {label} in record {row} of {name} of {place}, expected 0 to {most}: another CIFAR?");
+                bail!(
+                    "found label {label} in record {row} of {name} of {place}, expected 0 to {most}: another version \
+                     of CIFAR?"
+                );
             }
             set.files.push((name, content));
         }
@@ -160,7 +163,7 @@ impl Dataset for Cifar {
     }
 
     fn fingerprint(&self) -> String {
-        // Packed or not, it is the same set.
+        // The fingerprint is the same for the archive and the unpacked folder.
         digest(self.files.iter().map(|(name, records)| format!("{name} {}", records.len())))
     }
 }
@@ -202,9 +205,9 @@ fn pickle_message(variant: &Variant, path: &Path) -> String {
     )
 }
 
-/// The content of a file; `None` if it is not there.
+/// The content of a file; `None` if it does not exist.
 fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    // A link that leads nowhere is there.
+    // A dangling link exists, and is an error.
     if path.symlink_metadata().is_err() {
         return Ok(None);
     }
@@ -220,8 +223,8 @@ fn read_archive(variant: &Variant, path: &Path, wanted: &[&str]) -> Result<Vec<O
     let mut archive = tar::Archive::new(plain);
     let mut contents = vec![None; wanted.len()];
     let mut pickled = false;
-    let damaged = "is it cut off, or no archive? get it again";
-    // Of a damaged header the library repeats the bytes, line ends and all.
+    let damaged = "is it truncated, or not an archive? download it again";
+    // For a damaged header the library's message contains the raw bytes, newlines included.
     let damage = |error: std::io::Error| concise(error.into()).context(damaged);
     for entry in archive.entries().map_err(damage)? {
         let mut entry = entry.map_err(damage)?;
@@ -231,7 +234,7 @@ fn read_archive(variant: &Variant, path: &Path, wanted: &[&str]) -> Result<Vec<O
         if let Some(at) = wanted.iter().position(|wanted| *wanted == name) {
             let size = entry.size();
             ensure!(size <= MAX_BYTES, "found {size} bytes of {name}, expected at most {MAX_BYTES}");
-            // Not reserved: the header may promise what does not come.
+            // Not preallocated: the header may declare more than there is.
             let mut content = Vec::new();
             entry.read_to_end(&mut content).map_err(damage)?;
             content.shrink_to_fit();

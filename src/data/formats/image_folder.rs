@@ -198,7 +198,7 @@ fn index(root: &Path, labels: &mut Labels) -> Result<Vec<PathBuf>> {
     }
     if let (Some(first), true) = (beside.first(), beside.len() < files.len()) {
         log::warn!(
-            "{}: {} of {} images, such as {}, are next to the class folders and count as unlabelled",
+            "{}: {} of {} images, such as {}, are next to the class folders and count as unlabeled",
             root.display(),
             beside.len(),
             files.len(),

@@ -1,6 +1,6 @@
-//! A text file that lists images, one a line: a path, absolute or relative to the file's folder (or `data.root`), and
-//! behind a tab, or behind a space or comma if the path ends like an image, its class: a number or a name. Blank lines
-//! and lines that begin with `#` are skipped.
+//! A text file that lists images, one per line: a path, absolute or relative to the file's folder (or `data.root`), and
+//! after a tab, or after a space or comma if the path ends like an image, its class: a number or a name. Blank lines
+//! and lines that start with `#` are skipped.
 
 use std::path::{Path, PathBuf};
 
@@ -10,16 +10,16 @@ use super::labels::Labels;
 use super::names::is_image_name;
 use crate::files;
 
-/// Of so many images at the head of a list one must exist; else the paths are relative to another folder.
+/// One of the first so many images of a list must exist; else the paths are relative to another folder.
 const MAX_MISSING: usize = 100;
 
-/// A hundred million lines, all of which are held in memory.
+/// Maximum size of a list, which is held in memory: a hundred million lines.
 const MAX_BYTES: u64 = 8 << 30;
 
-/// Names of the first column in the heading of a table.
+/// Names of the first column in the header of a table.
 const HEADINGS: [&str; 6] = ["file", "file_name", "filename", "image", "path", "image_path"];
 
-/// The paths as they are in the list; their classes are added to `labels`. Paths start at `folder`.
+/// The paths as in the list; their classes are added to `labels`. Relative paths start at `folder`.
 pub(super) fn read(list: &Path, folder: &Path, labels: &mut Labels) -> Result<Vec<PathBuf>> {
     let place = list.display();
     ensure!(!is_image_name(list), "found an image, expected a folder of images or a text file of paths: {place}");

@@ -1,6 +1,6 @@
-//! Caches the index of a shard: beside it, as `NAME.tar.byol-index`, or where that cannot be written in the user's
-//! cache folder, or nowhere. A cache file that is damaged, of another version, or whose shard is not the same file in
-//! the same state is ignored and replaced.
+//! Caches the index of a shard: next to it, as `NAME.tar.byol-index`, or if that cannot be written in the user's cache
+//! folder, or not at all. A cache file that is damaged, of another version, or whose shard has changed is ignored and
+//! replaced.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -18,13 +18,13 @@ use crate::files;
 /// The last byte is the version of the layout.
 const MAGIC: &[u8] = b"byol-index\x02";
 const MEMBER_BYTES: usize = 16;
-/// Three hundred million images.
+/// Maximum size of a cache file: three hundred million images.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// Bytes at each end of a shard that its stamp depends on.
+/// Bytes at each end of a shard that are part of its stamp.
 const HASHED: u64 = 64 << 10;
 
-/// What tells one state of a shard from another.
+/// Identifies the state of a shard.
 type Stamp = [u8; 81];
 
 /// The index of a shard, from the cache or by reading its headers.
@@ -46,7 +46,7 @@ fn open_from(shard: &Path, rule: KeyRule, places: &[PathBuf]) -> Result<Index> {
     Ok(index)
 }
 
-/// Where the index may be, best first.
+/// Possible locations of the index, best first.
 fn places(shard: &Path) -> Vec<PathBuf> {
     let mut beside = shard.as_os_str().to_os_string();
     beside.push(".byol-index");
@@ -57,9 +57,8 @@ fn places(shard: &Path) -> Vec<PathBuf> {
     [Some(beside.into()), elsewhere].into_iter().flatten().collect()
 }
 
-/// Size and times of a shard, which file it is, its first and last bytes, and the rule that its index was made by.
-/// Size and modification time alone may be those of the shard that was here before: tar pads sizes, and reproducible
-/// builds fix times.
+/// Size, times and inode of a shard, its first and last bytes, and the key rule of its index. Size and modification
+/// time alone may equal those of a shard that was replaced: tar pads sizes, and reproducible builds fix times.
 fn stamp(shard: &Path, rule: KeyRule) -> Result<Stamp> {
     let file = files::open_regular(shard)?;
     let data = file.metadata().context("cannot read the file")?;
@@ -93,7 +92,7 @@ fn encode(index: &Index, stamp: &Stamp) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `None` unless the bytes are whole and about the shard as it is.
+/// `None` unless the bytes are valid and match the shard's current state.
 fn decode(bytes: &[u8], stamp: &Stamp) -> Option<Index> {
     let (bytes, sum) = bytes.split_last_chunk()?;
     if crc32c::crc32c(bytes) != u32::from_le_bytes(*sum) {
@@ -112,7 +111,7 @@ fn decode(bytes: &[u8], stamp: &Stamp) -> Option<Index> {
     Some(Index { members, digest: *digest, classes, report })
 }
 
-/// Writes a file atomically, also when several runs do it at once. Not synced: a lost one is made again.
+/// Writes a file atomically, also when several runs do it at once. Not synced: a lost file is written again.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -146,20 +145,20 @@ mod tests {
         let place = [folder.path().join("deep/er/a.index")];
         let mut index = open_from(&shard, RULE, &place).unwrap();
         assert_eq!(index, scan(&shard, RULE).unwrap());
-        // No file is left but the index.
+        // No other file than the index is left.
         assert_eq!(fs::read_dir(place[0].parent().unwrap()).unwrap().count(), 1);
-        // Only a cache can tell this.
+        // Only the cache can have this.
         index.members[0].label = 12345;
         fs::write(&place[0], encode(&index, &stamp(&shard, RULE).unwrap()).unwrap()).unwrap();
         assert_eq!(open_from(&shard, RULE, &place).unwrap(), index);
-        // Another rule, another time of change, and the shard counts.
+        // After another rule or another change time the shard is read again.
         assert_ne!(open_from(&shard, KeyRule::LastDot, &place).unwrap(), index);
         fs::write(&place[0], encode(&index, &stamp(&shard, RULE).unwrap()).unwrap()).unwrap();
         fs::File::options().write(true).open(&shard).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
         assert_ne!(open_from(&shard, RULE, &place).unwrap(), index);
     }
 
-    /// Of the same size and modification time, in place or as another file, and of the version before.
+    /// With the same size and modification time, in place or as another file, and with a cache of the previous version.
     #[test]
     fn a_rebuilt_shard_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_first_place_cannot_be_written_the_second_serves() {
+    fn the_second_location_is_used_if_the_first_cannot_be_written() {
         let folder = tempfile::tempdir().unwrap();
         let shard = fixture(folder.path());
         let taken = folder.path().join("taken");
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_indices_are_made_again() {
+    fn damaged_indices_are_rebuilt() {
         let folder = tempfile::tempdir().unwrap();
         let shard = fixture(folder.path());
         let place = [folder.path().join("index")];

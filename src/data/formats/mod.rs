@@ -1,4 +1,4 @@
-//! How images are stored: a module per format, and what only formats use.
+//! Data set formats: a module for each, and their helpers.
 
 pub mod cifar;
 pub mod image_folder;
@@ -12,6 +12,7 @@ mod splits;
 pub mod stl10;
 pub mod synthetic;
 mod tar_index;
+mod tar_member;
 mod tar_report;
 pub mod textures;
 mod unread;

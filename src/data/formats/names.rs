@@ -1,12 +1,12 @@
-//! Which files are images, and which folders are none of the user's, by their names.
+//! Which files are images, and which folders belong to the system, by their names.
 
 use std::path::Path;
 
-/// Endings of the images that can be decoded, in lower case.
+/// File name extensions of supported images, in lower case.
 pub(super) const IMAGE_ENDINGS: [&str; 15] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "qoi"];
 
-/// Folders that file managers, storage devices and unpackers make, in lower case.
+/// Folders that file managers, storage devices and archive tools create, in lower case.
 const SYSTEM_FOLDERS: [&str; 8] = [
     "@eadir",
     "__macosx",
@@ -18,7 +18,7 @@ const SYSTEM_FOLDERS: [&str; 8] = [
     "__pycache__",
 ];
 
-/// The ending of a file's name in lower case, without the dot; empty if it has none.
+/// The extension of a file name in lower case, without the dot; empty if it has none.
 pub(super) fn ending(path: &Path) -> String {
     path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
 }
@@ -28,7 +28,7 @@ pub(super) fn is_image_name(path: &Path) -> bool {
     IMAGE_ENDINGS.contains(&ending(path).as_str())
 }
 
-/// Whether a file or folder is not the user's: hidden ones, such as `.thumbnails`, and those of [`SYSTEM_FOLDERS`].
+/// Whether a file or folder is hidden or belongs to the system, such as `.thumbnails`, and those of [`SYSTEM_FOLDERS`].
 pub(super) fn is_skipped(name: &Path) -> bool {
     let text = name.to_string_lossy();
     text.starts_with('.') || SYSTEM_FOLDERS.contains(&text.to_lowercase().as_str())

@@ -1,4 +1,4 @@
-//! Sets that lie in several files ("shards"): which ones to train on, and which are held out.
+//! Data sets in several files ("shards"): which ones to train on, and which are held out.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use super::names::is_skipped;
 use super::splits::{self, Set};
 use crate::data::DataConfig;
 
-/// Most files that a brace pattern may stand for.
+/// Maximum files of a brace pattern.
 const MAX_FILES: usize = 1 << 20;
 
-/// Folders below the one that is named are looked through to this depth.
+/// Maximum depth of subfolders that are searched.
 const MAX_DEPTH: usize = 6;
 
 /// The shards of each of `data.path`: a file, a brace pattern, or those of a folder that are named `train*`, or all of
-/// them. `endings` of file names, best first; the first that any file in a folder has counts.
+/// them. `endings` of file names, best first; of a folder, the files with the first one that occurs.
 pub(super) fn train(config: &DataConfig, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let kind = kind(endings);
     let paths = config.path.as_ref();
@@ -37,7 +37,7 @@ pub(super) fn held_out(config: &DataConfig, endings: &[&str]) -> Result<Vec<Path
     }
 }
 
-/// Says in one line which shards of the folders in `data.path` are used, held out and left out.
+/// Logs in one line which shards of the folders in `data.path` are used, held out and ignored.
 pub(super) fn announce(config: &DataConfig, endings: &[&str]) -> Result<()> {
     for path in config.path.iter().flat_map(|paths| paths.iter()).filter(|path| path.is_dir()) {
         let all = set_files(path, endings)?;
@@ -87,7 +87,7 @@ fn find(paths: &[PathBuf], set: Set, endings: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Held-out shards in the same folder as the training shards, which must be named `train*` or lie in a folder `train`.
+/// Held-out shards in the same folder as the training shards, which must be named `train*` or be in a folder `train`.
 fn held_out_siblings(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let first = &expanded(path)?[0];
     let folder =
@@ -99,7 +99,7 @@ fn held_out_siblings(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
         (false, true) => folder(&around),
         (false, false) => around,
     };
-    // A file of any name may be trained on.
+    // Training files can have any name.
     let all = set_files(&below, endings).unwrap_or_default();
     let train = splits::of_files(&all, &below, Set::Train);
     let named = path.is_dir() || train.iter().any(|file| file.file_name() == first.file_name());
@@ -110,9 +110,9 @@ fn kind<'a>(endings: &[&'a str]) -> &'a str {
     endings[0].trim_start_matches('.')
 }
 
-/// The files of the one set in a folder: those directly in it, or else those below it, as in a data set repository.
+/// The files of the only set in a folder: those directly in it, or else those below it, as in a data set repository.
 /// # Errors
-/// No files; several sets, of which one has to be chosen.
+/// No files; several sets, of which the user has to choose one.
 fn set_files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let direct = with_best_ending(&list(folder, 1)?, endings);
     if !direct.is_empty() {
@@ -167,7 +167,7 @@ fn list(folder: &Path, depth: usize) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// The files that end in the first of the endings that any has.
+/// The files with the first of the endings that any file has.
 fn with_best_ending(all: &[PathBuf], endings: &[&str]) -> Vec<PathBuf> {
     let with = |ending: &&str| -> Vec<PathBuf> {
         let fits = |name: &std::ffi::OsStr| name.to_string_lossy().to_lowercase().ends_with(ending);
@@ -176,7 +176,7 @@ fn with_best_ending(all: &[PathBuf], endings: &[&str]) -> Vec<PathBuf> {
     endings.iter().map(with).find(|files| !files.is_empty()).unwrap_or_default()
 }
 
-/// The paths that a brace pattern stands for, in its order; the path itself if it is none or exists.
+/// The paths of a brace pattern, in its order; the path itself if it is not a pattern or exists.
 fn expanded(path: &Path) -> Result<Vec<PathBuf>> {
     match path.to_str().filter(|text| text.contains('{') && !path.exists()) {
         Some(text) => Ok(braces(text)?.into_iter().map(PathBuf::from).collect()),

@@ -1,8 +1,8 @@
 //! STL-10 in its binary version (<https://cs.stanford.edu/~acoates/stl10/>), unpacked: 96 x 96 images, plane by plane,
-//! each plane column by column, and a file with one label byte (from 1) per labelled image.
+//! each plane column by column, and a file with one label byte (from 1) per labeled image.
 //!
-//! The unlabelled images are 2.8 GB. They are not held in memory but read from their place in the file, one by one;
-//! so the compressed archive cannot serve, and unpacking gigabytes unasked is not this program's business.
+//! The unlabeled images are 2.8 GB. They are not held in memory but read from the file one by one, so the compressed
+//! archive cannot be used, and gigabytes are not unpacked without being asked to.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -21,13 +21,13 @@ const SIDE: usize = 96;
 const PLANE: usize = SIDE * SIDE;
 const IMAGE: usize = 3 * PLANE;
 const CLASSES: u8 = 10;
-/// More bytes than any list of labels or names has.
+/// Maximum size of a file of labels or names.
 const MAX_LABELS: u64 = 1 << 20;
 const FOLDER: &str = "stl10_binary";
 const ARCHIVE: &str = "stl10_binary.tar.gz";
 
 thread_local! {
-    /// The bytes of an image as they are in the file.
+    /// Bytes per image in the file.
     static BUFFER: RefCell<Vec<u8>> = RefCell::default();
 }
 
@@ -35,11 +35,11 @@ thread_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
-    /// The 5 000 labelled training images.
+    /// The 5 000 labeled training images.
     Train,
-    /// The 100 000 unlabelled images.
+    /// The 100 000 unlabeled images.
     Unlabeled,
-    /// Both, the labelled ones first.
+    /// Both, the labeled ones first.
     #[serde(rename = "train+unlabeled")]
     TrainUnlabeled,
 }
@@ -54,7 +54,7 @@ struct Part {
     path: PathBuf,
     file: File,
     images: usize,
-    /// One per image, from 1; empty where there are none.
+    /// One per image, from 1; empty if there are none.
     labels: Vec<u8>,
 }
 
@@ -79,7 +79,7 @@ impl Stl10 {
     fn open(folder: PathBuf, names: &[&str]) -> Result<Self> {
         let parts = names.iter().map(|name| Part::open(folder.join(format!("{name}_X.bin")), name));
         let parts = parts.collect::<Result<_>>()?;
-        // Not part of the result: a set without names is as good.
+        // Optional: nothing depends on the names.
         let text = files::read_regular(&folder.join("class_names.txt"), MAX_LABELS).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let classes = text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_string).collect();
@@ -100,7 +100,7 @@ impl Part {
         let size = file.metadata().with_context(context)?.len() as usize;
         ensure!(
             size > 0 && size.is_multiple_of(IMAGE),
-            "found {size} bytes in {}, expected a multiple of {IMAGE}: is the file cut off? unpack the archive again",
+            "found {size} bytes in {}, expected a multiple of {IMAGE}: is the file truncated? unpack the archive again",
             path.display()
         );
         let images = size / IMAGE;

@@ -1,7 +1,7 @@
-//! Drawn images for trying things out without any files. A class is a texture; position, tilt, scale, shape,
-//! polarity, contrast and noise are drawn at random for each image. All of it is black and white, or nearly: two
-//! views of an image share its colors and its brightness, and where these tell images apart a short BYOL run learns
-//! them instead of the texture.
+//! Generated images, for trying things out without any files. A class is a texture; position, tilt, scale, shape,
+//! polarity, contrast and noise are drawn at random for each image. The images are nearly black and white: two
+//! views of an image share its colors and brightness, and if these distinguish images, a short BYOL run learns them
+//! instead of the texture.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -18,9 +18,9 @@ const TILT: f64 = 0.4;
 const PERIOD: [f64; 2] = [0.2, 0.36];
 /// Largest factor by which one axis is longer than the other.
 const STRETCH: f64 = 1.2;
-/// Gray of the dark parts, 0 to 1: a narrow range, see the module.
+/// Gray level of the dark parts, 0 to 1: a narrow range, see the module.
 const DARK: [f64; 2] = [0.0, 0.05];
-/// Gray of the light parts, 0 to 1.
+/// Gray level of the light parts, 0 to 1.
 const LIGHT: [f64; 2] = [0.95, 1.0];
 /// Standard deviation of the noise of a pixel, 0 to 1.
 const NOISE: [f64; 2] = [0.04, 0.06];
@@ -33,11 +33,11 @@ pub struct SyntheticConfig {
     pub images: usize,
     /// Held-out images, 1 to 10 000 000. Default 1000.
     pub eval_images: usize,
-    /// Number of different textures, 2 to 14. Default 10.
+    /// Number of classes (textures), 2 to 14. Default 10.
     pub classes: usize,
     /// Side in pixels, 8 to 1024. Default 32.
     pub size: usize,
-    /// Seed of the drawing; the run's seed does not change the images. Default 0.
+    /// Seed of the images; the run's seed does not change them. Default 0.
     pub seed: u64,
 }
 
@@ -56,7 +56,7 @@ impl Section for SyntheticConfig {
     }
 }
 
-/// One split of the drawn set; image `i` has class `i % classes`.
+/// One split of the generated set; image `i` has class `i % classes`.
 pub struct Synthetic {
     config: SyntheticConfig,
     images: usize,
@@ -70,7 +70,7 @@ impl Synthetic {
         Self { config: config.clone(), images: config.images, split: 0 }
     }
 
-    /// The held-out images, drawn independently of the training images.
+    /// The held-out images, generated independently of the training images.
     pub fn eval(config: &SyntheticConfig) -> Self {
         Self { config: config.clone(), images: config.eval_images, split: 1 }
     }
@@ -173,7 +173,7 @@ mod tests {
             let mean = pixels.iter().map(|&v| v as f64).sum::<f64>() / pixels.len() as f64;
             sums[index % 10] += mean / 200.0;
         }
-        // Polarity evens the classes out: single images spread by about 40.
+        // Polarity balances the classes: single images deviate by about 40.
         assert!(sums.iter().all(|mean| (115.0..140.0).contains(mean)), "{sums:?}");
     }
 

@@ -15,8 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
-use super::labels::{Labels, class_text};
+use super::labels::Labels;
 use super::names::{ending, is_image_name};
+use super::tar_member::{class, from_json, label_rank, split};
 use super::tar_report::Report;
 use crate::data::KeyRule;
 use crate::data::decode::concise;
@@ -28,9 +29,6 @@ pub(super) const BLOCK: u64 = 512;
 
 /// Labels are a word or two, or a small JSON object.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
-
-/// Longest class name, bytes; a longer text is something else.
-const MAX_CLASS_BYTES: usize = 200;
 
 /// The images of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,7 +117,7 @@ impl Seek for Positioned<'_> {
     }
 }
 
-/// Reads all headers and labels of a shard. Fails for what is no tar file, is compressed, damaged or cut off.
+/// Reads all headers and labels of a shard. Fails for what is not a tar file, is compressed, damaged or truncated.
 pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
     let file = files::open_regular(path)?;
     let length = file.metadata()?.len();
@@ -130,7 +128,7 @@ pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
     for entry in archive.entries_with_seek()? {
         // Of a damaged header the library repeats the bytes, line ends and all.
         let mut entry = entry.map_err(|error| concise(error.into())).with_context(|| {
-            let kind = if end == 0 { "no tar file" } else { "damaged or cut off; get it again" };
+            let kind = if end == 0 { "not a tar file" } else { "damaged or truncated; download it again" };
             format!("found no valid header after byte {end} of {length}: {kind}")
         })?;
         let (start, bytes) = (end, entry.raw_file_position());
@@ -138,7 +136,10 @@ pub(super) fn scan(path: &Path, rule: KeyRule) -> Result<Index> {
         let size = entry.size();
         let padded = bytes.checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK));
         end = padded.unwrap_or(u64::MAX);
-        ensure!(end <= length, "cut off: found {length} bytes, expected {end} up to member {name}; get it again");
+        ensure!(
+            end <= length,
+            "truncated: found {length} bytes, expected {end} up to member {name}; download it again"
+        );
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous => {}
             EntryType::GNUSparse => bail!("found sparse member {name}, expected plain files; pack it without --sparse"),
@@ -278,17 +279,6 @@ fn member(start: u64, bytes: u64, entry: &tar::Entry<impl Read>) -> Result<Membe
     })
 }
 
-/// How good a member is as a label, smaller is better; `None` if it is none: `x.cls`, `x.output.cls`, `x.json` and
-/// `x.meta.json`.
-fn label_rank(suffix: &str) -> Option<u8> {
-    let (last, dotted) = suffix.rsplit_once('.').map_or((suffix, 0), |(_, last)| (last, 1));
-    match last {
-        "cls" => Some(dotted),
-        "json" => Some(2 + dotted),
-        _ => None,
-    }
-}
-
 fn refuse_other_types(file: &File, path: &Path) -> Result<()> {
     let mut start = [0; 64];
     ensure!(file.read_at(&mut start, 0)? > 0, "found an empty file, expected a tar file");
@@ -305,79 +295,9 @@ fn refuse_other_types(file: &File, path: &Path) -> Result<()> {
     )
 }
 
-/// Key and suffix (in lower case) of a member; `None` for what belongs to no sample: hidden files and those whose
-/// name begins with a part such as `__info__`.
-fn split(name: &str, rule: KeyRule) -> Option<(&str, String)> {
-    let first = name.split('/').next().unwrap_or_default();
-    if first.len() >= 4 && first.starts_with("__") && first.ends_with("__") {
-        return None;
-    }
-    let base = name.rfind('/').map_or(0, |slash| slash + 1);
-    let file = &name[base..];
-    let dot = match rule {
-        _ if file.starts_with('.') => None,
-        KeyRule::FirstDot => file.find('.'),
-        KeyRule::LastDot => file.rfind('.'),
-    };
-    let dot = base + dot?;
-    Some((&name[..dot], name[dot + 1..].to_lowercase()))
-}
-
-/// The class in a text: `Some(None)` for a number that means no class, `None` for what is no class.
-fn class(text: &str) -> Option<Option<String>> {
-    let text = text.trim();
-    let name = !text.is_empty() && text.len() <= MAX_CLASS_BYTES && !text.contains(char::is_control);
-    let fits = text.parse::<i64>().map_or(true, |number| number <= i32::MAX.into());
-    (name && fits).then(|| class_text(text).map(str::to_string))
-}
-
-/// The same of `label` or `cls` in a JSON object; `Some(None)` where it has neither.
-fn from_json(text: &str) -> Option<Option<String>> {
-    let json: serde_json::Value = serde_json::from_str(text).ok()?;
-    match json.get("label").or_else(|| json.get("cls")) {
-        None | Some(serde_json::Value::Null) => Some(None),
-        Some(serde_json::Value::String(name)) => class(name),
-        Some(value) => class(&value.as_i64()?.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_end_at_a_dot_of_the_base_name() {
-        let split = |name, rule| split(name, rule).map(|(key, suffix)| format!("{key} {suffix}"));
-        for (name, first, last) in [
-            ("a.jpg", Some("a jpg"), Some("a jpg")),
-            ("./x.y/a.B.JPG", Some("./x.y/a b.jpg"), Some("./x.y/a.B jpg")),
-            ("cam00.t3.png", Some("cam00 t3.png"), Some("cam00.t3 png")),
-            ("dir/a", None, None),
-            ("dir/._a.jpg", None, None),
-            (".jpg", None, None),
-            ("__info__/a.jpg", None, None),
-            ("x/__info__.jpg", Some("x/__info__ jpg"), Some("x/__info__ jpg")),
-            ("__a.jpg", Some("__a jpg"), Some("__a jpg")),
-        ] {
-            assert_eq!(split(name, KeyRule::FirstDot).as_deref(), first, "{name}");
-            assert_eq!(split(name, KeyRule::LastDot).as_deref(), last, "{name}");
-        }
-    }
-
-    #[test]
-    fn labels_are_numbers_or_names_as_text_or_in_json() {
-        let text = |class: &str| Some(Some(class.to_string()));
-        assert_eq!((class(" 7\n"), class("-1"), class("cat")), (text("7"), Some(None), text("cat")));
-        assert_eq!((class(""), class("a\nb"), class(&"x".repeat(201))), (None, None, None));
-        assert_eq!(from_json(r#"{"cls": 3, "caption": "x"}"#), text("3"));
-        assert_eq!(from_json(r#"{"label": 4, "cls": 3}"#), text("4"));
-        assert_eq!(from_json(r#"{"label": "golden retriever"}"#), text("golden retriever"));
-        assert_eq!(from_json(r#"{"caption": "x"}"#), Some(None));
-        assert_eq!(from_json(r#"{"label": null}"#), Some(None));
-        assert_eq!((from_json(r#"{"label": [1]}"#), from_json("{")), (None, None));
-        let ranks = ["cls", "output.cls", "json", "meta.json", "txt"].map(label_rank);
-        assert_eq!(ranks, [Some(0), Some(1), Some(2), Some(3), None]);
-    }
 
     /// The index of a shard with these members, and the names of its images.
     fn indexed(members: &[(&str, &str)], rule: KeyRule) -> (Index, Vec<String>) {

@@ -1,4 +1,4 @@
-//! What a user should know about the shards of a webdataset set: what is left out, and why.
+//! What a user should know about the shards of a webdataset: what is skipped, and why.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::unread::Unread;
 use crate::data::KeyRule;
 
-/// Members that something is wrong with.
+/// Members with a problem.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Noted {
     /// How many.
     pub count: usize,
-    /// One of them.
+    /// An example.
     pub example: String,
 }
 
@@ -33,15 +33,15 @@ impl Noted {
 /// The findings of one shard, or of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// Images whose key another image has.
+    /// Images with the same key as another image.
     pub same_key: Noted,
-    /// Labels whose key no image has.
+    /// Labels without an image of the same key.
     pub orphans: Noted,
     /// Label members without a class in them.
     pub bad_labels: Noted,
-    /// Images that are not read, by ending.
+    /// Images of unsupported formats, by extension.
     pub unread: BTreeMap<String, usize>,
-    /// Whether the mark at the end of an archive is missing.
+    /// Whether the end-of-archive marker is missing.
     pub no_end: bool,
 }
 
@@ -75,7 +75,7 @@ impl Report {
             let advice =
                 if rule == KeyRule::FirstDot { "; if names have dots in them, set data.key=last_dot" } else { "" };
             lines.push(format!(
-                "{} of {all} images are left out, such as {}, because another image has the same key, the name up to \
+                "{} of {all} images are skipped, such as {}, because another image has the same key, the name up to \
                  the {up_to} dot{advice}",
                 same_key.count, same_key.example
             ));
@@ -99,7 +99,7 @@ impl Report {
         lines
     }
 
-    /// The images in the shards that are not read.
+    /// The images of unsupported formats in the shards.
     pub fn unread(&self) -> Unread {
         let mut unread = Unread::default();
         self.unread.iter().for_each(|(ending, &count)| unread.add_ending(ending, count));
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(
             all.lines(KeyRule::FirstDot, 4, 0),
             [
-                "6 of 10 images are left out, such as a.0.png in 0.tar, because another image has the same key, the \
+                "6 of 10 images are skipped, such as a.0.png in 0.tar, because another image has the same key, the \
                  name up to the first dot; if names have dots in them, set data.key=last_dot",
                 "2 labels belong to no image, such as b.cls in 0.tar: no image has their key, the name up to the first \
                  dot (data.key=last_dot is the other rule)",

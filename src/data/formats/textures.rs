@@ -1,7 +1,6 @@
-//! The shapes of the synthetic classes: periodic black-and-white patterns. Each is a function of
-//! the plane that gives the signed distance to the nearest edge, positive inside the ink, in units
-//! of the pattern's period; near edges the distance is (nearly) true, which is what antialiasing
-//! needs.
+//! The shapes of the synthetic classes: periodic black-and-white patterns. Each is a signed distance
+//! function of the plane: the distance to the nearest edge, positive inside the ink, in units of the pattern's period.
+//! It is (nearly) exact close to edges, as antialiasing needs.
 
 use std::f32::consts::TAU;
 
@@ -10,7 +9,7 @@ const SQRT_3: f32 = 1.732_050_8;
 /// A pattern of the plane; the argument order is (x, y) in periods.
 pub type Pattern = fn(f32, f32) -> f32;
 
-/// Name and pattern of every class, in the order of the labels.
+/// Name and pattern of every class, by label.
 pub const PATTERNS: [(&str, Pattern); 14] = [
     ("stripes", stripes),
     ("checkerboard", checkerboard),
@@ -140,7 +139,7 @@ mod tests {
             let step = 1e-3;
             for (x, y) in mesh().filter(|(x, y)| x.hypot(*y) > 0.7) {
                 let d = pattern(x, y);
-                // Far from edges the distance may jump, near them it must not.
+                // The distance may jump far from edges, but not near them.
                 if d.abs() < 0.02 {
                     let slope = (pattern(x + step, y) - d).hypot(pattern(x, y + step) - d) / step;
                     assert!(slope < 1.45, "{name} at {x} {y}: {slope}");

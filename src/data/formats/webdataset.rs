@@ -130,7 +130,7 @@ fn report(files: &[PathBuf], indices: &[Index], config: &DataConfig) {
     all.lines(config.key, images, unlabelled).iter().for_each(|line| log::warn!("{place}: {line}"));
     if let (true, Some(at)) = (all.no_end, indices.iter().position(|index| index.report.no_end)) {
         let shard = files[at].display();
-        log::warn!("{shard}: it lacks the mark at the end of an archive; if it is cut off, images are missing");
+        log::warn!("{shard}: the end-of-archive marker is missing; if the file is truncated, images are missing");
     }
     all.unread().log(&place, images);
 }

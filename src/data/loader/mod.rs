@@ -23,21 +23,21 @@ use producer::{Producer, guarded};
 use sampler::Sampler;
 
 thread_local! {
-    /// Every worker reuses one image and one scratch.
+    /// Every worker reuses one image and one scratch buffer.
     static WORKER: RefCell<(Pixels, Scratch)> = RefCell::default();
 }
 
-/// How a loader works. Nothing here changes what the batches hold, except which part of them a
+/// Options of a loader. None of them changes the content of batches, except which part of them a
 /// rank loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderOptions {
-    /// Threads; 0 takes one per core.
+    /// Threads; 0 means one per core.
     pub workers: usize,
-    /// Most finished batches that wait, at least 1.
+    /// Maximum finished batches in the queue, at least 1.
     pub prefetch: usize,
-    /// Most bytes of all batches that are finished, being made or kept for reuse; one batch is always made.
+    /// Maximum bytes of all batches that are finished, in progress or kept for reuse; one batch is always made.
     pub prefetch_bytes: usize,
-    /// This process among `world` that share each batch, from 0.
+    /// Rank of this process among the `world` that share each batch.
     pub rank: usize,
     /// Number of processes.
     pub world: usize,
@@ -50,7 +50,7 @@ impl Default for LoaderOptions {
 }
 
 impl LoaderOptions {
-    /// Batches of `bytes` each that may wait while one more is made.
+    /// Batches of `bytes` each that may be queued while one more is made.
     fn waiting(&self, bytes: usize) -> Result<usize> {
         ensure!(self.prefetch > 0, "found 0 batches to prefetch, expected at least 1");
         Ok(self.prefetch.min((self.prefetch_bytes / bytes.max(1)).saturating_sub(1)))
@@ -67,7 +67,7 @@ pub struct Batch {
     pub views: [Vec<u8>; 2],
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,
-    /// B positions in the data set (of the replacement where an image was bad).
+    /// B positions in the data set (of the replacement if an image was bad).
     pub indices: Vec<u32>,
     /// Epoch from 0.
     pub epoch: u64,
@@ -82,7 +82,7 @@ impl Batch {
     }
 }
 
-/// Used batches kept for reuse, and the bytes of these and of all batches that are made and not delivered yet.
+/// Used batches kept for reuse, and the bytes of these and of all batches that are not delivered yet.
 #[derive(Default)]
 struct Spare {
     batches: Vec<Batch>,
@@ -141,8 +141,8 @@ impl Loader {
         Ok(Self { producer: Producer::start(workers, waiting, plan, make)?, spare, max_bytes })
     }
 
-    /// The next batch, waiting for it. Fails for a bad image where these are fatal, for too many
-    /// bad images in a row, for a panic in a worker, and ever after.
+    /// Waits for the next batch. Fails for a bad image if these are fatal, for too many bad images in a row, for a
+    /// panic in a worker, and on every call after an error.
     pub fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.producer.next().context("the loader has stopped after an earlier error")??;
         let mut spare = Spare::lock(&self.spare);
@@ -150,7 +150,7 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Gives a used batch back, so that its memory is reused, or freed once enough is kept.
+    /// Returns a used batch, so that its memory is reused, or freed if enough is kept.
     pub fn recycle(&self, batch: Batch) {
         let mut spare = Spare::lock(&self.spare);
         if spare.bytes + batch.bytes() <= self.max_bytes {
@@ -160,7 +160,7 @@ impl Loader {
     }
 }
 
-/// What a training batch is made from.
+/// The inputs of training batches.
 struct Maker {
     dataset: Arc<dyn Dataset>,
     augment: AugmentConfig,
@@ -174,7 +174,7 @@ impl Maker {
         self.augment.size * self.augment.size * 3
     }
 
-    /// The batch of these images, in the memory of a used one where there is one.
+    /// The batch of these images, in the memory of a used one if available.
     fn make(&self, epoch: u64, batch_in_epoch: usize, images: &[u32], stop: &AtomicBool) -> Result<Batch> {
         let old = Spare::lock(&self.spare).batches.pop().unwrap_or_default();
         let mut batch = Batch { epoch, batch_in_epoch, ..old };
@@ -235,7 +235,7 @@ pub struct EvalBatch {
     pub indices: Vec<u32>,
 }
 
-/// The evaluation views of chosen images, once, in order. Bad images are left out.
+/// The evaluation views of chosen images, once, in order. Bad images are skipped.
 pub struct EvalLoader {
     producer: Producer<EvalBatch>,
 }

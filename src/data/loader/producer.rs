@@ -15,10 +15,10 @@ use crate::data::{CropFor, Dataset, OnBadImage};
 use crate::pixels::Pixels;
 use native::{caught_in, panic_line};
 
-/// Most images in a row that may be bad before that is an error.
+/// Maximum bad images in a row before that is an error.
 const MAX_REPLACEMENTS: usize = 100;
 
-/// Most bad images that the log names; more are only counted, unless the log is verbose.
+/// Maximum bad images named in the log; more are only counted, unless the log is verbose.
 const MAX_NAMED: usize = 20;
 
 /// The unreadable images of a run and how they are handled. Shared by all its loaders.
@@ -29,12 +29,12 @@ pub struct BadImages {
 }
 
 impl BadImages {
-    /// None seen yet.
+    /// No bad images yet.
     pub fn new(policy: OnBadImage) -> Arc<Self> {
         Arc::new(Self { policy, ..Default::default() })
     }
 
-    /// Number of different bad images seen so far.
+    /// Number of distinct bad images so far.
     pub fn count(&self) -> usize {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -44,8 +44,8 @@ impl BadImages {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Loads an image. A bad one is named in the log the first time and gives `false`, or an error
-    /// if the policy is to fail.
+    /// Loads an image. For a bad one returns `false`, and logs it the first time, or fails if the policy is to
+    /// fail.
     pub(super) fn load(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<bool> {
         Ok(self.load_part(set, index, &mut Crop::whole, out)?.is_some())
     }
@@ -72,8 +72,8 @@ impl BadImages {
         Ok(None)
     }
 
-    /// Loads the first readable image from `index` on, after the last the first, and returns which, and the part of
-    /// it ([`Dataset::load_part`]).
+    /// Loads the first readable image from `index` on, wrapping around at the end, and returns its index, and the part
+    /// loaded ([`Dataset::load_part`]).
     pub fn load_next(
         &self,
         set: &dyn Dataset,
@@ -104,24 +104,25 @@ pub(super) fn guarded<T>(set: &dyn Dataset, index: usize, work: impl FnOnce() ->
     })
 }
 
-/// How the error begins that a panic becomes.
+/// Start of the error message for a panic.
 const THREAD: &str = "a loader thread";
 
-/// Batches being made at the same time: while the last images of one are finished, the other workers start on the next.
+/// Batches in progress at the same time: while the last images of one are finished, other workers start the next.
 const IN_WORK: usize = 2;
 
 /// See the module. Dropping it stops the work at the next image and waits for the threads.
 pub(super) struct Producer<T> {
-    /// Batches in order, each received once it is finished. `None` after an error and while dropping.
+    /// Receivers of batches in order, each of which gets its batch when it is finished. `None` after an error and while
+    /// dropping.
     batches: Option<Receiver<Receiver<Result<T>>>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
 impl<T: Send + 'static> Producer<T> {
-    /// `plan` says what the next batch holds, until it returns `None`; `make` makes it, on a pool of
-    /// `workers` threads (0: one per core), and should stop soon once its flag is set. At most
-    /// `prefetch` batches are finished or being made besides the one that is being waited for. A panic in
+    /// `plan` returns the content of the next batch, or `None` at the end; `make` makes it, on a pool of
+    /// `workers` threads (0: one per core), and should stop soon after its flag is set. At most
+    /// `prefetch` batches are finished or in progress besides the one being waited for. A panic in
     /// either becomes an error in place of the batch.
     pub(super) fn start<P: Send>(
         workers: usize,
@@ -145,7 +146,7 @@ impl<T: Send + 'static> Producer<T> {
                 loop {
                     let (done, batch) = sync_channel(1);
                     let planned = {
-                        // Planned and queued under one lock, or batches would come out of order.
+                        // Planned and queued under one lock, to keep batches in order.
                         let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
                         let planned = caught_in(THREAD, || Ok((next.0)()));
                         if matches!(planned, Ok(None)) || next.1.send(batch).is_err() {
@@ -169,10 +170,10 @@ impl<T: Send + 'static> Producer<T> {
         Ok(producer)
     }
 
-    /// The next batch, waiting for it; `None` after the last one and after an error.
+    /// Waits for the next batch; `None` after the last one and after an error.
     pub(super) fn next(&mut self) -> Option<Result<T>> {
         let promised = self.batches.as_ref()?.recv().ok()?;
-        let made = promised.recv().unwrap_or_else(|_| bail!("a loader thread has died"));
+        let made = promised.recv().unwrap_or_else(|_| bail!("a loader thread died"));
         if made.is_err() {
             self.batches = None;
         }
@@ -183,10 +184,10 @@ impl<T: Send + 'static> Producer<T> {
 impl<T> Drop for Producer<T> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes the threads if they wait for room in a full channel.
+        // Wakes threads that are blocked on a full channel.
         self.batches = None;
         for thread in self.threads.drain(..) {
-            // Nobody is left to report a panic to.
+            // A panic can no longer be reported.
             thread.join().ok();
         }
     }
@@ -196,7 +197,7 @@ impl<T> Drop for Producer<T> {
 mod tests {
     use super::*;
 
-    /// Batches 0 to 2 are made, the next one panics, where nobody expects it.
+    /// Batches 0 to 2 are made, the next one panics outside of an image.
     #[test]
     fn a_panic_outside_of_an_image_is_an_error_in_its_place() {
         for planning in [true, false] {

@@ -1,4 +1,4 @@
-//! Which images make up a step: every epoch a new permutation (a pure function of seed and epoch),
+//! The order of images: every epoch a new permutation (a pure function of seed and epoch),
 //! cut into whole batches; the incomplete last one is dropped, as in the paper's code and in
 //! PyTorch's `DataLoader(shuffle=True, drop_last=True)`.
 
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::rng::{Purpose, Stream};
 
 /// The order of a run, in micro-batches: number `n` is part `n % (steps * parts)` of epoch
-/// `n / (steps * parts)`, with `steps` optimizer steps an epoch.
+/// `n / (steps * parts)`, with `steps` optimizer steps per epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sampler {
     images: usize,

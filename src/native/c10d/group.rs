@@ -53,16 +53,16 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The processes of a run (`torch.distributed.ProcessGroup`). Collectives must come in the same order in each; they
-/// fail when a process dies or does not take part within the timeout.
+/// The processes of a run (`torch.distributed.ProcessGroup`). Every process must call the collectives in the same
+/// order; they fail when a process dies or does not take part within the timeout.
 #[derive(Debug)]
 pub struct ProcessGroup {
     group: NonNull<Opaque>,
-    /// This process, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
-    /// How many there are.
+    /// World size.
     pub world: usize,
-    /// NCCL is at work; only [`ProcessGroup::close`] ends it well.
+    /// NCCL is in use; only [`ProcessGroup::close`] shuts it down cleanly.
     nccl: AtomicBool,
 }
 
@@ -73,7 +73,8 @@ unsafe impl Sync for ProcessGroup {}
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // NCCL that is not closed waits for others that may be gone: the end of the process is its end, too.
+        // Destroying NCCL without closing it may wait for processes that were lost: it is left to the end of this
+        // process.
         if !self.nccl.load(SeqCst) {
             // SAFETY: made by the shim, and dropped once; graphs hold c10d's own reference.
             unsafe { byol_group_free(self.group.as_ptr()) }
@@ -84,7 +85,7 @@ impl Drop for ProcessGroup {
 impl ProcessGroup {
     /// Connects to all others over Gloo; `timeout` is for this and for every collective.
     /// # Errors
-    /// Some other does not come, or this process cannot listen there.
+    /// Another process does not join in time, or this process cannot listen at that address.
     pub fn gloo(store: &Store, rank: usize, world: usize, listen: &Listen, timeout: Duration) -> Result<Self> {
         let (Listen::Address(name) | Listen::Interface(name)) = listen;
         let (name, interface) = (CString::new(name.as_str())?, matches!(listen, Listen::Interface(_)));
@@ -94,10 +95,10 @@ impl ProcessGroup {
         Ok(Self { group: made(connect)?, rank, world, nccl: AtomicBool::new(false) })
     }
 
-    /// Connects the GPUs of all processes, this one's being number `device`, over NCCL: CUDA tensors go that way from now
-    /// on, those of the CPU still over Gloo. The store is used by no other thread. A collective on CUDA tensors does
-    /// not wait for its result, but what is queued after it does; so [`Self::failure`] reports those that
-    /// take longer than `timeout`. This call has no limit of its own.
+    /// Connects the GPUs of all processes, GPU number `device` for this one, over NCCL, which CUDA tensors use from now
+    /// on; CPU tensors still use Gloo. The store is used by no other thread. A collective on CUDA tensors is
+    /// asynchronous: work queued after it waits for its result, the host does not, so [`Self::failure`] reports
+    /// those that take longer than `timeout`. This call has no timeout of its own.
     /// # Errors
     /// NCCL cannot be used here.
     pub fn connect(&self, store: &Store, device: usize, listen: &Listen, timeout: Duration) -> Result<()> {
@@ -112,7 +113,7 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// A failure of NCCL: while the main thread waits for a GPU, nothing else reports it.
+    /// A failure of NCCL; nothing else reports it while the main thread waits for a GPU.
     pub fn failure(&self) -> Option<&'static str> {
         if !self.nccl.load(SeqCst) {
             return None;
@@ -126,7 +127,8 @@ impl ProcessGroup {
         }
     }
 
-    /// Ends NCCL, if it is at work, once all that was queued is done. Nothing may use CUDA tensors with this group any more.
+    /// Shuts NCCL down, if in use, after all queued work is done. CUDA tensors must not be used with this group any
+    /// more.
     pub fn close(&self) -> Result<()> {
         if self.nccl.load(SeqCst) {
             // SAFETY: the group is alive.
@@ -136,11 +138,11 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// How long this process has waited for the others so far, in all collectives: for numbers to arrive, and for
-    /// processes that come later. What the Reducer sends while the backward pass still runs is no waiting: of it
-    /// counts the time from the last gradient to the end of the last bucket (copying a bucket back in that time
-    /// included). Exact where waiting blocks, which is on the CPU. Agreeing on the order of the buckets, once, before the
-    /// second averaged pass, and [`Self::broadcast`] are not counted.
+    /// Total time this process has waited in collectives, for data and for slower processes. Communication of the
+    /// Reducer that overlaps the backward pass does not count: only the time from the last gradient to the end of the
+    /// last bucket does (including copies of buckets in that time). Exact where collectives block, on the CPU. Not
+    /// counted: the Reducer's agreement on the order of buckets, once, before the second averaged pass, and
+    /// [`Self::broadcast`].
     pub fn waited(&self) -> Duration {
         // SAFETY: the group lives while it is borrowed; a counter is read under its lock.
         Duration::from_nanos(unsafe { byol_waited(self.group.as_ptr()) }.unsigned_abs())
@@ -148,15 +150,15 @@ impl ProcessGroup {
 
     /// Sums a tensor over all processes, in place.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn all_reduce(&self, tensor: &Tensor) -> Result<()> {
-        // SAFETY: the tensor is valid while borrowed; the call waits for the result, or has what is queued next wait.
+        // SAFETY: the tensor is valid while borrowed; the call waits for the result, or makes work queued later wait.
         check(unsafe { byol_all_reduce(self.group.as_ptr(), tensor.as_ptr().cast_mut()) })
     }
 
-    /// Tensors of one shape `[...]`, a process each, as `[world, ...]`.
+    /// Gathers a tensor `[...]` of each process as `[world, ...]`; all have the same shape.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn all_gather(&self, own: &Tensor) -> Result<Tensor> {
         let mut all = null_mut();
         // SAFETY: the tensor is valid while borrowed; the result is a new one that is handed over.
@@ -166,9 +168,9 @@ impl ProcessGroup {
         }
     }
 
-    /// Gives all processes the values that rank 0 has in these tensors.
+    /// Broadcasts rank 0's values of these tensors.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn broadcast(&self, tensors: &[Tensor]) -> Result<()> {
         let pointers: Vec<*mut C_tensor> = tensors.iter().map(|t| t.as_ptr().cast_mut()).collect();
         // SAFETY: the tensors are valid while borrowed.
@@ -176,9 +178,9 @@ impl ProcessGroup {
     }
 
     /// `torch.nn.SyncBatchNorm` in train mode: x `[N, C]` or `[N, C, H, W]`, N the same in every process; the
-    /// statistics are those of all processes' values, and so are the running ones afterwards.
+    /// batch statistics are those of all processes together, and so are the running ones.
     /// # Errors
-    /// A process is gone, or late.
+    /// Another process was lost or timed out.
     pub fn batch_norm(
         &self,
         x: &Tensor,
@@ -208,7 +210,7 @@ impl ProcessGroup {
     }
 }
 
-/// Averages gradients over all processes while the backward pass still runs: the engine of
+/// Averages gradients over all processes, overlapping with the backward pass: the engine of
 /// `torch.nn.parallel.DistributedDataParallel`.
 pub struct Reducer {
     reducer: NonNull<Opaque>,
@@ -231,8 +233,8 @@ impl Reducer {
         Ok(Self { reducer: made(new)?, group: group.clone() })
     }
 
-    /// The next backward pass averages, over all processes, what is in the gradients by its end: its own and that of
-    /// passes before, which were not announced. It fails when a process is gone, or late.
+    /// The next backward pass averages the accumulated gradients over all processes: its own and those of earlier
+    /// passes that were not announced with this call. It fails if another process was lost or timed out.
     /// # Errors
     /// The last announced pass did not reach all parameters.
     pub fn prepare(&self) -> Result<()> {

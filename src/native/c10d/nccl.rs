@@ -1,5 +1,5 @@
-//! NCCL between GPUs of several processes. The shared object that brings it needs libtorch_cuda; it is part of this
-//! binary where the build found the headers of CUDA and NCCL, and is loaded when it is first needed.
+//! NCCL between GPUs of several processes. Its shared object needs libtorch_cuda; it is embedded in this binary if the
+//! build found the headers of CUDA and NCCL, and is loaded when first needed.
 use std::ffi::{CString, c_char, c_int};
 use std::ptr::{NonNull, null_mut};
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use super::store::{Listen, Opaque, Store, milliseconds};
 use crate::library::{Errors, Library};
 
-/// The shared object; empty where it could not be built.
+/// The shared object; empty if it was not built.
 static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libbyol_nccl.so"));
 
 /// The type of `byol_nccl_new`.
@@ -37,10 +37,10 @@ pub(super) struct Peer {
     pub device: usize,
 }
 
-/// A `c10d::ProcessGroupNCCL` for this process's GPU, to be handed to a process group. Sets variables of the
-/// environment that c10d and NCCL read.
+/// A `c10d::ProcessGroupNCCL` for this process's GPU, to be added to a process group. Sets environment
+/// variables that c10d and NCCL read.
 /// # Errors
-/// NCCL cannot be used here; what c10d says.
+/// NCCL cannot be used here.
 pub(super) fn backend(store: &Store, peer: Peer, listen: &Listen, timeout: Duration) -> Result<NonNull<Opaque>> {
     let (errors, new) = functions()?;
     let (Listen::Address(name) | Listen::Interface(name)) = listen;

@@ -1,4 +1,4 @@
-//! c10d's key-value store, over which the processes of a run find each other, and what all of this folder's shims share.
+//! c10d's key-value store, through which the processes of a run find each other, and helpers for this folder's shims.
 
 use std::ffi::{CString, c_char, c_int};
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::torch::shim::check;
 
-/// What lies behind a pointer from `c10d.cpp`.
+/// The target of an opaque pointer from `c10d.cpp`.
 #[repr(C)]
 pub(super) struct Opaque([u8; 0]);
 
@@ -65,7 +65,7 @@ impl Drop for Store {
 }
 
 impl Store {
-    /// For the other shims, while the store is borrowed.
+    /// The raw pointer for the other shims, valid while the store is borrowed.
     pub(super) fn as_ptr(&self) -> *mut Opaque {
         self.0.as_ptr()
     }
@@ -73,10 +73,10 @@ impl Store {
     /// Connects to the store at `host:port`, whose keys get a prefix; with `listener`, which must be bound to that
     /// place, as its server.
     /// # Errors
-    /// Nobody answers within `timeout`.
+    /// No connection within `timeout`.
     pub fn open(host: &str, port: u16, listener: Option<TcpListener>, prefix: &str, timeout: Duration) -> Result<Self> {
         let (host, prefix) = (CString::new(host)?, CString::new(prefix)?);
-        let fd = listener.map_or(-1, IntoRawFd::into_raw_fd); // c10d's from now on
+        let fd = listener.map_or(-1, IntoRawFd::into_raw_fd); // owned by c10d from now on
         // SAFETY: both texts are NUL-terminated and outlive the call.
         let open = |out| unsafe {
             byol_store_open(host.as_ptr(), port.into(), fd, prefix.as_ptr(), milliseconds(timeout), out)
@@ -84,9 +84,9 @@ impl Store {
         Ok(Self(made(open)?))
     }
 
-    /// A second connection: one waits, the other asks.
+    /// A second connection, so that one thread can block while another makes requests.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn try_clone(&self) -> Result<Self> {
         // SAFETY: the store lives while it is borrowed.
         Ok(Self(made(|out| unsafe { byol_store_clone(self.0.as_ptr(), out) })?))
@@ -94,16 +94,16 @@ impl Store {
 
     /// Sets a key.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn set(&self, key: &str, value: &str) -> Result<()> {
         let key = CString::new(key)?;
         // SAFETY: key and value outlive the call, which copies them.
         check(unsafe { byol_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
-    /// A key's value, waited for.
+    /// Waits for a key and returns its value.
     /// # Errors
-    /// Nobody sets it within `timeout`; the server is gone.
+    /// The key is not set within `timeout`; the store's process was lost.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<String> {
         let key = CString::new(key)?;
         let (mut bytes, mut length) = (null(), 0);
@@ -118,7 +118,7 @@ impl Store {
 
     /// Whether a key is set.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn has(&self, key: &str) -> Result<bool> {
         let key = CString::new(key)?;
         let mut there = 0;
@@ -127,9 +127,9 @@ impl Store {
         Ok(there != 0)
     }
 
-    /// Counts how often it was called with this key, by whatever process: 1 the first time.
+    /// Increments a counter, shared by all processes, and returns its value: 1 the first time.
     /// # Errors
-    /// The server is gone.
+    /// The store's process was lost.
     pub fn count(&self, key: &str) -> Result<i64> {
         let key = CString::new(key)?;
         let mut value = 0;
@@ -139,7 +139,7 @@ impl Store {
     }
 }
 
-/// Where a process listens for the others of its group.
+/// Where a process listens for connections of its group.
 #[derive(Clone, Debug)]
 pub enum Listen {
     /// On this address of the machine.

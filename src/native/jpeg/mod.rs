@@ -1,10 +1,10 @@
-//! The Rust side of `jpeg.c`: libjpeg-turbo as Pillow uses it, with the accurate transform and smooth chroma.
+//! The Rust side of `jpeg.c`: libjpeg-turbo as Pillow uses it, with the accurate DCT and fancy chroma upsampling.
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 use anyhow::{Context, Result, bail, ensure};
-// Only its build script is of use: it compiles and links the library.
+// Only its build script is used: it compiles and links the library.
 use turbojpeg_sys as _;
 
 #[repr(C)]
@@ -25,20 +25,21 @@ const MAX_ADDED: usize = 4 + 31 + 4;
 /// A decoder, to be used for one image after another.
 pub struct Decoder(NonNull<Handle>);
 
-/// An image whose header was read.
+/// An image whose header has been read.
 pub struct Opened<'a> {
     handle: NonNull<Handle>,
     /// Pixels.
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// As they are stored.
+    /// As stored in the file.
     pub channels: usize,
     borrowed: PhantomData<(&'a mut Decoder, &'a [u8])>,
 }
 
 impl Decoder {
-    /// Each scan of a progressive image goes over all its pixels: images of more than `most_scans` are refused.
+    /// Each scan of a progressive image costs a pass over all its pixels: images with more than `most_scans` are
+    /// refused.
     pub fn new(most_scans: u16) -> Result<Self> {
         // SAFETY: a plain integer in, a pointer or null out.
         let handle = NonNull::new(unsafe { byol_jpeg_new(most_scans.into()) });
@@ -59,14 +60,14 @@ impl Decoder {
 }
 
 impl Opened<'_> {
-    /// Bytes a decoded pixel: red, green, blue, or, of four stored channels, cyan, magenta, yellow, black.
+    /// Bytes per decoded pixel: red, green, blue, or, for four stored channels, cyan, magenta, yellow, black.
     pub fn pixel_bytes(&self) -> usize {
         if self.channels == 4 { 4 } else { 3 }
     }
 
-    /// Decodes `region` (left, top, width, height) into `out`. It may take more columns: returns which region `out`
-    /// then holds, row by row. Within `region` the pixels of a sequential image are those of the whole one, and which
-    /// fail does not depend on it, for nothing after the last row is read. Warnings about damaged data are ignored.
+    /// Decodes `region` (left, top, width, height) into `out`. It may decode more columns: returns the region that
+    /// `out` then holds, row by row. Within `region` the pixels of a sequential image equal those of the whole image,
+    /// and whether it fails does not depend on the region's columns. Warnings about damaged data are ignored.
     pub fn decode(self, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
         let [left, top, width, height] = region;
         ensure!(
@@ -75,12 +76,12 @@ impl Opened<'_> {
             self.width,
             self.height
         );
-        // As many columns as the decoder may add: a margin, and up to the edge of a block of blocks.
+        // Room for the columns that the decoder may add: a margin, up to the next MCU boundary.
         let most = self.width.min(width + MAX_ADDED);
         out.resize(most * height * self.pixel_bytes(), 0);
         let mut decoded = region.map(|value| value as c_uint);
         // SAFETY: the handle and the bytes given to `open` are still borrowed; `decoded` has four values; the callee
-        // writes at most as many bytes as it is told there are.
+        // writes at most the capacity that is passed.
         check(self.handle, unsafe {
             byol_jpeg_decode(self.handle.as_ptr(), decoded.as_mut_ptr(), out.as_mut_ptr(), out.len() as c_ulong)
         })?;
@@ -101,7 +102,7 @@ fn check(handle: NonNull<Handle>, status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
-    // SAFETY: the message is NUL-terminated and part of the object, which nothing changes meanwhile.
+    // SAFETY: the message is NUL-terminated and part of the object, which does not change meanwhile.
     let message = unsafe { CStr::from_ptr(byol_jpeg_message(handle.as_ptr())) }.to_string_lossy().into_owned();
     bail!("{message}")
 }

@@ -1,4 +1,4 @@
-//! The heap: what the program takes from it is counted when asked to, and kept from going back to the system.
+//! The heap: counts allocations on request, and keeps freed memory in the process.
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -7,22 +7,22 @@ use super::OOM_ADVICE;
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static BYTES: AtomicU64 = AtomicU64::new(0);
-/// Of what was taken since counting began less what was given back; what was taken before makes it negative.
+/// Bytes allocated since counting began minus bytes freed; freeing older allocations can make it negative.
 static LIVE: AtomicI64 = AtomicI64::new(0);
 static PEAK: AtomicI64 = AtomicI64::new(0);
 
 /// The system's allocator with a counter, for `#[global_allocator]`.
 pub struct Counted;
 
-/// Bytes that Rust code has taken from the heap since the first call, which gives 0. They are counted from then on
-/// (where [`Counted`] is the allocator); what was given back is not subtracted.
+/// Bytes that Rust code has allocated since the first call, which returns 0. They are counted from then on
+/// (if [`Counted`] is the allocator); freed bytes are not subtracted.
 pub fn allocated_bytes() -> u64 {
     COUNTING.store(true, Ordering::Relaxed);
     BYTES.load(Ordering::Relaxed)
 }
 
-/// Runs `work` and gives what it returns, and the most bytes that Rust code (all threads of it) held meanwhile beyond
-/// what it held before; of calls at the same time only the last to begin is told right.
+/// Runs `work` and returns its result, and the peak of heap bytes that Rust code (in all threads) held meanwhile beyond
+/// what it held before; of concurrent calls only the last to start gets the right peak.
 pub fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, u64) {
     COUNTING.store(true, Ordering::Relaxed);
     let before = LIVE.load(Ordering::Relaxed);
@@ -42,26 +42,26 @@ fn count(taken: usize, given_back: usize) {
     }
 }
 
-/// Has the C library keep freed memory for the next allocation. Else activations of some megabytes go back to the
-/// system every time and come again page by page, zeroed: of a training step on the CPU that was a sixth.
+/// Makes malloc keep freed memory for later allocations. Otherwise activations of several megabytes are returned to the
+/// system every time and faulted in again, zeroed, page by page: a sixth of a training step on the CPU.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, -1)] {
-        // SAFETY: two integers in; the call changes thresholds of later calls, nothing that is allocated.
+        // SAFETY: two integers in; the call changes thresholds of later calls, not existing allocations.
         unsafe { libc::mallopt(parameter, value) };
     }
 }
 
-/// Who asks for more can do without, or fails with a message of its own.
+/// Larger requests can be retried smaller, or fail with a message of their own.
 const SMALL: usize = 1 << 20;
 
-/// What the system gave. Where there is not even a little, whatever Rust would do next needs memory, too: the process
-/// ends here, with its one line, as a killed one does.
+/// Passes on what the system allocated. If even a small request fails, so will error handling: the process prints
+/// one line and exits here.
 fn or_end(memory: *mut u8, size: usize) -> *mut u8 {
     static ENDING: AtomicBool = AtomicBool::new(false);
     if memory.is_null() && size < SMALL {
         while ENDING.swap(true, Ordering::Relaxed) {
-            std::thread::yield_now(); // another thread is at it
+            std::thread::yield_now(); // another thread is already printing
         }
         let mut line = Cursor::new([0; 256]);
         let _ = writeln!(line, "error: out of memory: requested {size} bytes, none free; {OOM_ADVICE}");

@@ -1,4 +1,4 @@
-//! How much memory there is, for the host and for a GPU, and what to say when it runs out.
+//! How much memory the host and a GPU have, and the out-of-memory message.
 
 pub mod alloc;
 
@@ -11,21 +11,20 @@ use tch::Device;
 
 use crate::torch::shim;
 
-/// What to do about it.
+/// Advice in the out-of-memory message.
 pub(super) const OOM_ADVICE: &str = "lower train.batch_size, raise train.accumulation_steps, or take a smaller model";
 
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// All of it, within what the process is allowed.
+    /// Total, within the limits of this process.
     pub total: u64,
-    /// What could be taken now.
+    /// Available now.
     pub free: u64,
 }
 
 impl Memory {
-    /// The machine's, or the control group's or the process's own limit (`ulimit -v`) where that is less; unlimited
-    /// where the system does not tell.
+    /// The machine's, or the limit of the cgroup or the process (`ulimit -v`) if that is lower; unlimited if unknown.
     pub fn of_host() -> Self {
         let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let bytes = |key: &str| {
@@ -37,7 +36,7 @@ impl Memory {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let host = host.within_groups(&groups, Path::new("/sys/fs/cgroup"));
         let Some(limit) = getrlimit(Resource::As).current else { return host };
-        // Addresses, of which more are taken than memory: in pages of 4096 bytes.
+        // Address space, of which more is used than of memory: in pages of 4096 bytes.
         let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let taken = pages.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096;
         Self { total: host.total.min(limit), free: host.free.min(limit.saturating_sub(taken)) }
@@ -52,9 +51,9 @@ impl Memory {
         }
     }
 
-    /// The least of this and of what the control groups allow, to their root: version 2 (`0::/path` in
-    /// /proc/self/cgroup) and version 1 (`4:memory:/path`). In a container the path may lead nowhere; its root is the
-    /// container's own.
+    /// The minimum of this and of the limits of the cgroup and its parents: version 2 (`0::/path` in
+    /// /proc/self/cgroup) and version 1 (`4:memory:/path`). In a container the path may not exist; the root there is
+    /// the container's own cgroup.
     fn within_groups(self, groups: &str, root: &Path) -> Self {
         let mut least = self;
         for line in groups.lines() {
@@ -71,7 +70,7 @@ impl Memory {
             let below = base.join(path.trim_start_matches('/'));
             for group in below.ancestors().take_while(|group| group.starts_with(&base)) {
                 let Some(limit) = number(&group.join(limit)) else { continue };
-                // File contents that the kernel would drop are counted as used.
+                // Page cache that the kernel can reclaim is counted as used.
                 let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
                 let dropped = stat.lines().find_map(|line| line.strip_prefix(cache)?.parse().ok()).unwrap_or(0);
                 let used = number(&group.join(used)).unwrap_or(0).saturating_sub(dropped);
@@ -83,7 +82,7 @@ impl Memory {
     }
 }
 
-/// Swap space of the machine, or the control group's limit on it where that is less; none under a limit on addresses.
+/// Swap space of the machine, or the cgroup's limit on it if that is lower; 0 with a limit on address space.
 pub fn swap_bytes() -> u64 {
     if getrlimit(Resource::As).current.is_some() {
         return 0;
@@ -110,7 +109,7 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-/// What to say when there is no memory for so many bytes.
+/// The message for a failed allocation of so many bytes.
 pub fn no_memory_for(bytes: u64) -> String {
     ran_out(&human_bytes(bytes), Memory::of_host())
 }
@@ -119,9 +118,9 @@ fn ran_out(requested: &str, Memory { total, free }: Memory) -> String {
     format!("out of memory: requested {requested}, {} of {} free; {OOM_ADVICE}", human_bytes(free), human_bytes(total))
 }
 
-/// [`Vec::resize`], where a lack of memory does not end the process.
+/// [`Vec::resize`], with an error instead of an abort if memory runs out.
 /// # Errors
-/// [`no_memory_for`] it.
+/// The message of [`no_memory_for`].
 pub fn resize<T: Clone>(values: &mut Vec<T>, length: usize, value: T) -> Result<()> {
     if values.try_reserve_exact(length.saturating_sub(values.len())).is_err() {
         bail!(no_memory_for(length.saturating_mul(size_of::<T>()) as u64));
@@ -130,7 +129,7 @@ pub fn resize<T: Clone>(values: &mut Vec<T>, length: usize, value: T) -> Result<
     Ok(())
 }
 
-/// What to say where a message of libtorch's is that memory ran out: how much was requested, and what is free.
+/// The message for an out-of-memory error of libtorch: how much was requested, and what is free.
 pub fn out_of_memory(message: &str) -> Option<String> {
     if message.contains("DefaultCPUAllocator") || message.contains("std::bad_alloc") {
         let requested =
@@ -139,13 +138,13 @@ pub fn out_of_memory(message: &str) -> Option<String> {
     }
     let host = Memory::of_host();
     if message.contains("could not create a primitive") && host.free < host.total / 8 {
-        return Some(ran_out("more memory", host)); // oneDNN does not say why
+        return Some(ran_out("more memory", host)); // oneDNN does not report the cause
     }
     // "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.50 GiB is
     // free. [how it is used, and advice on PyTorch's allocator]"
-    let told = &message[message.find("CUDA out of memory")?..];
-    let end = told.find("is free").map_or(told.len(), |at| at + "is free".len());
-    Some(format!("{}; {OOM_ADVICE}", &told[..end]))
+    let cuda = &message[message.find("CUDA out of memory")?..];
+    let end = cuda.find("is free").map_or(cuda.len(), |at| at + "is free".len());
+    Some(format!("{}; {OOM_ADVICE}", &cuda[..end]))
 }
 
 #[cfg(test)]
@@ -153,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tightest_control_group_counts() {
+    fn the_tightest_cgroup_counts() {
         let root = tempfile::tempdir().expect("a folder");
         let group = |path: &str, files: &[(&str, &str)]| {
             let folder = root.path().join(path);
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_what_the_control_groups_allow() {
+    fn swap_is_limited_by_the_cgroups() {
         let root = tempfile::tempdir().expect("a folder");
         fs::create_dir_all(root.path().join("job/step")).expect("made");
         fs::write(root.path().join("job/memory.swap.max"), "300\n").expect("written");
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_ran_out_is_said_in_one_line() {
+    fn out_of_memory_is_reported_in_one_line() {
         let cpu = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to \
                    allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)";
         let said = out_of_memory(cpu).expect("memory");

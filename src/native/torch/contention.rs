@@ -1,10 +1,11 @@
-//! Sharing the cores with other processes. OpenMP's threads wait for each other by spinning (libgomp: 300 000 turns,
-//! some 3 ms). Alone that is fastest. Beside other busy processes it is ruinous: a thread spins away its share of a core
-//! while the one that it waits for is not being run, and a step takes ten times as long (PyTorch's does, too).
+//! Sharing the cores with other processes. OpenMP threads wait for each other by spinning (libgomp: 300 000 iterations,
+//! about 3 ms), which is fastest on an idle machine. Next to other busy processes it is ruinous: a thread spins away
+//! its share of a core while the thread it waits for is not scheduled, and a step takes ten times as long (in PyTorch
+//! too).
 //!
-//! libgomp itself has the answer, after 100 turns a thread sleeps, but uses it only where OpenMP has more threads than
-//! the machine has cores (GCC's manual, `GOMP_SPINCOUNT`). So while others keep this process's threads waiting for a
-//! core, a second team of threads that do nothing makes it so. Who waits how does not change what is computed.
+//! libgomp has a remedy, sleeping after 100 iterations, but uses it only if OpenMP has more threads than the machine
+//! has cores (GCC's manual, `GOMP_SPINCOUNT`). So while other processes keep this one's threads waiting for a core, a
+//! second team of idle threads oversubscribes the cores on purpose. How threads wait does not change what is computed.
 
 use std::fs;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,24 +14,24 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
 
-/// How often the threads' waiting is looked at.
+/// How often the threads' waiting time is checked.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Shares of the time that threads may wait for a core, added up over the threads: above the first they are taken to
-/// be crowded, below the second no longer.
+/// Fractions of time spent waiting for a core, summed over the threads: above the first the cores count as crowded,
+/// below the second no longer.
 const CROWDED: [f64; 2] = [0.2, 0.04];
 
-/// Watches whether other processes crowd this one's threads, and has the threads sleep instead of spin while they do.
+/// Detects contention with other processes, and makes the threads sleep instead of spin while it lasts.
 pub struct Contention {
     seen: Instant,
     delay: Duration,
     crowd: Option<Idle>,
-    /// More OpenMP threads can be made than there are cores, and the system tells how long threads wait.
+    /// OpenMP can have more threads than there are cores, and the system reports how long threads wait.
     possible: bool,
 }
 
 impl Contention {
-    /// For `threads` threads of libtorch's operators on `device`; watches nothing for a GPU or a single thread.
+    /// For `threads` threads of libtorch's operators on `device`; does nothing for a GPU or a single thread.
     pub fn new(device: Device, threads: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let delay = run_delay();
@@ -43,8 +44,7 @@ impl Contention {
         self.crowd.is_some()
     }
 
-    /// Looks at what has happened since the last look; call it between steps. True where the cores have just become
-    /// crowded.
+    /// Checks the time since the last call; call it between steps. True if the cores have just become crowded.
     pub fn observe(&mut self) -> bool {
         let elapsed = self.seen.elapsed();
         if !self.possible || elapsed < EVERY {
@@ -65,19 +65,18 @@ impl Contention {
     }
 }
 
-/// How long this process's threads were ready to run and had no core, all added up; nothing where the system does not
-/// tell.
+/// Total time that this process's threads were runnable without a core; `None` if the system does not report it.
 fn run_delay() -> Option<Duration> {
     let mut nanoseconds = 0;
     for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
-        // Time on a core, time waiting for one, turns. A thread may just have ended.
+        // Time on a core, time waiting for one, time slices. A thread may just have exited.
         let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
         nanoseconds += text.split(' ').nth(1)?.parse::<u64>().ok()?;
     }
     Some(Duration::from_nanos(nanoseconds))
 }
 
-/// A team of OpenMP threads with nothing to do, as long as this lives.
+/// A team of idle OpenMP threads, as long as this lives.
 struct Idle {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -91,7 +90,7 @@ impl Idle {
     }
 }
 
-/// Large enough an operation for libtorch to use every thread; then they sleep.
+/// An operation large enough for libtorch to use every thread; then they sleep.
 fn idle(ended: &Receiver<()>) {
     let _ = Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)).f_exp();
     let _ = ended.recv();
@@ -140,7 +139,7 @@ mod tests {
         tch::set_num_threads(2.max(cores as i32));
         let mut contention = Contention::new(Device::Cpu, 2.max(cores));
         if !contention.possible {
-            println!("skipped: the system does not tell how long threads wait for a core");
+            println!("skipped: the system does not report how long threads wait for a core");
             return;
         }
         let expected = work();

@@ -16,7 +16,7 @@ use crate::LIBTORCH_LIB;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(into = "String")]
 pub enum DeviceChoice {
-    /// The first GPU where one is usable, else the CPU.
+    /// The first GPU if one is usable, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -72,7 +72,7 @@ impl From<DeviceChoice> for String {
 }
 
 /// Loads libtorch_cuda and counts the GPUs; the error says which of driver, library and device is missing. The
-/// driver comes first: without one there is no point in loading half a gigabyte.
+/// driver is checked first: without one there is no point in loading half a gigabyte.
 fn load_cuda() -> Result<i64, String> {
     load_library("libcuda.so.1")
         .map_err(|loader| format!("the NVIDIA driver is missing: {loader}. Install driver 580 or newer"))?;
@@ -83,7 +83,7 @@ fn load_cuda() -> Result<i64, String> {
         )
     })?;
     match Cuda::device_count() {
-        0 => Err("the driver shows no device. Check nvidia-smi and CUDA_VISIBLE_DEVICES".into()),
+        0 => Err("the driver reports no device. Check nvidia-smi and CUDA_VISIBLE_DEVICES".into()),
         count => Ok(count),
     }
 }

@@ -1,6 +1,6 @@
 //! Operations on many tensors at once, for optimizers and the moving average: a few launches on a GPU, not hundreds.
-//! A rate is a tensor of no axes on the tensors' device, so that changing it needs no other launch and waits for
-//! nothing. Call them under `no_grad`.
+//! A rate is a 0-dim tensor on the tensors' device, so that changing it does not change the launches or synchronize.
+//! Call them under `no_grad`.
 use std::ffi::c_int;
 
 use anyhow::{Result, ensure};
@@ -53,22 +53,18 @@ fn same_length(lists: &[&[Tensor]]) -> Result<usize> {
     Ok(n)
 }
 
-/// A rate of 0, to be changed by [`set_rate`]: f64 on the CPU, where it is read; fp32 on a GPU, as the kernels want it.
+/// A rate of 0, to be changed by [`set_rate`]: f64 on the CPU, where it is read; fp32 on a GPU, as the kernels expect.
 pub fn rate(device: Device) -> Tensor {
     Tensor::zeros([], (if device.is_cuda() { Kind::Float } else { Kind::Double }, device))
 }
 
-/// Gives a rate its value, in the order of what is queued on the device.
-/// # Errors
-/// What libtorch says.
+/// Sets a rate's value, ordered with the work queued on the device.
 pub fn set_rate(rate: &Tensor, value: f64) -> Result<()> {
     let _ = rate.shallow_clone().f_fill_(value)?;
     Ok(())
 }
 
 /// `a + alpha b` for each pair (`torch._foreach_add`).
-/// # Errors
-/// Lists of different lengths; what libtorch says.
 pub fn sum(a: &[Tensor], b: &[Tensor], alpha: f64) -> Result<Vec<Tensor>> {
     let n = same_length(&[a, b])?;
     let mut out = vec![std::ptr::null_mut(); n];
@@ -79,8 +75,6 @@ pub fn sum(a: &[Tensor], b: &[Tensor], alpha: f64) -> Result<Vec<Tensor>> {
 }
 
 /// L2 norms as one tensor `[n]` (`torch._foreach_norm`).
-/// # Errors
-/// No tensors; what libtorch says.
 pub fn norms(tensors: &[Tensor]) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     // SAFETY: an array of pointers to borrowed tensors, and its length.
@@ -89,17 +83,13 @@ pub fn norms(tensors: &[Tensor]) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// All tensors times one factor, a tensor of no axes (`torch._foreach_mul_`).
-/// # Errors
-/// What libtorch says.
+/// All tensors times one factor, a 0-dim tensor (`torch._foreach_mul_`).
 pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     // SAFETY: an array of pointers to borrowed tensors, and its length.
     check(unsafe { byol_foreach_scale(list(tensors).as_ptr(), tensors.len(), factor.as_ptr()) })
 }
 
 /// `a = a + weight (b - a)` for each pair (`torch._foreach_lerp_`).
-/// # Errors
-/// Lists of different lengths; what libtorch says.
 pub fn lerp(a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
     let n = same_length(&[a, b])?;
     // SAFETY: arrays of `n` pointers to tensors that are borrowed for the call.
@@ -107,9 +97,7 @@ pub fn lerp(a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
 }
 
 /// `torch.optim.SGD(fused=True)` without dampening: u = g + wd w; v = m v + u; w = w - lr v, or with Nesterov
-/// w = w - lr (u + m v). The momenta begin at 0.
-/// # Errors
-/// Lists of different lengths; what libtorch says.
+/// w = w - lr (u + m v). The momenta start at 0.
 pub fn sgd(
     weights: &[Tensor],
     gradients: &[Tensor],
@@ -128,10 +116,8 @@ pub fn sgd(
     })
 }
 
-/// `torch.optim.AdamW(fused=True)`; `moments` are the averages of g and of g^2, `count` the updates with this one,
-/// a tensor of no axes.
-/// # Errors
-/// Lists of different lengths; what libtorch says.
+/// `torch.optim.AdamW(fused=True)`; `moments` are the averages of g and of g^2, `count` the updates including this one,
+/// a 0-dim tensor.
 #[allow(clippy::too_many_arguments)] // they are the operator's
 pub fn adamw(
     weights: &[Tensor],

@@ -1,6 +1,6 @@
-//! CUDA graphs: work that is queued once, recorded, and then repeated with one launch. The shared object that can do
-//! it needs libtorch_cuda; it is part of this binary where the build found CUDA's headers, and is loaded when the
-//! first graph is recorded.
+//! CUDA graphs: work that is captured once and then replayed with a single launch. The shared object for it needs
+//! libtorch_cuda; it is embedded in this binary if the build found CUDA's headers, and is loaded when the first graph
+//! is captured.
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 
 use crate::library::{Errors, Library};
 
-/// The shared object; empty where it could not be built.
+/// The shared object; empty if it was not built.
 static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libbyol_graph.so"));
 
 /// The functions of `graph.cpp`.
@@ -28,7 +28,7 @@ impl Functions {
 
 /// Loads the shared object, once.
 /// # Errors
-/// It is not part of this build, or libtorch_cuda is not there: the loader's own line.
+/// Not part of this build, or libtorch_cuda is missing (the dynamic loader's message).
 fn functions() -> Result<&'static Functions> {
     static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
     FUNCTIONS.get_or_init(load).as_ref().map_err(|why| anyhow!("CUDA graphs cannot be used: {why}"))
@@ -49,17 +49,17 @@ fn load() -> Result<Functions, String> {
     }
 }
 
-/// Work that was recorded. The tensors that it reads and writes must be alive, and where they were, when it is replayed.
+/// Captured work. The tensors that it reads and writes must be alive, at the same addresses, when it is replayed.
 pub struct Graph {
     raw: *mut c_void,
     functions: &'static Functions,
 }
 
 impl Graph {
-    /// Records what `work` queues on the current stream, see [`own_stream`](super::stream::own_stream); none of it
-    /// runs. Memory that it takes belongs to the graph. `work` must not wait for the device.
+    /// Captures what `work` queues on the current stream, see [`own_stream`](super::stream::own_stream), without
+    /// running it. Memory allocated in it belongs to the graph. `work` must not synchronize with the device.
     /// # Errors
-    /// Graphs cannot be used here; work that cannot be recorded; `work`'s own, its panics too.
+    /// CUDA graphs cannot be used here; work that cannot be captured; errors and panics of `work`.
     pub fn record<T>(work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let functions = functions()?;
         let mut raw = std::ptr::null_mut();
@@ -74,9 +74,7 @@ impl Graph {
         Ok((graph, result))
     }
 
-    /// Queues the recorded work on the current stream.
-    /// # Errors
-    /// What CUDA says.
+    /// Replays the captured work on the current stream.
     pub fn replay(&self) -> Result<()> {
         // SAFETY: `raw` is alive and was recorded to its end.
         self.functions.check(unsafe { (self.functions.replay)(self.raw) })
@@ -90,7 +88,7 @@ impl Drop for Graph {
     }
 }
 
-/// Whether CUDA graphs can be recorded in this process: `Ok`, or why not.
+/// Whether CUDA graphs can be captured in this process: `Ok`, or why not.
 /// # Errors
 /// The binary lacks the shared object, or libtorch_cuda is not loaded.
 pub fn available() -> Result<()> {

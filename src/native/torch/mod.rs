@@ -1,4 +1,4 @@
-//! What libtorch has and tch does not bind.
+//! Parts of libtorch that tch does not bind.
 
 pub mod contention;
 pub mod cuda;

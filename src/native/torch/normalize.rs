@@ -1,4 +1,4 @@
-//! Bytes of RGB images to what a network takes: `(x / 255 - mean) / std`.
+//! RGB bytes to a network's input: `(x / 255 - mean) / std`.
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
@@ -7,7 +7,7 @@ use crate::simd::widest;
 /// A common multiple of the three channels and of a vector's lanes.
 const CHUNK: usize = 48;
 
-/// The form that a network wants its images in.
+/// Memory format and type of a network's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageLayout {
     /// Channels innermost in memory (`torch.channels_last`).
@@ -16,12 +16,12 @@ pub struct ImageLayout {
     pub bf16: bool,
 }
 
-/// Mean and deviation of each channel, and the form that a network wants its images in.
+/// Mean and deviation of each channel, and the layout of a network's input.
 #[derive(Debug)]
 pub struct Normalizer {
     scale: [f32; 3],
     shift: [f32; 3],
-    /// The same on the device, where that is not the CPU.
+    /// The same on the device, unless that is the CPU.
     there: Option<(Tensor, Tensor)>,
     device: Device,
     layout: ImageLayout,
@@ -41,9 +41,7 @@ impl Normalizer {
         if self.layout.bf16 { Kind::BFloat16 } else { Kind::Float }
     }
 
-    /// `[N, H, W, 3]` bytes to `[N, 3, H, W]`. They cross to a GPU as bytes.
-    /// # Errors
-    /// What libtorch says; bytes of another number than the shape has.
+    /// `[N, H, W, 3]` bytes to `[N, 3, H, W]`. They are copied to a GPU as bytes.
     pub fn bytes(&self, bytes: &[u8], shape: [i64; 4]) -> Result<Tensor> {
         if self.there.is_some() {
             return self.tensor(&Tensor::f_from_data_size(bytes, &shape, Kind::Uint8)?.f_to_device(self.device)?);
@@ -63,8 +61,6 @@ impl Normalizer {
     }
 
     /// The same for bytes that are a tensor on the device, `[N, H, W, 3]`.
-    /// # Errors
-    /// What libtorch says.
     pub fn tensor(&self, bytes: &Tensor) -> Result<Tensor> {
         let floats = match &self.there {
             Some((scale, shift)) => bytes.f_mul(scale)?.f_add_(shift)?.f_to_kind(self.kind())?,
@@ -102,7 +98,7 @@ impl Normalizer {
     }
 }
 
-/// The nearest bf16, the even one of two as near; its bits. Finite values only.
+/// The bits of the nearest bf16, ties to even. Finite values only.
 #[inline(always)]
 fn rounded(value: f32) -> u16 {
     let bits = value.to_bits();

@@ -17,7 +17,7 @@ unsafe extern "C" {
     fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
-/// A shim function's status as a result; the error is the first line of what it left.
+/// A shim function's status as a result; the error is the first line of its message.
 pub(crate) fn check(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
@@ -73,7 +73,7 @@ pub fn set_grad(parameter: &Tensor, gradient: &Tensor) -> Result<()> {
     check(unsafe { byol_set_grad(parameter.as_ptr().cast_mut(), gradient.as_ptr()) })
 }
 
-/// Freezes the TorchScript module in a file, in place (`torch.jit.freeze`): nothing of it can be trained any more,
+/// Freezes the TorchScript module in a file, in place (`torch.jit.freeze`): its weights become constants,
 /// and BatchNorm is folded into the convolutions.
 pub fn freeze_torchscript(path: &Path) -> Result<()> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
@@ -81,7 +81,7 @@ pub fn freeze_torchscript(path: &Path) -> Result<()> {
     check(unsafe { byol_freeze_torchscript(path.as_ptr()) })
 }
 
-/// Loads a shared library for good, symbols visible to all; the error is the loader's own line.
+/// Loads a shared library permanently, with global symbols (`RTLD_GLOBAL`); the error is the dynamic loader's message.
 pub(crate) fn load_library(name: &str) -> Result<(), String> {
     let name = CString::new(name).map_err(|e| e.to_string())?;
     // SAFETY: `name` is NUL-terminated. The libraries loaded here (libtorch_cuda, the driver) may run
@@ -104,12 +104,12 @@ pub fn device_name(index: usize) -> Option<String> {
     device_text(c"cuDeviceGetName", index)
 }
 
-/// Where a GPU is on its machine, such as `0000:17:00.0` (`cuDeviceGetPCIBusId`).
+/// PCI bus id of a GPU, such as `0000:17:00.0` (`cuDeviceGetPCIBusId`).
 pub fn device_bus(index: usize) -> Option<String> {
     device_text(c"cuDeviceGetPCIBusId", index)
 }
 
-/// What one of two functions of the driver says of a device.
+/// Calls one of two driver functions that return a string about a device.
 fn device_text(function: &CStr, index: usize) -> Option<String> {
     type Get = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     // SAFETY: a NUL-terminated name, looked up among what is loaded.

@@ -1,4 +1,4 @@
-//! Work on a GPU that the host does not wait for: batches on their way to it, numbers on their way back.
+//! Asynchronous copies: batches to a GPU, scalars back to the host.
 use std::ffi::c_int;
 use std::ptr;
 
@@ -31,8 +31,8 @@ struct RawLater {
     _private: [u8; 0],
 }
 
-/// From now on this thread's work on GPU number `device` goes to a stream other than the default one, which a CUDA
-/// graph cannot record. Waits for what was queued before. Other threads stay on theirs: what they queue is not ordered
+/// From now on this thread's work on GPU number `device` goes to a non-default stream, because a CUDA graph cannot
+/// capture the default one. Waits for work queued before. Other threads keep their streams: their work is not ordered
 /// with this thread's.
 /// # Errors
 /// No such device.
@@ -41,8 +41,8 @@ pub fn own_stream(device: usize) -> Result<()> {
     check(unsafe { byol_own_stream(device as c_int) })
 }
 
-/// Most bytes of tensors that GPU number `device` has held at a time, and most that were taken from it for them, a
-/// recorded graph's and what is kept for later among them (`torch.cuda.max_memory_allocated`, `max_memory_reserved`).
+/// Peak memory of GPU number `device` allocated to tensors, and peak memory reserved for them, including that of
+/// captured graphs and the caching allocator's free blocks (`torch.cuda.max_memory_allocated`, `max_memory_reserved`).
 /// # Errors
 /// No such device.
 pub fn peak_device_bytes(device: usize) -> Result<[u64; 2]> {
@@ -52,15 +52,15 @@ pub fn peak_device_bytes(device: usize) -> Result<[u64; 2]> {
     Ok([tensors, taken].map(|bytes| bytes as u64))
 }
 
-/// Pinned buffers, and as many on the device, that are used in turn: while the device works on one batch, the next is
-/// copied, on a stream of its own.
+/// Pinned buffers, and as many on the device, used in turn: while the device works on one batch, the next is copied on
+/// a stream of its own.
 #[derive(Debug)]
 pub struct Ring(*mut RawRing);
 
 impl Ring {
     /// `slots` buffers of `bytes` each for GPU number `device`.
     /// # Errors
-    /// No such device, or no room.
+    /// No such device, or out of memory.
     pub fn new(device: usize, slots: usize, bytes: usize) -> Result<Self> {
         let mut ring = ptr::null_mut();
         // SAFETY: `ring` outlives the call; after success it is ours to free.
@@ -68,10 +68,10 @@ impl Ring {
         Ok(Self(ring))
     }
 
-    /// Starts copying both arrays, which have the same length `n`; gives the bytes on the device, `[2 n]`. What is
-    /// queued on the device next waits for them; the host does not. `work` queues all that reads them.
+    /// Starts copying both arrays, which have the same length `n`; passes the bytes on the device, `[2 n]`, to `work`,
+    /// which must queue everything that reads them. Later work on the device waits for the copy; the host does not.
     /// # Errors
-    /// Lengths that differ or exceed the buffers; what libtorch says; `work`'s own.
+    /// Lengths that differ or exceed the buffers; those of `work`.
     pub fn put<T>(&mut self, views: [&[u8]; 2], work: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
         let [first, second] = views;
         ensure!(first.len() == second.len(), "found views of {} and {} bytes", first.len(), second.len());
@@ -94,7 +94,7 @@ impl Drop for Ring {
     }
 }
 
-/// A few numbers of a step. On a GPU they are copied to the host when the step is done; the host goes on.
+/// A few scalars of a step. On a GPU they are copied to the host when the step is done; the host does not wait.
 #[derive(Debug)]
 pub struct PendingScalars {
     values: Tensor,
@@ -102,9 +102,7 @@ pub struct PendingScalars {
 }
 
 impl PendingScalars {
-    /// Begins to fetch `values`, `[n]`, from their device.
-    /// # Errors
-    /// What libtorch says.
+    /// Starts copying `values`, `[n]`, from their device.
     pub fn new(values: Tensor) -> Result<Self> {
         let mut there = ptr::null_mut();
         if values.device().is_cuda() {
@@ -114,9 +112,7 @@ impl PendingScalars {
         Ok(Self { values, there })
     }
 
-    /// The numbers; waits for the work that was queued before them, on a GPU.
-    /// # Errors
-    /// What that work met on the device.
+    /// The values; on a GPU this waits for the work queued before them.
     pub fn get(&self) -> Result<Vec<f64>> {
         if self.there.is_null() {
             return Ok(Vec::try_from(&self.values.f_to_kind(Kind::Double)?)?);

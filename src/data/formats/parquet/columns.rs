@@ -8,24 +8,24 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::schema::types::ColumnDescriptor;
 
 const IMAGE_COLUMNS: [&str; 2] = ["image", "img"];
-/// Text columns with paths in place of images.
+/// Names of text columns with paths instead of images.
 const PATH_COLUMNS: [&str; 8] =
     ["image", "img", "file_name", "filename", "image_path", "file_path", "path", "image_file"];
 const LABEL_COLUMNS: [&str; 7] = ["label", "labels", "fine_label", "class", "category", "cls", "target"];
 
-/// Most columns that a line names.
+/// Maximum columns named in a message.
 const MAX_NAMED: usize = 12;
 
-/// Where the images are: encoded in the file, or in files of their own, or some so and some so.
+/// Where the images are: encoded in the file, in files of their own, or a mix of both.
 #[derive(Clone, Copy)]
 pub(super) struct ImageColumns {
     pub bytes: Option<usize>,
     pub path: Option<usize>,
 }
 
-/// The columns with the images: `wanted` (dotted where groups are nested, with or without the last part `bytes`), or
-/// else the one named image or img, or the only one. Images are plain binary or the part `bytes` of a group; the part
-/// `path` of the group, or a text column, says where the file of an image without bytes is.
+/// The columns with the images: `wanted` (dotted if groups are nested, with or without the last part `bytes`), or
+/// else the one named image or img, or the only one. Images are plain binary or the field `bytes` of a group; the field
+/// `path` of the group, or a text column, has the path of an image without bytes.
 pub(super) fn image_columns(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<ImageColumns> {
     let text = |path: &str| (0..columns.len()).find(|&at| is_text(&columns[at]) && columns[at].path().string() == path);
     let bytes = bytes_column(columns, wanted);
@@ -37,7 +37,7 @@ pub(super) fn image_columns(columns: &[Arc<ColumnDescriptor>], wanted: Option<&s
     let names: Vec<&str> = wanted.map_or(PATH_COLUMNS.to_vec(), |wanted| vec![wanted]);
     let paths = names.iter().find_map(|name| text(&format!("{name}.path")).or_else(|| text(name)));
     match paths {
-        // Several columns with images are a choice to be made, not images without bytes.
+        // If several columns have images, the user has to choose; that is not a set of images without bytes.
         Some(at) if wanted.is_some() || bytes_candidates(columns).is_empty() => {
             Ok(ImageColumns { bytes: None, path: Some(at) })
         }
@@ -50,7 +50,7 @@ fn name(column: &ColumnDescriptor) -> String {
     path.strip_suffix(".bytes").map_or(path.clone(), str::to_string)
 }
 
-/// Binary columns: plain ones and those that are the part `bytes` of a group.
+/// Binary columns: plain ones and the field `bytes` of a group.
 fn bytes_candidates(columns: &[Arc<ColumnDescriptor>]) -> Vec<usize> {
     let is_candidate = |column: &ColumnDescriptor| {
         let parts = column.path().parts();
@@ -94,19 +94,19 @@ pub(super) fn is_text(column: &ColumnDescriptor) -> bool {
         && column.max_rep_level() == 0
 }
 
-/// One value a row, of bytes that are no text.
+/// Whether it has one value per row, of bytes that are not text.
 fn is_binary(column: &ColumnDescriptor) -> bool {
     column.physical_type() == Physical::BYTE_ARRAY
         && column.converted_type() == ConvertedType::NONE
         && column.max_rep_level() == 0
 }
 
-/// The column with the labels, whole numbers, truth values or text; without `wanted`, `None` if none has one of the
-/// usual names. Says in the log which one is taken where that is not obvious.
+/// The column with the labels: integers, booleans or text; without `wanted`, `None` if none has one of the usual
+/// names. Logs which one is used if that is not obvious.
 pub(super) fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&str>) -> Result<Option<usize>> {
     let path = |at: usize| columns[at].path().string();
     let named = |name: &str| (0..columns.len()).find(|&at| is_label(&columns[at]) && path(at) == name);
-    // Also what lies in a group or a list of the name.
+    // Also a column inside a group or list of that name.
     let other = |name: &str| {
         let below = format!("{name}.");
         let at = (0..columns.len()).find(|&at| path(at) == name || path(at).starts_with(&below))?;
@@ -125,12 +125,12 @@ pub(super) fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&st
     if let Some(first) = usual.first() {
         if usual.len() > 1 {
             let others = usual[1..].join(", ");
-            log::info!("the labels are those of column {first}; others are {others} (data.label_column)");
+            log::info!("using the labels of column {first}, not {others} (data.label_column)");
         }
         return Ok(named(first));
     }
     if let Some(other) = LABEL_COLUMNS.iter().find_map(|name| other(name)) {
-        log::warn!("found {other}, expected classes: the images count as unlabelled (data.label_column)");
+        log::warn!("found {other}, expected classes: the images count as unlabeled (data.label_column)");
         return Ok(None);
     }
     let possible = (0..columns.len()).filter(|&at| is_label(&columns[at]) && !path(at).ends_with(".path")).map(path);
@@ -150,7 +150,7 @@ fn is_label(column: &ColumnDescriptor) -> bool {
     (numbers && column.max_rep_level() == 0) || is_text(column)
 }
 
-/// What the values of a column are, in the words of a user.
+/// A column's type in plain words.
 fn kind(column: &ColumnDescriptor, name: &str) -> &'static str {
     match column.physical_type() {
         _ if column.max_rep_level() > 0 => "lists",

@@ -6,14 +6,15 @@ use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::FileReader;
 
 use super::super::labels::{Known, Labels};
-use super::{columns, read};
+use super::columns;
+use super::reading::read;
 
 /// The labels of the files read so far.
 #[derive(Default)]
 pub(super) struct LabelColumn {
     numbers: Vec<i64>,
     texts: Option<Labels>,
-    /// Names that the first file's metadata has for the numbers.
+    /// Class names in the first file's metadata.
     names: Vec<String>,
 }
 
@@ -78,7 +79,7 @@ fn whole<T: Into<i64>>(values: Vec<Option<T>>) -> Vec<Option<i64>> {
     values.into_iter().map(|value| value.map(Into::into)).collect()
 }
 
-/// Class names that Hugging Face datasets keep in the footer; empty where there are none.
+/// Class names that Hugging Face datasets keep in the footer; empty if there are none.
 fn class_names(metadata: &ParquetMetaData, label: &str) -> Vec<String> {
     let pairs = metadata.file_metadata().key_value_metadata();
     let pair = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == "huggingface"));

@@ -7,9 +7,9 @@ use parquet::column::reader::ColumnReader;
 use parquet::file::reader::FileReader;
 
 use super::columns::ImageColumns;
-use super::read;
+use super::reading::read;
 
-/// Of so many rows at the start of a file one must name an existing file; else the paths start elsewhere.
+/// One of the first so many rows of a file must name an existing file; else the paths are relative to another folder.
 const MAX_MISSING: usize = 100;
 
 /// The paths of a row group's rows, if any of its images may have no bytes; else empty.
@@ -26,13 +26,13 @@ pub(super) fn paths(reader: &dyn FileReader, group: usize, image: ImageColumns) 
     Ok(values.into_iter().map(|path| path.map(|path| String::from_utf8_lossy(path.data()).into())).collect())
 }
 
-/// Folders that paths may start at: `data.root`, that of the parquet file, and `images` in it.
+/// Folders that paths may be relative to: `data.root`, that of the parquet file, and `images` in it.
 pub(super) fn folders(file: &Path, root: Option<&Path>) -> Vec<PathBuf> {
     let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
     root.map(Path::to_path_buf).into_iter().chain([folder.clone(), folder.join("images")]).collect()
 }
 
-/// The image file that a path means. An absolute path of another machine is looked for by its file name.
+/// The image file of a path. For an absolute path of another machine only the file name is used.
 pub(super) fn locate(path: &str, folders: &[PathBuf]) -> Result<PathBuf> {
     let names = [Some(Path::new(path)), Path::new(path).file_name().map(Path::new)];
     let names = names.into_iter().flatten().take(if Path::new(path).is_absolute() { 2 } else { 1 });
@@ -50,7 +50,7 @@ pub(super) fn locate(path: &str, folders: &[PathBuf]) -> Result<PathBuf> {
     }
 }
 
-/// Fails if none of the first images of a file that holds paths only is there.
+/// Fails if none of the first images of a file with paths only exists.
 pub(super) fn ensure_any<'a>(paths: impl Iterator<Item = &'a str>, folders: &[PathBuf]) -> Result<()> {
     let mut missing = None;
     for path in paths.take(MAX_MISSING) {

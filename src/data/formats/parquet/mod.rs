@@ -1,50 +1,48 @@
 //! Parquet files with encoded images, as Hugging Face datasets publish them: a column that is a group with the
 //! children `bytes` and `path` (or a plain binary column), and a label column of numbers or text.
 //!
-//! A shuffled epoch asks for rows in random order, but a file can only be unpacked page by page, and
-//! a page may hold a whole row group: pyarrow makes pages of at least 1024 rows. A cache of unpacked
-//! row groups would miss nearly always, as the next image is in any of them. Every row is therefore
+//! A shuffled epoch requests rows in random order, but a file can only be decompressed page by page, and
+//! a page may hold a whole row group: pyarrow writes pages of at least 1024 rows. A cache of decompressed
+//! row groups would nearly always miss, as the next image can be in any of them. Every row is therefore
 //! unpacked once. Sets up to `data.cache_bytes` are kept encoded in one block of memory (CIFAR-10:
 //! 46 MB). Of a larger set, each row group goes to an unnamed temporary file when its first image is
-//! asked for ([`spill`]), and an image is then one positioned read. Memory holds the labels, the ends
+//! requested ([`spill`]), and an image is then one `pread`. Memory holds the labels, the ends
 //! of the images (8 bytes each) and, while a row group is unpacked, its largest page.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use parquet::column::reader::ColumnReaderImpl;
-use parquet::data_type::{ByteArray, ByteArrayType, DataType};
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::metadata::ColumnChunkMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader, SerializedPageReader};
+use parquet::file::reader::{FileReader, SerializedPageReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::labels::Known;
 use super::shards;
 use super::splits::Set;
 use crate::augment::Crop;
-use crate::data::decode::unsupported::lfs_pointer;
 use crate::data::decode::{DecodeOptions, caught, concise, decode_file, decode_part, decode_read, ensure_size};
 use crate::data::{CropFor, DataConfig, Dataset, digest};
 use crate::files;
 use crate::pixels::Pixels;
 use columns::image_columns;
 use labels::LabelColumn;
+use reading::{State, read, state, with_file};
 use source::Source;
 use spill::{Spill, Unpacked};
 
 mod columns;
 mod labels;
 mod linked;
+mod reading;
 mod source;
 mod spill;
 
 const ENDINGS: [&str; 1] = [".parquet"];
 
-/// Rows that are read from a page at once.
+/// Rows read from a page at once.
 const ROWS_AT_ONCE: usize = 64;
 
 /// The rows of one or more parquet files, in the order of the file names.
@@ -61,27 +59,27 @@ pub struct Parquet {
 
 struct Shard {
     path: PathBuf,
-    /// Where the paths of images without bytes may start.
+    /// Folders that the paths of images without bytes may be relative to.
     folders: Vec<PathBuf>,
-    /// When it was opened.
+    /// State when it was opened.
     state: State,
 }
 
 struct RowGroup {
     file: usize,
     first_row: usize,
-    /// Of the file's first row.
+    /// Index of the file's first row.
     file_row: usize,
     rows: usize,
     /// Encoded images, if there are any.
     image: Option<ColumnChunkMetaData>,
-    /// Where the files of images without bytes are; empty if all have bytes.
+    /// Paths of images without bytes; empty if all have bytes.
     paths: Vec<Option<Box<str>>>,
     unpacked: OnceLock<Unpacked>,
 }
 
 enum Store {
-    /// All encoded images, one after the other, and where each ends.
+    /// All encoded images, concatenated, and the end of each.
     Memory {
         bytes: Vec<u8>,
         ends: Vec<usize>,
@@ -93,7 +91,7 @@ impl Parquet {
     /// Opens `data.path`: a file, or the shards of a folder named `train*`, or all of them.
     pub fn open_train(config: &DataConfig) -> Result<Self> {
         shards::announce(config, &ENDINGS)?;
-        // Only these are ever asked for.
+        // Other rows are never requested.
         let most = if config.fraction.is_none() { config.limit } else { None };
         Self::open(shards::train(config, &ENDINGS)?, Set::Train, config, most.unwrap_or(usize::MAX))
     }
@@ -144,7 +142,7 @@ impl Parquet {
         Ok(set)
     }
 
-    /// Keeps the encoded images in memory, if they fit, or prepares the temporary file.
+    /// Reads the encoded images into memory if they fit, or creates the temporary file.
     fn fill(&mut self, config: &DataConfig, most_rows: usize) -> Result<()> {
         let needed = self.row_groups.iter().filter(|group| group.first_row < most_rows);
         let bytes = |group: &RowGroup| group.image.as_ref().map_or(0, |image| image.uncompressed_size().max(0) as u64);
@@ -165,7 +163,7 @@ impl Parquet {
         let (first_row, first_group) = (self.rows, self.row_groups.len());
         for group in 0..metadata.num_row_groups() {
             let rows = metadata.row_group(group).num_rows();
-            // Positions in a set have 32 bits; a damaged footer may say anything, and less than 0.
+            // Positions in a set have 32 bits; a damaged footer may have any number, even a negative one.
             let total = usize::try_from(rows).ok().and_then(|rows| rows.checked_add(self.rows));
             let fits = total.is_some_and(|total| total <= u32::MAX as usize);
             ensure!(fits, "found {rows} rows in row group {group}, expected 0 or more, at most {} in all", u32::MAX);
@@ -192,7 +190,7 @@ impl Parquet {
         Ok(())
     }
 
-    /// Fills the memory with about `size` bytes, or gives `false` if it turns out to be more than
+    /// Reads all images, about `size` bytes, into memory, or returns `false` if they turn out to be more than
     /// `most` (pages may share a dictionary).
     fn read_all(&mut self, size: usize, most: usize) -> Result<bool> {
         let (mut bytes, mut ends) = (Vec::with_capacity(size), Vec::new());
@@ -212,7 +210,7 @@ impl Parquet {
         Ok(true)
     }
 
-    /// Gives the encoded images of a row group in order, empty for nulls, until told to stop.
+    /// Passes the encoded images of a row group to `each` in order, empty for nulls, until it returns `false`.
     fn unpack(&self, group: &RowGroup, mut each: impl FnMut(&[u8]) -> Result<bool>) -> Result<()> {
         let Some(image) = &group.image else {
             return (0..group.rows).try_for_each(|_| each(&[]).map(drop));
@@ -229,7 +227,7 @@ impl Parquet {
         })
     }
 
-    /// One row, found by way of the headers of the pages before it.
+    /// One row, found by skipping the pages before it.
     fn read_row(&self, group: &RowGroup, row: usize) -> Result<Option<ByteArray>> {
         let Some(image) = &group.image else { return Ok(None) };
         self.with_column(group, image, |column, descriptor| {
@@ -313,7 +311,7 @@ impl Dataset for Parquet {
                 spill.read(place, encoded)
             });
         }
-        // What could not be unpacked: rows behind a damaged page, or the disk is full.
+        // Rows that could not be unpacked: behind a damaged page, or on a full disk.
         let image = self.read_row(group, row)?;
         self.decode_row(index, image.as_ref().map_or(&[], |image| image.data()), want, out)
     }
@@ -335,43 +333,6 @@ impl Dataset for Parquet {
         });
         digest(files.chain([self.rows.to_string()]).chain(linked))
     }
-}
-
-/// Length and time of the last change of a file.
-type State = (u64, Option<SystemTime>);
-
-/// Opens a parquet file for `work`; an error names it.
-fn with_file(path: &Path, work: impl FnOnce(&dyn FileReader, State) -> Result<()>) -> Result<()> {
-    let open = || {
-        let file = files::open_regular(path)?;
-        let mut start = [0; 64];
-        let read = file.read_at(&mut start, 0)?;
-        lfs_pointer(&start[..read]).map_or(Ok(()), Err)?;
-        let state = state(&file)?;
-        work(&SerializedFileReader::new(Source::new(file)?)?, state)
-    };
-    caught(open).map_err(concise).with_context(|| format!("cannot use {}", path.display()))
-}
-
-fn state(file: &File) -> Result<State> {
-    let metadata = file.metadata()?;
-    Ok((metadata.len(), metadata.modified().ok()))
-}
-
-/// The next `rows` values of a column; `None` for nulls.
-fn read<T: DataType>(
-    column: &mut ColumnReaderImpl<T>,
-    descriptor: &ColumnDescriptor,
-    rows: usize,
-) -> Result<Vec<Option<T::T>>> {
-    let (mut levels, mut values) = (Vec::new(), Vec::new());
-    let (found, ..) = column.read_records(rows, Some(&mut levels), None, &mut values)?;
-    ensure!(found == rows, "found {found} rows in a row group, expected {rows}");
-    let mut values = values.into_iter();
-    let present = descriptor.max_def_level();
-    // A column without nulls has no levels.
-    levels.resize(rows, present);
-    Ok(levels.into_iter().map(|level| if level == present { values.next() } else { None }).collect())
 }
 
 #[cfg(test)]

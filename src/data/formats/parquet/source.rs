@@ -1,6 +1,6 @@
-//! The bytes of a parquet file. The parquet crate skips the fields of a page header that it does not know without
-//! noticing the end of the file: where a damaged header promises two billion of them, it would try to read every one.
-//! Here reading at the end is an error.
+//! The bytes of a parquet file. The parquet crate skips unknown fields of a page header without noticing the end of
+//! the file: if a damaged header declares two billion of them, it would try to read every one. Here reading past the
+//! end is an error.
 
 use std::fs::File;
 use std::io::{BufReader, Error, ErrorKind, Read, Result};
@@ -11,14 +11,14 @@ use bytes::Bytes;
 use parquet::errors::Result as ParquetResult;
 use parquet::file::reader::{ChunkReader, Length};
 
-/// A file that any number of readers share.
+/// A file shared by any number of readers.
 #[derive(Clone)]
 pub(super) struct Source {
     file: Arc<File>,
     length: u64,
 }
 
-/// Reads on from its own place.
+/// A reader with a position of its own.
 pub(super) struct Reader {
     file: Arc<File>,
     at: u64,
@@ -45,7 +45,7 @@ impl ChunkReader for Source {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
-        // Before anything of that size is reserved.
+        // Checked before allocating that size.
         if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
             return Err(end_of_file().into());
         }
@@ -67,5 +67,5 @@ impl Read for Reader {
 }
 
 fn end_of_file() -> Error {
-    Error::new(ErrorKind::UnexpectedEof, "found the end of the file, expected more of it; is it cut off or damaged?")
+    Error::new(ErrorKind::UnexpectedEof, "found the end of the file, expected more of it; is it truncated or damaged?")
 }

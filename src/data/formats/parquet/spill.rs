@@ -1,8 +1,7 @@
 //! The unnamed temporary file that holds the encoded images of a set too large for memory.
 //!
-//! It grows as row groups are first asked for, one at a time, and is gone with the process, however
-//! that ends. What is read often stays in the page cache of the system, which gives it up when
-//! memory is needed elsewhere.
+//! It grows as row groups are first requested, one at a time, and is deleted when the process exits, even if it is
+//! killed. The operating system keeps hot parts of it in the page cache while memory allows.
 
 use std::fs::File;
 use std::ops::Range;
@@ -12,17 +11,17 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
-/// Bytes that are collected before they are written.
+/// Write buffer size.
 const WRITE_AT_ONCE: usize = 1 << 20;
 
-/// Where the rows of a row group are in the file; perhaps only the first of them.
+/// Where the rows of a row group are in the file; possibly only the first rows.
 pub(super) struct Unpacked {
     start: u64,
     ends: Vec<u64>,
 }
 
 impl Unpacked {
-    /// The bytes of a row, unless it could not be unpacked.
+    /// Location of a row, unless it could not be unpacked.
     pub(super) fn place(&self, row: usize) -> Option<Range<u64>> {
         let end = *self.ends.get(row)?;
         Some(if row == 0 { self.start } else { self.ends[row - 1] }..end)
@@ -42,8 +41,8 @@ struct State {
 }
 
 impl Spill {
-    /// An empty file in `folder` (the system's for temporary files if `None`) that is to take about
-    /// `bytes`. Says so in the log. Fails if the folder cannot be written or has no room for it.
+    /// An empty file in `folder` (the system's for temporary files if `None`) that will hold about
+    /// `bytes`, which is logged. Fails if the folder cannot be written or lacks the space.
     pub(super) fn create(folder: Option<&Path>, bytes: u64) -> Result<Self> {
         let folder = folder.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let advice = "set data.spill_dir or TMPDIR to a folder with room on a disk, or raise data.cache_bytes";
@@ -69,9 +68,9 @@ impl Spill {
         Ok(Self { file, folder, state: Mutex::new(State { end: 0, full: false }) })
     }
 
-    /// What is unpacked of a row group, which is what `unpack` hands to its argument the first time.
-    /// Neither its failure nor a full disk is an error: the rows in question are left out, and the
-    /// caller reads them elsewhere, or finds out what is wrong with them.
+    /// The unpacked rows of a row group: those that `unpack` passes to its argument, on the first call. Neither a
+    /// failure nor a full disk is an error: the rows concerned are omitted, and the caller reads them directly, which
+    /// reports what is wrong with them.
     pub(super) fn unpacked<'a>(
         &self,
         group: &'a OnceLock<Unpacked>,
@@ -80,7 +79,7 @@ impl Spill {
         if let Some(unpacked) = group.get() {
             return unpacked;
         }
-        // One row group at a time, so that memory does not depend on the number of threads.
+        // One row group at a time, so that memory use does not depend on the number of threads.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         group.get_or_init(|| self.write(&mut state, unpack))
     }
@@ -144,7 +143,7 @@ mod tests {
 
     #[test]
     fn rows_come_back_until_the_disk_is_full() {
-        // The device that is always full, in place of a file.
+        // /dev/full in place of a file.
         let full = File::options().read(true).write(true).open("/dev/full").unwrap();
         let state = || Mutex::new(State { end: 0, full: false });
         let spill = Spill { file: full, folder: "/dev".into(), state: state() };
@@ -164,7 +163,7 @@ mod tests {
 
         let spill = Spill { file: tempfile::tempfile().unwrap(), folder: "tmp".into(), state: state() };
         let (first, second) = (OnceLock::new(), OnceLock::new());
-        // A row group that breaks off keeps the rows before.
+        // A row group that fails midway keeps the rows before.
         let broken = spill.unpacked(&first, |each| {
             each(b"one")?;
             each(b"")?;
