@@ -56,6 +56,6 @@ pub mod section;
 pub mod signals;
 pub mod train;
 
-/// The commit that this program was built from, with `-changed` appended if the sources were modified; `unknown` without
-/// git.
+/// The commit that this program was built from, with `-changed` appended if the sources were modified; `unknown`
+/// without git.
 pub const COMMIT: &str = env!("BYOL_COMMIT");
