@@ -1,34 +1,35 @@
 //! BYOL pre-training of vision encoders (Bootstrap Your Own Latent, arXiv 2006.07733) on libtorch.
 //!
-//! A YAML file becomes a [`config`]; [`data`] reads images and, through [`augment`], makes two views of each; [`byol`]
-//! is the algorithm, [`train`] the loop around it. Read [`byol`]'s `step.rs` first: it is Algorithm 1 of the paper.
+//! [`config`] parses the YAML file of a run. [`data`] reads the images and uses [`augment`] to make two views of each.
+//! [`byol`] is the algorithm, and [`train`] is the training loop. Start with [`byol`]'s `step.rs`: it is Algorithm 1 of
+//! the paper.
 //!
-//! The map, from the ground up. A module imports only from lines above its own, and a test keeps it so
-//! (`tests/house/layers.rs`). All unsafe code, C and C++ is below that, in a crate of its own
+//! The modules, from lowest to highest layer. A module may import only from those above it in this list, which the test
+//! `tests/house/layers.rs` enforces. All unsafe code, and all C and C++, is in a separate crate below these layers
 //! (`src/native`).
 //!
 //! ```text
 //! rng           random numbers as functions of (seed, purpose, epoch, index)
 //! pixels        an image in memory
-//! pytorch       files of torch.save, read without Python
-//! section       what sections of the config have in common
-//! files         files written atomically, paths
-//! signals       SIGINT, SIGTERM, SIGUSR1
-//! logging       the terminal, metrics.jsonl, TensorBoard
+//! pytorch       reads files of torch.save without Python
+//! section       what all config sections share
+//! files         atomic file writes, paths
+//! signals       SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP
+//! logging       terminal output, metrics.jsonl, TensorBoard
 //! augment       crops, flips, colors, blur: a view of an image
-//! preview       views drawn side by side
+//! preview       a picture of views side by side
 //! data          formats, decoding, the parallel loader
 //! model         encoders, heads, named parameters
 //! optim         LARS, SGD, AdamW, schedules
-//! distributed   several processes as one
-//! byol          online and target networks, the step, the loss, the moving average
-//! checkpoint    a run on disk
+//! distributed   data-parallel training with several processes
+//! byol          online and target networks, training step, loss, moving average
+//! checkpoint    saving and loading a run's state
 //! eval          features, k-NN, linear classifiers, fine-tuning
-//! export        encoders for other software
+//! export        export of encoders: safetensors, TorchScript, ONNX
 //! train         the training loop
-//! config        a YAML file of all sections
+//! config        the YAML config file with all sections
 //! cli           the command line
-//! run           what commands share: the machine, the processes, resuming, summaries
+//! run           code shared by the commands: hardware, processes, resuming, summaries
 //! commands      one file per command
 //! ```
 
@@ -55,5 +56,6 @@ pub mod section;
 pub mod signals;
 pub mod train;
 
-/// The commit this program was built from, with `-changed` if there were uncommitted changes; `unknown` without git.
+/// The commit that this program was built from, with `-changed` appended if the sources were modified; `unknown`
+/// without git.
 pub const COMMIT: &str = env!("BYOL_COMMIT");

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 use serde_yaml::Value;
 
-use super::wording::{is_about_values, plain, split_path, suggestion};
+use super::wording::{current_name, is_about_values, plain, split_path, suggestion};
 use super::{Config, join, leaves};
 use crate::distributed::{self, RankInfo};
 use crate::files;
@@ -272,9 +272,4 @@ pub(super) fn overridden<'a>(overrides: &'a [String], key: &str) -> Option<&'a S
         let set = current_name(text.split_once('=').map_or("", |(set, _)| set));
         key.strip_prefix(&set).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
-}
-
-/// A key's name today.
-pub(super) fn current_name(key: &str) -> String {
-    Config::default().renamed().find(|(old, _)| old == key).map_or(key.to_string(), |(_, new)| new)
 }

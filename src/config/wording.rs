@@ -1,6 +1,5 @@
 //! serde's errors in plain words: what was found, what is expected, and the nearest known key.
 
-use super::source::current_name;
 use super::{Config, join, leaves};
 use crate::section::Shown;
 
@@ -147,4 +146,9 @@ fn list(words: &[String]) -> String {
         [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
         _ => words.concat(),
     }
+}
+
+/// A key's name today.
+pub(super) fn current_name(key: &str) -> String {
+    Config::default().renamed().find(|(old, _)| old == key).map_or(key.to_string(), |(_, new)| new)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{EnumAccess, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One or more files or folders. A single one is written as plain text, several as a list.
@@ -73,6 +73,11 @@ impl<'de> Visitor<'de> for PathsVisitor {
 
     fn visit_str<E>(self, path: &str) -> Result<Paths, E> {
         Ok(Path::new(path).into())
+    }
+
+    /// A YAML tag.
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Paths, A::Error> {
+        Err(A::Error::invalid_type(Unexpected::Other("a word with a tag"), &self))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Paths, A::Error> {

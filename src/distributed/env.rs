@@ -155,6 +155,11 @@ fn job_port(job: &str) -> u16 {
     10_000 + (hash % 20_000) as u16 // below the ephemeral ports
 }
 
+/// `rank 2 on host a`.
+pub(super) fn named(rank: usize, host: &str) -> String {
+    format!("rank {rank} on {host}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
+use super::env::named;
 use super::{DistConfig, RankInfo, launch};
 use crate::logging;
 use native::{ProcessGroup, Store, one_line};
@@ -54,11 +55,6 @@ pub fn say(message: &str) {
         // A closed stderr must not turn an error into a panic.
         let _ = writeln!(std::io::stderr(), "error: {line}");
     }
-}
-
-/// `rank 2 on host a`.
-pub(super) fn named(rank: usize, host: &str) -> String {
-    format!("rank {rank} on {host}")
 }
 
 /// `rank 2 on host a` for a list of ranks; `host` gives the host of each.

@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::DistConfig;
-use super::failure::named;
+use super::env::named;
 use crate::files;
 
 /// Process id of the launcher.

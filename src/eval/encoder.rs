@@ -7,31 +7,12 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
+use super::branch::Branch;
 use super::foreign;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{self, Manifest};
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
 use native::Autocast;
-
-/// Online or target encoder of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Branch {
-    /// The online encoder, trained by the optimizer.
-    #[default]
-    Online,
-    /// Its moving average, with BatchNorm statistics recomputed on training images.
-    Target,
-}
-
-impl Branch {
-    /// `online` or `target`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Online => "online",
-            Self::Target => "target",
-        }
-    }
-}
 
 /// Options for loading an encoder.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::encoder::Branch;
+use super::branch::Branch;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
 use crate::files;

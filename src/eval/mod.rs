@@ -1,6 +1,7 @@
 //! Evaluating representations: frozen features, weighted k-nearest-neighbor classification, linear classifiers.
 
 mod accuracy;
+mod branch;
 mod config;
 mod encoder;
 mod features;
@@ -18,8 +19,9 @@ mod transfer;
 
 pub use crate::model::Represent;
 pub use accuracy::{Accuracy, Tally};
+pub use branch::Branch;
 pub use config::{ClassWeights, FeatureMode, LinearEvalConfig, Solver};
-pub use encoder::{Branch, Encoder, EncoderOptions};
+pub use encoder::{Encoder, EncoderOptions};
 pub use features::{Encoded, ExtractOptions, Features, Images, Interrupted, View, extract, stream};
 pub use knn::{KnnAccuracy, knn, knn_top1};
 pub use labels::{Classes, several_classes, stratified};

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail};
 use prost::Message;
 use tch::{Kind, Tensor};
 
-use super::onnx_proto::{Attribute, Entry, FLOAT, Graph, Length, Model, Node, OperatorSet, TensorData, float_value};
+use super::onnx_proto::{
+    Attribute, Entry, FLOAT, Graph, Length, Model, Node, OPSET, OperatorSet, TensorData, float_value,
+};
 use super::{ExportOptions, Exporter, ImageSize, Reader, metadata, onnx_run, shapes_in_python};
 use crate::eval::Encoder;
 use crate::model::{BATCH_NORM_EPS, Layer, Op};
 
-/// Operator set: BatchNormalization has its present form since 15; runtimes since 2022 have 17.
-pub const OPSET: i64 = 17;
 /// Of the file, that which came with opset 17.
 const IR_VERSION: i64 = 8;
 /// Protobuf messages end at 2 GiB.

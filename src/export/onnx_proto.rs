@@ -4,6 +4,9 @@
 
 use prost::{Message, Oneof};
 
+/// Operator set: BatchNormalization has its present form since 15; runtimes since 2022 have 17.
+pub const OPSET: i64 = 17;
+
 /// `TensorProto.DataType.FLOAT`.
 pub(super) const FLOAT: i32 = 1;
 

@@ -8,8 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use tch::{Kind, Tensor};
 
-use super::onnx::OPSET;
-use super::onnx_proto::{FLOAT, Model, Node};
+use super::onnx_proto::{FLOAT, Model, Node, OPSET};
 
 /// The model's only output for its only input.
 /// # Errors

@@ -11,20 +11,7 @@ use tch::Tensor;
 use super::graph::{Layer, Op, Shape, shapes};
 use super::layers::{BatchNorm, Conv2d};
 use super::params::Scope;
-use super::resnet::{self, Arch, Stem};
-
-/// An encoder's architecture: part of section `model`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EncoderConfig {
-    /// Architecture.
-    pub arch: Arch,
-    /// Factor on every channel count; `64 * width` must be a whole number.
-    pub width: f64,
-    /// First layers.
-    pub stem: Stem,
-    /// Start the last BatchNorm of every residual block at 0, so that blocks start as identities.
-    pub zero_init_residual: bool,
-}
+use super::{Arch, EncoderConfig, Stem, resnet};
 
 impl EncoderConfig {
     /// The first weight of each family: its name in a file shows the common prefix of all names.

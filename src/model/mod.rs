@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::section::{Problems, Section};
-pub use encoder::{Encoder, EncoderConfig};
+pub use encoder::Encoder;
 pub use graph::{Layer, Op};
 pub use heads::Mlp;
 pub use layers::{BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, BatchNorm, Conv2d, Linear};
@@ -86,6 +86,19 @@ impl ModelConfig {
         let &Self { arch, width, stem, zero_init_residual, .. } = self;
         EncoderConfig { arch, width, stem, zero_init_residual }
     }
+}
+
+/// An encoder's architecture: part of section `model`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EncoderConfig {
+    /// Architecture.
+    pub arch: Arch,
+    /// Factor on every channel count; `64 * width` must be a whole number.
+    pub width: f64,
+    /// First layers.
+    pub stem: Stem,
+    /// Start the last BatchNorm of every residual block at 0, so that blocks start as identities.
+    pub zero_init_residual: bool,
 }
 
 impl Section for ModelConfig {

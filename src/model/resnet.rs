@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::encoder::EncoderConfig;
+use super::EncoderConfig;
 use super::graph::{Graph, Layer, Op};
 
 /// `model.arch`.

@@ -13,7 +13,7 @@ fn unsafe_code_is_in_the_native_crate_alone() {
     ["src", "tests"].iter().for_each(|folder| rust_files(&root.join(folder), &mut files));
     assert!(files.len() > 80, "{}", files.len());
     let (mut inside, mut outside) = (0, Vec::new());
-    for path in files.iter().filter(|path| !path.ends_with("tests/house/unsafe_code.rs")) {
+    for path in files.iter().filter(|path| !path.parent().is_some_and(|folder| folder.ends_with("tests/house"))) {
         let text = fs::read_to_string(path).expect("text");
         let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
         let words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));
