@@ -62,7 +62,7 @@ class Check:
             "model.stem": case["stem"],
             "model.width": case["width"],
             "optimizer.name": "sgd",
-            "optimizer.clip": "false",
+            "optimizer.clip_lr": "false",
             "optimizer.base_lr": 0.05,
             "train.batch_size": case["batch"],
             "train.precision": "bf16",

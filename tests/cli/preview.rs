@@ -176,7 +176,7 @@ fn what_cannot_be_written_is_refused_before_the_images_are_opened() {
     let nowhere = ["--set", "data.format=image_folder", "--set", "data.path=/nowhere"];
     refused(&folder.preview("views.jpg", &nowhere), &["--output", "views.jpg", "expected a name ending in .png"]);
     refused(&folder.preview("views", &nowhere), &["--output", "expected a name ending in .png"]);
-    refused(&folder.preview("missing/views.png", &nowhere), &["--output", "found no folder", "missing", "make it"]);
+    refused(&folder.preview("missing/views.png", &nowhere), &["--output", "found no folder", "missing", "create it"]);
     refused(&folder.preview("views.png", &nowhere), &["--set data.path=/nowhere", "no such file or folder: /nowhere"]);
     assert!(!Path::new(&folder.path("views.png")).exists());
 }

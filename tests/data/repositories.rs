@@ -93,7 +93,7 @@ fn label_columns_have_usual_names_and_may_be_text() {
     if let Some(path) = case("pq_other_label") {
         let (set, lines) = logged(|| open_train(&config(Format::Parquet, path)).unwrap());
         assert_eq!((set.label(0), set.label(1)), (Some(0), Some(1)));
-        assert!(lines.iter().any(|line| line.contains("column class; others are category")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("column class, not category")), "{lines:?}");
     }
 }
 
