@@ -22,7 +22,7 @@ pub enum FeatureMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Solver {
-    /// SGD, as long as L-BFGS takes minutes for some thousand images.
+    /// SGD. L-BFGS is exact, but takes minutes for some thousand images.
     #[default]
     Auto,
     /// Logistic regression with an L2 penalty, solved by L-BFGS in f64: the paper's protocol for transfer.
@@ -49,7 +49,7 @@ pub enum ClassWeights {
 pub struct LinearEvalConfig {
     /// auto, cached or augmented. Default auto.
     pub features: FeatureMode,
-    /// auto, lbfgs or sgd. Default auto: lbfgs with cached features, sgd otherwise.
+    /// auto, lbfgs or sgd. Default auto: sgd, because lbfgs takes minutes for some thousand images.
     pub solver: Solver,
     /// none or balanced. Default none.
     pub class_weights: ClassWeights,
