@@ -2,13 +2,14 @@
 //!
 //! [`config`] parses the YAML file of a run. [`data`] reads the images and uses [`augment`] to make two views of each.
 //! [`byol`] is the algorithm, and [`train`] is the training loop. Start with [`byol`]'s `step.rs`: it is Algorithm 1 of
-//! the paper.
+//! the paper. The user's guide is in [`guide`].
 //!
 //! The modules, from lowest to highest layer. A module may import only from those above it in this list, which the test
 //! `tests/house/layers.rs` enforces. All unsafe code, and all C and C++, is in a separate crate below these layers
 //! (`src/native`).
 //!
 //! ```text
+//! guide         the user's guide, text only
 //! rng           random numbers as functions of (seed, purpose, epoch, index)
 //! pixels        an image in memory
 //! pytorch       reads files of torch.save without Python
@@ -44,6 +45,7 @@ pub mod distributed;
 pub mod eval;
 pub mod export;
 pub mod files;
+pub mod guide;
 pub mod logging;
 pub mod model;
 pub mod optim;

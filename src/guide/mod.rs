@@ -1,0 +1,24 @@
+//! The user's guide, one page per subject.
+
+macro_rules! pages {
+    ($($page:ident),* $(,)?) => {
+        $(#[doc = include_str!(concat!(stringify!($page), ".md"))] pub mod $page {})*
+    };
+}
+
+pages!(
+    data,
+    augmentations,
+    recipes,
+    configuration,
+    evaluation,
+    looking,
+    weights,
+    exporting,
+    fault_tolerance,
+    scaling,
+    benchmarks,
+    verification,
+    troubleshooting,
+    development,
+);
