@@ -74,7 +74,7 @@ pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, 
     );
     widest(
         #[inline(always)]
-        || steps.finish(planes, size, out),
+        || steps.finish(planes, size, image.channels, out),
     );
 }
 
@@ -84,7 +84,7 @@ mod tests {
 
     fn noise(width: usize, height: usize) -> Pixels {
         let mut rng = Stream::new(9, Purpose::Synthetic, 0, 0, 0);
-        Pixels { width, height, data: (0..width * height * 3).map(|_| rng.below(256) as u8).collect() }
+        Pixels { width, height, channels: 3, data: (0..width * height * 3).map(|_| rng.below(256) as u8).collect() }
     }
 
     /// Within 5 standard deviations of `p` in `n` trials.

@@ -192,14 +192,15 @@ pub struct Scratch {
     pub(super) resizer: Resizer,
     blur: Blur,
     pub(super) steps: Steps,
-    /// Red, green and blue, `size * size` bytes each plus padding.
+    /// The channels, `size * size` bytes each plus padding.
     pub(super) planes: Vec<u8>,
     /// If set, the time of every stage is added to it.
     pub stages: Option<Stages>,
 }
 
-/// Makes one view of `image` from `draws`: `out` becomes RGB, `out[(y * size + x) * 3 + channel]`.
-/// Panics unless `out` has `size * size * 3` bytes and the crop lies inside the image.
+/// Makes one view of `image` from `draws`: `out[(y * size + x) * channels + channel]`, with the image's channels.
+/// Saturation, hue and grayscale are for RGB, and leave other images as they are.
+/// Panics unless `out` has `size * size * channels` bytes and the crop lies inside the image.
 pub fn apply(
     image: &Pixels,
     draws: &Draws,
@@ -229,10 +230,10 @@ pub fn apply(
     if let Some(sigma) = draws.blur {
         widest(
             #[inline(always)]
-            || steps.flush(planes),
+            || steps.flush(planes, size),
         );
         laps.end(|stages| &mut stages.color);
-        if draws.grayscale {
+        if draws.grayscale && image.channels == 3 {
             // All planes are equal and stay so: one is enough.
             planes = &mut planes[..plane_length(size)];
         }
@@ -249,7 +250,7 @@ pub fn apply(
     }
     widest(
         #[inline(always)]
-        || steps.finish(planes, size, out),
+        || steps.finish(planes, size, image.channels, out),
     );
     laps.end(|stages| &mut stages.color);
 }

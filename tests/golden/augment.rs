@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 fn image(tensors: &SafeTensors, index: f64) -> Pixels {
     let tensor = tensors.tensor(&format!("image.{index}")).unwrap();
     let (height, width) = (tensor.shape()[0], tensor.shape()[1]);
-    Pixels { width, height, data: tensor.data().to_vec() }
+    Pixels { width, height, channels: 3, data: tensor.data().to_vec() }
 }
 
 fn draws(params: &[f64]) -> Draws {
