@@ -24,6 +24,12 @@ pub trait Section {
         &[]
     }
 
+    /// The keys that version 0.1.0 did not have, as dotted paths: at their default they do not count in the config's
+    /// fingerprint, so that it equals that of older versions.
+    fn added(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The paths among its values, in which `~` and variables are expanded.
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         Vec::new()

@@ -30,6 +30,25 @@ pub(super) struct Target {
     pub flip: bool,
 }
 
+/// The input along one axis: a stretch of it, of which the ends may lie between pixels.
+#[derive(Clone, Copy)]
+struct Input {
+    /// Pixels that cover the stretch.
+    pixels: usize,
+    /// Where it starts, 0 to 1.
+    start: f64,
+    /// Its length in pixels.
+    length: f64,
+}
+
+impl Input {
+    /// The `length` pixels from `start` on of an axis, of which `pixels` of `reduction` each cover them.
+    fn new(start: usize, length: usize, reduction: usize, pixels: usize) -> Self {
+        let reduced = |length: usize| length as f64 / reduction as f64;
+        Self { pixels, start: reduced(start % reduction), length: reduced(length) }
+    }
+}
+
 /// Weights of the input pixels for each output pixel along one axis.
 #[derive(Default)]
 struct Taps {
@@ -44,7 +63,7 @@ struct Taps {
 impl Taps {
     /// Sets the weights of the output pixels `wanted` of `output`.
     #[inline(always)]
-    fn fill(&mut self, kernel: Interpolation, input: usize, output: usize, wanted: Range<usize>) {
+    fn fill(&mut self, kernel: Interpolation, input: Input, output: usize, wanted: Range<usize>) {
         match kernel {
             Interpolation::Bicubic => self.fill_with(cubic, 2.0, input, output, wanted),
             Interpolation::Bilinear => self.fill_with(triangle, 1.0, input, output, wanted),
@@ -56,20 +75,20 @@ impl Taps {
         &mut self,
         filter: impl Fn(f64) -> f64,
         reach: f64,
-        input: usize,
+        input: Input,
         output: usize,
         wanted: Range<usize>,
     ) {
-        let scale = input as f64 / output as f64;
+        let scale = input.length / output as f64;
         let (support, shrink) = (reach * scale.max(1.0), 1.0 / scale.max(1.0));
         self.stride = support.ceil() as usize * 2 + 1;
         self.spans.clear();
         self.weights.clear();
         self.weights.resize(wanted.len() * self.stride, 0);
         for (i, weights) in wanted.zip(self.weights.chunks_exact_mut(self.stride)) {
-            let center = (i as f64 + 0.5) * scale;
+            let center = input.start + (i as f64 + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(input);
+            let end = ((center + support + 0.5) as usize).min(input.pixels);
             self.spans.push((first, end));
             self.exact.clear();
             self.exact.extend((first..end).map(|x| filter((x as f64 - center + 0.5) * shrink)));
@@ -119,13 +138,24 @@ pub(super) struct Resizer {
 }
 
 impl Resizer {
-    /// Resizes the crop of `image` to `target`. `planes` becomes red, green and blue,
-    /// [`plane_length`] bytes each.
+    /// Resizes the crop of `image`, counted in `reduction` pixels for one of it, to `target`. `planes` becomes one
+    /// plane for each channel, of [`plane_length`] bytes.
     #[inline(always)]
-    pub fn run(&mut self, image: &Pixels, crop: Crop, target: Target, kernel: Interpolation, planes: &mut Vec<u8>) {
+    pub fn run(
+        &mut self,
+        image: &Pixels,
+        crop: Crop,
+        reduction: usize,
+        target: Target,
+        kernel: Interpolation,
+        planes: &mut Vec<u8>,
+    ) {
         let Target { width, height, left, top, size, .. } = target;
-        self.across.fill(kernel, crop.width, width, left..left + size);
-        self.down.fill(kernel, crop.height, height, top..top + size);
+        let (wanted, crop) = (crop, crop.reduced(reduction));
+        let across = Input::new(wanted.left, wanted.width, reduction, crop.width);
+        let down = Input::new(wanted.top, wanted.height, reduction, crop.height);
+        self.across.fill(kernel, across, width, left..left + size);
+        self.down.fill(kernel, down, height, top..top + size);
         planes.resize(plane_length(size) * image.channels, 0);
         // Pillow's rule since version 13; older versions always start with the rows.
         if crop.height > height + 2 * crop.width.saturating_sub(width) {
@@ -369,8 +399,8 @@ mod tests {
     fn slow(image: &Pixels, crop: Crop, size: usize, kernel: Interpolation) -> Vec<u8> {
         let channels = image.channels;
         let (mut across, mut down) = (Taps::default(), Taps::default());
-        across.fill(kernel, crop.width, size, 0..size);
-        down.fill(kernel, crop.height, size, 0..size);
+        across.fill(kernel, Input::new(0, crop.width, 1, crop.width), size, 0..size);
+        down.fill(kernel, Input::new(0, crop.height, 1, crop.height), size, 0..size);
         let pass = |taps: &Taps, i: usize, at: &dyn Fn(usize) -> u8| {
             let (first, weights) = taps.at(i);
             let products = (first..).zip(weights).map(|(k, &w)| i64::from(w) * i64::from(at(k)));
@@ -405,12 +435,12 @@ mod tests {
             for ((w, h), (kernel, size)) in crops.into_iter().flat_map(|crop| kernels.map(|kernel| (crop, kernel))) {
                 let crop = Crop { left: (width - w) / 2, top: (height - h) / 3, width: w, height: h };
                 let mut target = Target { width: size, height: size, left: 0, top: 0, size, flip: false };
-                resizer.run(&image, crop, target, kernel, &mut planes);
+                resizer.run(&image, crop, 1, target, kernel, &mut planes);
                 let made: Vec<&[u8]> = planes.chunks(plane_length(size)).map(|plane| &plane[..size * size]).collect();
                 let made = made.concat();
                 assert!(made == slow(&image, crop, size, kernel), "{channels}: {w} x {h} to {size}, {kernel:?}");
                 target.flip = true;
-                resizer.run(&image, crop, target, kernel, &mut planes);
+                resizer.run(&image, crop, 1, target, kernel, &mut planes);
                 let flipped = planes.chunks(plane_length(size)).flat_map(|plane| plane[..size * size].chunks(size));
                 assert!(flipped.eq(made.chunks(size).map(|row| row.iter().rev().copied().collect::<Vec<_>>())));
             }

@@ -145,6 +145,9 @@ impl ViewConfig {
 pub struct Draws {
     /// Part of the image to keep.
     pub crop: Crop,
+    /// Pixels that `crop` counts, in both directions, for one of the image in memory: above 1 if that was decoded at a
+    /// lower resolution.
+    pub reduction: usize,
     /// Horizontal flip.
     pub flip: bool,
     /// Color changes, first to last.
@@ -177,6 +180,7 @@ impl ViewConfig {
         let solarize = rng.chance(self.solarize_prob);
         Draws {
             crop: Crop::random(width, height, self.crop_scale, self.crop_ratio, rng),
+            reduction: 1,
             flip,
             color: color.map(|(strength, op)| (jitter && strength > 0.0).then_some(op)),
             grayscale,
@@ -214,7 +218,7 @@ pub fn apply(
     let target = Target { width: size, height: size, left: 0, top: 0, size, flip: draws.flip };
     widest(
         #[inline(always)]
-        || resizer.run(image, draws.crop, target, interpolation, planes),
+        || resizer.run(image, draws.crop, draws.reduction, target, interpolation, planes),
     );
     laps.end(|stages| &mut stages.resize);
     for &op in draws.color.iter().flatten() {

@@ -5,7 +5,7 @@ use std::io::{Cursor, Write};
 use anyhow::{Context, Result, bail};
 use image::ImageFormat;
 
-use crate::augment::{Crop, Scratch, two_views};
+use crate::augment::{Part, Scratch, two_views};
 use crate::checkpoint;
 use crate::cli::PreviewArgs;
 use crate::config::Config;
@@ -40,7 +40,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let mut views = [vec![0; size * size * 3], vec![0; size * size * 3]];
     for (row, &wanted) in indices.iter().enumerate() {
-        let (found, _) = bad.load_next(&*dataset, wanted, &mut Crop::whole, &mut image)?;
+        let (found, _) = bad.load_next(&*dataset, wanted, &mut Part::whole, &mut image)?;
         let mut lines = label(&*dataset, &names, found, &image);
         if found != wanted {
             lines.push(format!("replaces unreadable #{wanted}"));

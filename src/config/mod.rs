@@ -151,13 +151,20 @@ impl Config {
         section.is_none_or(|(_, section)| !section.no_effect().contains(key))
     }
 
+    /// Whether version 0.1.0 did not have a key.
+    fn is_added(&self, key: &str) -> bool {
+        let (section, key) = key.split_once('.').unwrap_or((key, ""));
+        self.sections().iter().any(|(name, added)| *name == section && added.added().contains(&key))
+    }
+
     /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`]. Renamed keys count by
-    /// their first name, so that the hash equals that of older versions.
+    /// their first name, and added ones not at their default, so that the hash equals that of older versions.
     /// # Errors
     /// Values that JSON cannot hold.
     pub fn fingerprint(&self) -> Result<String> {
         let mut leaves: BTreeMap<String, String> = leaves(&serde_json::to_value(self)?).into_iter().collect();
-        leaves.retain(|key, _| self.has_effect(key));
+        let defaults: BTreeMap<_, _> = self::leaves(&serde_json::to_value(Self::default())?).into_iter().collect();
+        leaves.retain(|key, value| self.has_effect(key) && !(self.is_added(key) && defaults.get(key) == Some(value)));
         for (old, new) in self.renamed() {
             leaves.remove(&new).and_then(|value| leaves.insert(old, value));
         }

@@ -58,6 +58,21 @@ pub enum OnBadImage {
     Fail,
 }
 
+/// JPEGs of more pixels are decoded at a lower resolution where that will do. The images of sets like ImageNet, which
+/// were reduced for download, have fewer, photos from a camera more.
+const SCALED_ABOVE: usize = 4_000_000;
+
+/// Whether large JPEGs are decoded at a lower resolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaledDecoding {
+    /// JPEGs of more than 4 million pixels, where both crops leave at least twice the view's pixels in each direction.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// Section `data` of a config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -97,6 +112,9 @@ pub struct DataConfig {
     pub on_bad_image: OnBadImage,
     /// Apply the EXIF orientation of images. Default true.
     pub exif_orientation: bool,
+    /// `auto` or `off`. In training, a JPEG of more than 4 million pixels is decoded at 1/2, 1/4 or 1/8 of its size where
+    /// both crops then still have at least twice the view's pixels in each direction. Default auto.
+    pub scaled_decoding: ScaledDecoding,
     /// Images of more pixels count as bad; at least 1. They take up to 32 bytes per pixel and worker
     /// while they are decoded. Default 100 000 000.
     pub max_pixels: usize,
@@ -134,6 +152,7 @@ impl Default for DataConfig {
             fraction: None,
             on_bad_image: OnBadImage::default(),
             exif_orientation: true,
+            scaled_decoding: ScaledDecoding::default(),
             max_pixels: 100_000_000,
             max_bytes: 64 << 20,
             cache_bytes: 1 << 30,
@@ -181,8 +200,9 @@ impl DataConfig {
     }
 
     pub(super) fn decode_options(&self) -> DecodeOptions {
-        let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
-        DecodeOptions { max_pixels, max_bytes, exif_orientation }
+        let Self { max_pixels, max_bytes, exif_orientation, scaled_decoding, .. } = *self;
+        let scaled_above = if scaled_decoding == ScaledDecoding::Auto { SCALED_ABOVE } else { usize::MAX };
+        DecodeOptions { max_pixels, max_bytes, exif_orientation, scaled_above }
     }
 }
 
@@ -222,6 +242,10 @@ impl Section for DataConfig {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let sets = [&mut self.path, &mut self.eval_path].into_iter().flatten().flat_map(|paths| paths.iter_mut());
         sets.chain(&mut self.spill_dir).chain(&mut self.root).collect()
+    }
+
+    fn added(&self) -> &'static [&'static str] {
+        &["scaled_decoding"]
     }
 
     fn no_effect(&self) -> Keys {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-use crate::augment::Crop;
+use crate::augment::Part;
 use crate::files;
 use crate::pixels::Pixels;
 
@@ -20,11 +20,11 @@ pub mod loader;
 mod paths;
 pub mod subset;
 
-pub use config::{DataConfig, Format, KeyRule, OnBadImage};
+pub use config::{DataConfig, Format, KeyRule, OnBadImage, ScaledDecoding};
 pub use paths::Paths;
 
-/// Called with an image's width and height, returns the part of it that is needed.
-pub type CropFor<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
+/// Called with an image's width and height, returns the part of it that is needed, and the lowest resolution.
+pub type PartFor<'a> = dyn FnMut(usize, usize) -> Part + 'a;
 
 /// A set of images that any thread can read in any order.
 pub trait Dataset: Send + Sync {
@@ -37,12 +37,13 @@ pub trait Dataset: Send + Sync {
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
     /// Decodes at least the part of an image that `want` returns, which may be cheaper, and returns the part that `out`
-    /// holds. The pixels of the wanted part equal those of the whole image; others may differ. `want` is called once,
-    /// or at most once for an unreadable image; whether an image is unreadable does not depend on it.
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    /// holds, at the wanted resolution or a higher one. Unless reduced, the pixels of the wanted part equal those of the
+    /// whole image; others may differ. `want` is called once, or at most once for an unreadable image; whether an image
+    /// is unreadable does not depend on it.
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         self.load(index, out)?;
         want(out.width, out.height);
-        Ok(Crop::whole(out.width, out.height))
+        Ok(Part::whole(out.width, out.height))
     }
     /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;

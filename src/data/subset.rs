@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{CropFor, Dataset, digest};
-use crate::augment::Crop;
+use super::{Dataset, PartFor, digest};
+use crate::augment::Part;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
 
@@ -66,7 +66,7 @@ impl Dataset for Subset {
         self.inner.load(self.indices[index] as usize, out)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         self.inner.load_part(self.indices[index] as usize, want, out)
     }
 

@@ -9,7 +9,8 @@ use byol::pixels::Pixels;
 use byol::rng::{Purpose, Stream};
 use serde_json::Value;
 
-const OPTIONS: DecodeOptions = DecodeOptions { max_pixels: 1_000_000, max_bytes: 1 << 20, exif_orientation: true };
+const OPTIONS: DecodeOptions =
+    DecodeOptions { max_pixels: 1_000_000, max_bytes: 1 << 20, exif_orientation: true, scaled_above: usize::MAX };
 
 /// TIFFs that no library here reads.
 const UNSUPPORTED: [&str; 2] = ["grey_alpha.tiff", "palette.tiff"];
@@ -81,7 +82,7 @@ fn compare_parts(name: &str, bytes: &[u8], parts: u64) -> usize {
             };
             let ((left, width), (top, height)) = (span(width), span(height));
             wanted = Crop { left, top, width, height };
-            wanted
+            Part { crop: wanted, reduction: 8 } // which the options forbid
         };
         let part = decode_part(bytes, OPTIONS, &mut want, &mut out);
         let (part, whole) = match (part, &whole) {
@@ -92,6 +93,7 @@ fn compare_parts(name: &str, bytes: &[u8], parts: u64) -> usize {
             }
             (part, whole) => panic!("{name}: {part:?} for {wanted:?}, {whole:?} for the whole"),
         };
+        let Part { crop: part, reduction: 1 } = part else { panic!("{name}: {part:?}") };
         assert_eq!((out.width, out.height), (part.width, part.height), "{name}");
         assert_eq!(part.around(wanted), part, "{name}: the part does not hold {wanted:?}");
         let row = |image: &Pixels, left, top| image.data[(top * image.width + left) * 3..][..wanted.width * 3].to_vec();

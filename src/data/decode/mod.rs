@@ -15,8 +15,8 @@ use std::thread::LocalKey;
 use anyhow::{Context, Error, Result, ensure};
 use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::CropFor;
-use crate::augment::Crop;
+use super::PartFor;
+use crate::augment::Part;
 use crate::files;
 use crate::pixels::Pixels;
 use orientation::Orientation;
@@ -41,6 +41,8 @@ pub struct DecodeOptions {
     pub max_bytes: usize,
     /// Whether to apply the orientation in the metadata.
     pub exif_orientation: bool,
+    /// JPEGs of more pixels may be decoded at a lower resolution where that will do.
+    pub scaled_above: usize,
 }
 
 thread_local! {
@@ -56,11 +58,11 @@ const MAX_KEPT: usize = 16 << 20;
 /// Decodes `bytes` into `out`, reusing its memory. Anything that is not an image is a one-line error, even if a
 /// decoder panics; `out` is then unspecified.
 pub fn decode(bytes: &[u8], options: DecodeOptions, out: &mut Pixels) -> Result<()> {
-    decode_part(bytes, options, &mut Crop::whole, out).map(drop)
+    decode_part(bytes, options, &mut Part::whole, out).map(drop)
 }
 
 /// Decodes at least a part, as [`super::Dataset::load_part`] says.
-pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
     ensure!(!bytes.is_empty(), "found no bytes, expected an image");
     ensure_size(bytes.len() as u64, options)?;
     caught(|| with_buffer(&RAW, |raw| decode_unchecked(bytes, options, want, raw, out))).map_err(concise)
@@ -69,10 +71,10 @@ pub fn decode_part(bytes: &[u8], options: DecodeOptions, want: &mut CropFor, out
 /// Decodes the bytes that `read` puts into an empty buffer.
 pub(super) fn decode_read(
     options: DecodeOptions,
-    want: &mut CropFor,
+    want: &mut PartFor,
     out: &mut Pixels,
     read: impl FnOnce(&mut Vec<u8>) -> Result<()>,
-) -> Result<Crop> {
+) -> Result<Part> {
     with_buffer(&ENCODED, |encoded| {
         encoded.clear();
         read(encoded)?;
@@ -81,7 +83,7 @@ pub(super) fn decode_read(
 }
 
 /// Decodes a file. Also fails for anything but a regular file.
-pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+pub(super) fn decode_file(path: &Path, options: DecodeOptions, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
     decode_read(options, want, out, |encoded| {
         let file = files::open_regular(path)?;
         let metadata = file.metadata().context("cannot read the file")?;
@@ -137,10 +139,10 @@ fn with_buffer<T>(key: &'static LocalKey<Cell<Vec<u8>>>, work: impl FnOnce(&mut 
 fn decode_unchecked(
     bytes: &[u8],
     options: DecodeOptions,
-    want: &mut CropFor,
+    want: &mut PartFor,
     raw: &mut Vec<u8>,
     out: &mut Pixels,
-) -> Result<Crop> {
+) -> Result<Part> {
     tiff::refuse_big(bytes)?;
     let format = image::guess_format(bytes).map_err(|_| unsupported::error(bytes))?;
     if format == ImageFormat::Jpeg {
@@ -153,7 +155,7 @@ fn decode_unchecked(
         orientation.apply(out, raw);
     }
     want(out.width, out.height);
-    Ok(Crop::whole(out.width, out.height))
+    Ok(Part::whole(out.width, out.height))
 }
 
 fn decode_other(

@@ -48,6 +48,15 @@ impl Orientation {
         }
     }
 
+    /// At most `reduction`, such that an image of this size is a whole number of reduced pixels in each direction if it
+    /// is turned: they are counted from the other edge then.
+    pub(super) fn reduction(self, (width, height): (usize, usize), mut reduction: usize) -> usize {
+        while (2..=8).contains(&self.0) && (width % reduction != 0 || height % reduction != 0) {
+            reduction /= 2;
+        }
+        reduction
+    }
+
     /// Where a part of an image of this size is after orientation is applied.
     pub(super) fn turned(self, part: Crop, (width, height): (usize, usize)) -> Crop {
         let mut turned = part;

@@ -12,9 +12,9 @@ use super::labels::{Known, Labels};
 use super::names::{IMAGE_ENDINGS, is_image_name, is_skipped};
 use super::splits::{self, Set};
 use super::unread::Unread;
-use crate::augment::Crop;
+use crate::augment::Part;
 use crate::data::decode::{DecodeOptions, decode_file};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::pixels::Pixels;
 
 /// The images below some folders, or those of some lists.
@@ -111,10 +111,10 @@ impl Dataset for ImageFolder {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         decode_file(&self.path(index), self.options, want, out)
     }
 

@@ -15,9 +15,9 @@ use super::splits::Set;
 use super::tar_index::{BLOCK, Index, Member};
 use super::tar_report::Report;
 use super::{index_cache, shards};
-use crate::augment::Crop;
+use crate::augment::Part;
 use crate::data::decode::{DecodeOptions, decode_part};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::files;
 use crate::pixels::Pixels;
 
@@ -206,10 +206,10 @@ impl Dataset for WebDataset {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         let (shard, member) = self.member(index);
         let size = member.size as usize;
         let most = self.options.max_bytes;

@@ -213,13 +213,13 @@ pub fn load_for_views(
     let mut draws = None;
     let mut want = |width, height| {
         // Keyed by the wanted image: if its replacement is in the same batch, their views still differ.
-        let [first, second] = draws.insert(augment.draw(width, height, seed, epoch, wanted.into()));
-        first.crop.around(second.crop)
+        augment.wanted(draws.insert(augment.draw(width, height, seed, epoch, wanted.into())))
     };
     let (found, part) = bad.load_next(dataset, wanted as usize, &mut want, out)?;
     let mut draws = draws.context("the data set did not ask which part of the image is needed")?;
-    for Draws { crop, .. } in &mut draws {
-        (crop.left, crop.top) = (crop.left - part.left, crop.top - part.top);
+    for Draws { crop, reduction, .. } in &mut draws {
+        (crop.left, crop.top) = (crop.left - part.crop.left, crop.top - part.crop.top);
+        *reduction = part.reduction;
     }
     Ok((found, draws))
 }

@@ -22,9 +22,9 @@ use parquet::schema::types::ColumnDescriptor;
 use super::labels::Known;
 use super::shards;
 use super::splits::Set;
-use crate::augment::Crop;
+use crate::augment::Part;
 use crate::data::decode::{DecodeOptions, caught, concise, decode_file, decode_part, decode_read, ensure_size};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::files;
 use crate::pixels::Pixels;
 use columns::image_columns;
@@ -254,7 +254,7 @@ impl Parquet {
     }
 
     /// Decodes the image of a row, or if it has no bytes the file that it names.
-    fn decode_row(&self, index: usize, bytes: &[u8], want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn decode_row(&self, index: usize, bytes: &[u8], want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         match self.linked(index).filter(|_| bytes.is_empty()) {
             Some(path) => decode_file(&path?, self.options, want, out),
             None => decode_part(bytes, self.options, want, out),
@@ -288,10 +288,10 @@ impl Dataset for Parquet {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         let spill = match &self.store {
             Store::Memory { bytes, ends } => {
                 let start = if index == 0 { 0 } else { ends[index - 1] };
