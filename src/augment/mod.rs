@@ -14,12 +14,14 @@ mod config;
 mod crop;
 mod resize;
 mod stages;
+mod stats;
 mod view;
 
 pub use color::ColorOp;
 pub use config::{AugmentConfig, Interpolation};
 pub use crop::{Crop, Part};
 pub use stages::Stages;
+pub use stats::PerChannel;
 pub use view::{Draws, Scratch, ViewConfig, apply};
 
 use crate::pixels::Pixels;

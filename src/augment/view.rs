@@ -140,6 +140,22 @@ impl ViewConfig {
     }
 }
 
+impl ViewConfig {
+    /// Reports the operations that images of so many channels do not have. Of one channel the saturation and the hue are
+    /// none, as in torchvision.
+    pub(super) fn check_channels(&self, view: &str, channels: usize, problems: &mut Problems) {
+        let jitter = if self.jitter_prob > 0.0 { 1.0 } else { 0.0 };
+        for (name, value) in [
+            ("saturation", self.saturation * jitter),
+            ("hue", self.hue * jitter),
+            ("grayscale_prob", self.grayscale_prob),
+        ] {
+            let expected = format!("0: it is for RGB, the images have {channels} channels");
+            problems.require(matches!(channels, 1 | 3) || value == 0.0, &format!("{view}.{name}"), value, expected);
+        }
+    }
+}
+
 /// The random choices of one view.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draws {

@@ -14,13 +14,17 @@ use crate::files;
 use crate::pixels::Pixels;
 
 mod config;
+mod converted;
 pub mod decode;
 pub mod formats;
 pub mod loader;
+pub mod measure;
 mod paths;
 pub mod subset;
+pub mod values;
 
 pub use config::{DataConfig, Format, KeyRule, OnBadImage, ScaledDecoding};
+pub use converted::converted;
 pub use paths::Paths;
 
 /// Called with an image's width and height, returns the part of it that is needed, and the lowest resolution.
@@ -45,6 +49,16 @@ pub trait Dataset: Send + Sync {
         want(out.width, out.height);
         Ok(Part::whole(out.width, out.height))
     }
+    /// Passes the encoded bytes of an image to `work`; `false`, without a call, for a set that has none but holds
+    /// pixels.
+    fn with_encoded(&self, _index: usize, _work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        Ok(false)
+    }
+    /// How many values were clipped to `data.value_range`, and of how many, in the images loaded so far; zeros where
+    /// nothing is clipped.
+    fn clipped(&self) -> [u64; 2] {
+        [0; 2]
+    }
     /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
@@ -56,7 +70,8 @@ pub trait Dataset: Send + Sync {
     }
 }
 
-/// Opens the training images, reduced to `fraction` and `limit`.
+/// Opens the training images, reduced to `fraction` and `limit`. While `channels` or `value_range` are `auto`, they are
+/// read as 8-bit RGB ([`measure`] finds what they are).
 pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
     let all: Arc<dyn Dataset> = match config.format {
         Format::Synthetic => Arc::new(formats::synthetic::Synthetic::train(&config.synthetic)),
@@ -66,20 +81,21 @@ pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
         Format::Cifar10 | Format::Cifar100 => Arc::new(formats::cifar::Cifar::open_train(config)?),
         Format::Stl10 => Arc::new(formats::stl10::Stl10::open_train(config)?),
     };
-    subset::subset(all, config.fraction, config.limit)
+    Ok(converted(subset::subset(all, config.fraction, config.limit)?, config))
 }
 
 /// Opens the held-out images, all of them, with labels of the same meaning; `None` if the
 /// configuration names none and none are found beside the training images.
 pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
-    Ok(match config.format {
+    let set: Option<Arc<dyn Dataset>> = match config.format {
         Format::Synthetic => Some(Arc::new(formats::synthetic::Synthetic::eval(&config.synthetic))),
         Format::Parquet => formats::parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
         Format::ImageFolder => formats::image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
         Format::Webdataset => formats::webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
         Format::Cifar10 | Format::Cifar100 => formats::cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
         Format::Stl10 => formats::stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
-    })
+    };
+    Ok(set.map(|set| converted(set, config)))
 }
 
 /// SHA-256 (hex) of a list of texts.

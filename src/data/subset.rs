@@ -70,6 +70,14 @@ impl Dataset for Subset {
         self.inner.load_part(self.indices[index] as usize, want, out)
     }
 
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        self.inner.with_encoded(self.indices[index] as usize, work)
+    }
+
+    fn clipped(&self) -> [u64; 2] {
+        self.inner.clipped()
+    }
+
     fn describe(&self, index: usize) -> String {
         self.inner.describe(self.indices[index] as usize)
     }

@@ -12,9 +12,6 @@ use serde_json::Value;
 const OPTIONS: DecodeOptions =
     DecodeOptions { max_pixels: 1_000_000, max_bytes: 1 << 20, exif_orientation: true, scaled_above: usize::MAX };
 
-/// TIFFs that no library here reads.
-const UNSUPPORTED: [&str; 2] = ["grey_alpha.tiff", "palette.tiff"];
-
 fn image_bytes(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/images");
     std::fs::read(folder.join(name)).unwrap()
@@ -43,14 +40,6 @@ fn images_decode_as_in_pillow() {
     let mut wrong = Vec::new();
     for image in images() {
         let name = image["name"].as_str().unwrap();
-        if UNSUPPORTED.contains(&name) {
-            let text = message(&image_bytes(name));
-            assert!(
-                text.starts_with("found a TIFF ") && text.contains("expected gray, RGB, RGBA or CMYK"),
-                "{name}: {text}"
-            );
-            continue;
-        }
         let size = (image["width"].as_u64().unwrap(), image["height"].as_u64().unwrap());
         if let Err(error) = decode(&image_bytes(name), OPTIONS, &mut out) {
             wrong.push(format!("{name}: {error:#}"));

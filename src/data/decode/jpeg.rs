@@ -27,11 +27,7 @@ pub(super) fn decode(
     raw: &mut Vec<u8>,
     out: &mut Pixels,
 ) -> Result<Part> {
-    DECODER.with_borrow_mut(|decoder| {
-        let decoder = match decoder {
-            Some(decoder) => decoder,
-            None => decoder.insert(Decoder::new(MAX_SCANS)?),
-        };
+    with_decoder(|decoder| {
         let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
         let (width, height, channels) = (opened.width, opened.height, opened.channels);
         ensure_pixels(width, height, options)?;
@@ -64,6 +60,23 @@ pub(super) fn decode(
         let (wide, high) = ((part_width * reduction).min(width - left), (part_height * reduction).min(height - top));
         let crop = orientation.turned(Crop { left, top, width: wide, height: high }, (width, height));
         Ok(Part { crop, reduction })
+    })
+}
+
+/// 1 for a gray image, 3 for others, which become RGB.
+pub(super) fn channels(bytes: &[u8]) -> Result<usize> {
+    with_decoder(|decoder| {
+        let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
+        Ok(if opened.channels == 1 { 1 } else { 3 })
+    })
+}
+
+fn with_decoder<T>(work: impl FnOnce(&mut Decoder) -> Result<T>) -> Result<T> {
+    DECODER.with_borrow_mut(|decoder| {
+        work(match decoder {
+            Some(decoder) => decoder,
+            None => decoder.insert(Decoder::new(MAX_SCANS)?),
+        })
     })
 }
 

@@ -63,7 +63,7 @@ const LABEL_BYTES: usize = size_of::<i64>() + size_of::<u32>();
 /// Two augmented views of B images of S x S pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// View 1 and view 2, each [B, S, S, 3].
+    /// View 1 and view 2, each [B, S, S, channels].
     pub views: [Vec<u8>; 2],
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,
@@ -171,7 +171,7 @@ struct Maker {
 
 impl Maker {
     fn view_bytes(&self) -> usize {
-        self.augment.size * self.augment.size * 3
+        self.augment.view_bytes()
     }
 
     /// The batch of these images, in the memory of a used one if available.
@@ -227,7 +227,7 @@ pub fn load_for_views(
 /// Evaluation views of B images of S x S pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvalBatch {
-    /// [B, S, S, 3].
+    /// [B, S, S, channels].
     pub pixels: Vec<u8>,
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,
@@ -251,17 +251,17 @@ impl EvalLoader {
         bad: Arc<BadImages>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let size = augment.size;
+        let view_bytes = augment.view_bytes();
         let view = move |_: u32, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]| {
             eval_view(&augment, image, scratch, out);
         };
-        Self::with_view(dataset, size, view, indices, batch_size, bad, options)
+        Self::with_view(dataset, view_bytes, view, indices, batch_size, bad, options)
     }
 
-    /// The same with other views, of `size` pixels: `view` makes one from an image and its position in the set.
+    /// The same with other views, of `view_bytes` bytes: `view` makes one from an image and its position in the set.
     pub fn with_view(
         dataset: Arc<dyn Dataset>,
-        size: usize,
+        view_bytes: usize,
         view: impl Fn(u32, &Pixels, &mut Scratch, &mut [u8]) + Send + Sync + 'static,
         indices: Vec<u32>,
         batch_size: usize,
@@ -269,7 +269,6 @@ impl EvalLoader {
         options: LoaderOptions,
     ) -> Result<Self> {
         ensure!(batch_size > 0, "found batch size 0, expected at least 1");
-        let view_bytes = size * size * 3;
         let waiting = options.waiting(batch_size.min(indices.len()) * (view_bytes + LABEL_BYTES))?;
         let mut done = 0;
         let plan = move || {
