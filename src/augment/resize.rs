@@ -174,7 +174,7 @@ impl Resizer {
         for y in 0..size {
             while made < self.down.spans[y].1 {
                 // Past the last row it is repeated, and not used.
-                let row = |lane| crop.row(image, (made + lane).min(crop.height - 1));
+                let row = |lane: usize| crop.row(image, (made + lane).min(crop.height - 1));
                 self.block.gather(crop.width * channels, row);
                 self.block.resample(&self.across, channels, target.flip);
                 (0..ROWS).for_each(|lane| self.ring.row_mut(made + lane).copy_from_slice(self.block.row(lane)));

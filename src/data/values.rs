@@ -92,7 +92,7 @@ impl ValueRange {
     }
 
     pub(super) fn check(&self, channels: Channels, problems: &mut Problems) {
-        let ranges = match self {
+        let ranges: &[[f64; 2]] = match self {
             Self::Auto | Self::Full => return,
             Self::All(range) => std::slice::from_ref(range),
             Self::Each(ranges) => ranges,

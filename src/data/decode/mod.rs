@@ -5,7 +5,7 @@
 //!
 //! Deliberate differences: 16-bit gray keeps its high byte, where Pillow clips at 255 and leaves most
 //! images white; pixels that the first frame of a GIF does not cover are black, not the palette's first
-//! color. Other channels and ranges of values are those of [`Values`], see [`decode_values`].
+//! color. Other channels and ranges of values are those that `Values` asks for, in `convert.rs`.
 
 use std::cell::Cell;
 use std::io::{Cursor, Read};
@@ -36,8 +36,8 @@ pub(super) mod unsupported;
 /// is allocated.
 ///
 /// Memory and time are proportional to the pixels that the header declares, however few bytes there are: at most
-/// 32 bytes per pixel, twice that for bands of a TIFF (a TIFF header may reserve 256 MiB, which is not filled), and for the worst known JPEG,
-/// 50 nearly empty scans, 0.03 microseconds per pixel on one core; an ordinary photo takes 0.006.
+/// 32 bytes per pixel, twice that for bands of a TIFF (a TIFF header may reserve 256 MiB, which is not filled), and for
+/// the worst known JPEG, 50 nearly empty scans, 0.03 microseconds per pixel on one core; an ordinary photo takes 0.006.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeOptions {
     /// Maximum pixels of an image.
