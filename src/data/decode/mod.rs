@@ -129,7 +129,11 @@ pub(super) fn with_read(
 }
 
 /// The same with a file's bytes. Also fails for anything but a regular file.
-pub(super) fn with_file(path: &Path, options: DecodeOptions, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub(super) fn with_bytes_of(
+    path: &Path,
+    options: DecodeOptions,
+    work: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     with_read(work, |encoded| {
         let file = files::open_regular(path)?;
         let metadata = file.metadata().context("cannot read the file")?;

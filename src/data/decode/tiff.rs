@@ -196,7 +196,7 @@ pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Resul
     ensure_pixels(width, height, options)?;
     let mut samples = Samples::U8(Vec::new());
     decoder.read_image_to_buffer(&mut samples).context("cannot decode")?;
-    let (found, expected) = (samples.byte_len(), width * height * bands * kind.bits as usize / 8);
+    let (found, expected) = (samples.as_buffer(0).as_bytes().len(), width * height * bands * kind.bits as usize / 8);
     ensure!(
         found == expected,
         "found {found} bytes of samples, expected {expected}; data.max_pixels bounds them at {MAX_BYTES_PER_PIXEL} for \

@@ -13,7 +13,7 @@ use super::names::{IMAGE_ENDINGS, is_array_name, is_image_name, is_skipped};
 use super::splits::{self, Set};
 use super::unread::Unread;
 use crate::augment::Part;
-use crate::data::decode::{DecodeOptions, decode_of, with_file};
+use crate::data::decode::{DecodeOptions, decode_of, with_bytes_of};
 use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::pixels::Pixels;
 
@@ -119,7 +119,7 @@ impl Dataset for ImageFolder {
     }
 
     fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
-        with_file(&self.path(index), self.options, work).map(|()| true)
+        with_bytes_of(&self.path(index), self.options, work).map(|()| true)
     }
 
     fn describe(&self, index: usize) -> String {

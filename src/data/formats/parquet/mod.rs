@@ -23,7 +23,7 @@ use super::labels::Known;
 use super::shards;
 use super::splits::Set;
 use crate::augment::Part;
-use crate::data::decode::{DecodeOptions, caught, concise, decode_of, ensure_size, with_file, with_read};
+use crate::data::decode::{DecodeOptions, caught, concise, decode_of, ensure_size, with_bytes_of, with_read};
 use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::files;
 use crate::pixels::Pixels;
@@ -256,7 +256,7 @@ impl Parquet {
     /// Passes on the bytes of a row, or if it has none those of the file that it names.
     fn with_row(&self, index: usize, bytes: &[u8], work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self.linked(index).filter(|_| bytes.is_empty()) {
-            Some(path) => with_file(&path?, self.options, work),
+            Some(path) => with_bytes_of(&path?, self.options, work),
             None => work(bytes),
         }
     }
