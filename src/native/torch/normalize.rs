@@ -85,7 +85,7 @@ impl Normalizer {
     /// One pass over the bytes; a multiplication and an addition, each rounded, as libtorch does it.
     fn fill<T>(&self, bytes: &[u8], out: &mut [T], to: impl Fn(f32) -> T) {
         let channels = self.scale.len();
-        if CHUNK % channels != 0 {
+        if !CHUNK.is_multiple_of(channels) {
             return self.fill_any(bytes, out, to);
         }
         let scale: [f32; CHUNK] = std::array::from_fn(|at| self.scale[at % channels]);
