@@ -164,7 +164,7 @@ fn exported(at: &Path) {
 fn gray_images_are_trained_on_in_one_channel_by_the_papers_views() {
     let pgm = |class, number| {
         let bytes: Vec<u8> = values(class, number, 1).iter().map(|value| (value / 10) as u8).collect();
-        ("pgm", [b"P5 20 20 255\n", &bytes[..]].concat())
+        ("pgm", [&b"P5 20 20 255\n"[..], &bytes].concat())
     };
     let folder = folder(pgm);
     let at = folder.path();
