@@ -202,6 +202,9 @@ pub struct PreviewArgs {
     /// train.seed).
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub draws: u32,
+    /// Channels to show as red, green and blue, from 1, or one to show in gray [default: 1,2,3, or 1 of one or two].
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub channels: Option<Vec<u32>>,
     /// Overwrite the output file if it exists.
     #[arg(long)]
     pub force: bool,

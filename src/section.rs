@@ -18,9 +18,21 @@ pub trait Section {
         Keys::Only(&[])
     }
 
+    /// Keys that version 0.1.0 did not have, with the values, as JSON, that mean what it did: a config with these has the
+    /// same fingerprint as without, and they do not differ from each other.
+    fn as_before(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[]
+    }
+
     /// Keys that were renamed, as (old name, new name). The field has the old name as a `serde(alias)`, so that old
     /// configs and checkpoints can be read.
     fn renamed(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
+    /// The keys that version 0.1.0 did not have, as dotted paths: at their default they do not count in the config's
+    /// fingerprint, so that it equals that of older versions.
+    fn added(&self) -> &'static [&'static str] {
         &[]
     }
 

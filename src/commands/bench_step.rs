@@ -11,14 +11,13 @@ use crate::byol::Byol;
 use crate::byol::timing::{self, Part, Times};
 use crate::cli::BenchStepArgs;
 use crate::config::Config;
-use crate::data;
 use crate::data::loader::sampler::Sampler;
 use crate::data::loader::{BadImages, Batch, Loader, LoaderOptions};
 use crate::distributed::Group;
 use crate::rng::{Purpose, Stream};
-use crate::run::gpu_peaks;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
+use crate::run::{gpu_peaks, images};
 use crate::train::{Executor, Feed, Plan};
 use native::stream::{self, PendingScalars};
 use tch::Device;
@@ -138,15 +137,23 @@ impl Bench {
     ) -> Result<Self> {
         let (train, world) = (&config.train, group.world());
         ranks::check_shares(config, world).with_context(|| source_of("train.batch_size"))?;
-        let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", source_of("data.path")));
-        let dataset = if synthetic { None } else { Some(open()?) };
-        let images = dataset.as_ref().map_or(train.batch_size, |set| set.len());
-        let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
+        let mut config = config.clone();
+        let path = || format!("{}: data.path", source_of("data.path"));
+        let dataset = match synthetic {
+            true => {
+                images::assume_noise(&mut config);
+                None
+            }
+            false => Some(images::open_train(&mut config, group, true).with_context(path)?),
+        };
+        let (config, train) = (&config, &config.train);
+        let count = dataset.as_ref().map_or(train.batch_size, |set| set.len());
+        let plan = Plan::new(count, train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| source_of("train.batch_size"))?;
         let source = match dataset {
-            None => Source::Noise(noise(train.micro_batch() / world, config.augment.size)),
+            None => Source::Noise(noise(train.micro_batch() / world, config.augment.view_bytes())),
             Some(dataset) => {
-                let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)?;
+                let sampler = Sampler::new(count, train.batch_size, train.accumulation_steps, train.seed)?;
                 ranks::agree_on_data(group, "data", &*dataset)?;
                 let bad = BadImages::new(config.data.on_bad_image);
                 let own = LoaderOptions { rank: group.rank(), world, ..machine.loader };
@@ -300,9 +307,9 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Gro
 }
 
 /// A micro-batch of random bytes.
-fn noise(images: usize, size: usize) -> Batch {
+fn noise(images: usize, view_bytes: usize) -> Batch {
     let mut random = Stream::new(0, Purpose::Verify, 0, 0, 0);
-    let mut view = || (0..images * size * size * 3).map(|_| random.below(256) as u8).collect();
+    let mut view = || (0..images * view_bytes).map(|_| random.below(256) as u8).collect();
     Batch { views: [view(), view()], labels: vec![-1; images], indices: vec![0; images], ..Batch::default() }
 }
 

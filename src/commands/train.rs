@@ -22,7 +22,7 @@ use crate::run::evaluation::extract_options;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
 use crate::run::resume::{self, Resume};
-use crate::run::{memory, summary};
+use crate::run::{images, memory, summary};
 use crate::signals::Signals;
 use crate::train::{Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
 
@@ -38,7 +38,7 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         let signals = Signals::default();
         signals.install_nonfatal()?;
         let folder = take_folder(args, &config, &group)?;
-        let setup = Setup { args, config: &config, machine, group, signals };
+        let mut setup = Setup { args, config: config.clone(), machine, group, signals };
         let outcome = native::caught(|| setup.run(folder, started));
         if let (Err(error), true) = (&outcome, setup.group.is_first()) {
             summary::fail(&config.output.dir, error, started);
@@ -67,7 +67,7 @@ fn take_folder(args: &TrainArgs, config: &Config, group: &Group) -> Result<RunFo
 /// What a run is built from.
 struct Setup<'a> {
     args: &'a TrainArgs,
-    config: &'a Config,
+    config: Config,
     machine: Machine,
     /// The processes that share each batch.
     group: Arc<Group>,
@@ -76,12 +76,11 @@ struct Setup<'a> {
 
 impl Setup<'_> {
     /// Builds the run and trains; the value is the exit code.
-    fn run(&self, folder: RunFolder, started: Instant) -> Result<u8> {
-        let (config, machine, group) = (self.config, &self.machine, &self.group);
-        let source = |key: &str| Config::place(&self.args.source.config, &self.args.source.set, key);
-        ranks::check_shares(config, group.world()).with_context(|| source("train.batch_size"))?;
-        let executor = setup::executor(config, machine, group)?;
-        let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", source("data.path")))?;
+    fn run(&mut self, folder: RunFolder, started: Instant) -> Result<u8> {
+        ranks::check_shares(&self.config, self.group.world()).with_context(|| self.place("train.batch_size"))?;
+        let executor = setup::executor(&self.config, &self.machine, &self.group)?;
+        let dataset = self.open_images(&folder)?;
+        let (config, machine, group) = (&self.config, &self.machine, &self.group);
         let mut share = config.clone();
         share.train.batch_size /= group.world();
         if group.is_first() {
@@ -89,7 +88,7 @@ impl Setup<'_> {
         }
         self.signals.listen()?; // until here their default action, terminating the process, loses nothing
         let mut plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
-            .with_context(|| source("train.batch_size"))?;
+            .with_context(|| self.place("train.batch_size"))?;
         let bad = BadImages::new(config.data.on_bad_image);
         let knn = self.knn_watch(&share, &dataset, bad.clone())?;
         let byol = setup::byol(config, machine, group)?;
@@ -100,7 +99,7 @@ impl Setup<'_> {
         }
         let saver = Saver::new(folder, config.output.clone(), manifest.step);
         let mut trainer = Trainer {
-            loader: self.loader(dataset, &plan, manifest.step, bad.clone())?,
+            loader: self.loader(dataset.clone(), &plan, manifest.step, bad.clone())?,
             feed: Feed::new(&config.augment, machine.device, machine.image_layout(config))?,
             logger: None,
             group: group.clone(),
@@ -117,11 +116,28 @@ impl Setup<'_> {
         summary::begin(&mut trainer)?;
         let outcome = trainer.run(&self.signals)?;
         let skipped = ranks::bad_images(&bad, group)?;
+        images::report_clipped(&*dataset, config, group)?;
         summary::summarize(&mut trainer, &outcome, skipped, started)
     }
 
+    /// Where a key was set.
+    fn place(&self, key: &str) -> String {
+        Config::place(&self.args.source.config, &self.args.source.set, key)
+    }
+
+    /// Opens the training images, and completes the config by what they need, or by what the run that is resumed found.
+    fn open_images(&mut self, folder: &RunFolder) -> Result<Arc<dyn Dataset>> {
+        if let (Some(from), true) = (&self.args.resume, self.group.is_first())
+            && let Some(saved) = resume::config_of(from, &folder.checkpoints())
+        {
+            self.config.adopt(&saved)?;
+        }
+        let path = format!("{}: data.path", self.place("data.path"));
+        images::open_train(&mut self.config, &self.group, true).context(path)
+    }
+
     fn manifest(&self, dataset: &dyn Dataset, plan: &Plan) -> Result<Manifest> {
-        let (config, machine) = (self.config, &self.machine);
+        let (config, machine) = (&self.config, &self.machine);
         Ok(Manifest {
             total_steps: plan.total_steps,
             steps_per_epoch: plan.steps_per_epoch,
@@ -150,7 +166,7 @@ impl Setup<'_> {
         if let (Some(from), true) = (&self.args.resume, self.group.is_first()) {
             let allow_config_change = self.args.allow_config_change;
             let checkpoints = &folder.checkpoints();
-            Resume { from, checkpoints, config: self.config, allow_config_change }.load(byol, plan, manifest)?;
+            Resume { from, checkpoints, config: &self.config, allow_config_change }.load(byol, plan, manifest)?;
         }
         let finished = manifest.step == manifest.total_steps && summary::finished(folder.path(), manifest.step);
         ranks::agree_on_data(&self.group, "data", dataset)?;
@@ -158,7 +174,7 @@ impl Setup<'_> {
     }
 
     fn loader(&self, dataset: Arc<dyn Dataset>, plan: &Plan, step: u64, bad: Arc<BadImages>) -> Result<Loader> {
-        let (config, group) = (self.config, &self.group);
+        let (config, group) = (&self.config, &self.group);
         let parts = config.train.accumulation_steps;
         let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
         let first = plan.position(step) * parts as u64;
@@ -168,7 +184,7 @@ impl Setup<'_> {
 
     /// Writes what is needed to reproduce the run, logs it, and opens its metrics.
     fn begin(&self, trainer: &mut Trainer) -> Result<()> {
-        let (config, manifest, plan) = (self.config, &trainer.manifest, &trainer.plan);
+        let (config, manifest, plan) = (&self.config, &trainer.manifest, &trainer.plan);
         let folder = &mut trainer.saver.folder;
         folder.put("config.yaml", config.to_yaml()?.into_bytes())?;
         folder.put("manifest.json", serde_json::to_vec_pretty(manifest)?)?;
@@ -223,7 +239,7 @@ impl Setup<'_> {
 
     /// Logs the parts of the run, and what is needed to reproduce it.
     fn announce(&self, manifest: &Manifest, byol: &Byol, plan: &Plan) {
-        let (config, workers, world) = (self.config, self.machine.loader.workers, self.group.world());
+        let (config, workers, world) = (&self.config, self.machine.loader.workers, self.group.world());
         let each = if world > 1 { format!(" in each of {world} processes") } else { String::new() };
         let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
         log::info!(

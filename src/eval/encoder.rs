@@ -11,6 +11,7 @@ use super::branch::Branch;
 use super::foreign;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{self, Manifest};
+use crate::data::values::ValueRange;
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
 use native::Autocast;
 
@@ -47,6 +48,8 @@ pub struct Encoder {
     pub config: EncoderConfig,
     /// Preprocessing of images: only `size`, `mean`, `std` and `eval_resize` are used.
     pub augment: AugmentConfig,
+    /// Which values became 0 and 255 in its images; `Auto` if that is not known.
+    pub value_range: ValueRange,
     /// The run's checkpoint manifest, with its whole config; `None` for a foreign file.
     pub run: Option<Manifest>,
     /// Which of the run's encoders.
@@ -103,11 +106,14 @@ impl Encoder {
         let section =
             |name: &str| (manifest.config[name].clone(), format!("{}: its config's {name}", folder.display()));
         let (model, place) = section("model");
-        let config = serde_json::from_value::<ModelConfig>(model).context(place)?.encoder();
+        let mut config = serde_json::from_value::<ModelConfig>(model).context(place)?.encoder();
+        config.channels = manifest.config["data"]["channels"].as_i64().unwrap_or(config.channels);
+        let value_range = manifest.config["data"]["value_range"].clone();
         let (augment, place) = section("augment");
         let augment = serde_json::from_value(augment).context(place)?;
         let batches_tracked = manifest.batches_tracked[options.which as usize];
-        let encoder = Self::empty(config, augment, Some(manifest), batches_tracked, folder, options);
+        let mut encoder = Self::empty(config, augment, Some(manifest), batches_tracked, folder, options);
+        encoder.value_range = serde_json::from_value(value_range).unwrap_or(ValueRange::Full);
         let prefix = format!("{}.encoder.", options.which.name());
         checkpoint::load_part(folder, &prefix, &encoder.params.state_dict(0))?;
         encoder.finished(options)
@@ -127,7 +133,8 @@ impl Encoder {
             }
             (chosen, found) => chosen.as_ref().or(found.as_ref()).cloned().unwrap_or_default(),
         };
-        let encoder = Self::empty(file.config, augment, None, file.batches_tracked, path, options);
+        let mut encoder = Self::empty(file.config, augment, None, file.batches_tracked, path, options);
+        encoder.value_range = file.value_range.clone();
         file.load_into(&encoder.params).with_context(|| path.display().to_string())?;
         encoder.finished(options)
     }
@@ -145,7 +152,21 @@ impl Encoder {
         let (which, device, bf16) = (options.which, options.device, options.bf16);
         let (augment, source) = (options.augment.clone().unwrap_or(augment), source.to_path_buf());
         let channels_last = options.channels_last;
-        Self { net, params, config, augment, run, which, batches_tracked, device, bf16, channels_last, source }
+        let value_range = ValueRange::Auto;
+        Self {
+            net,
+            params,
+            config,
+            augment,
+            value_range,
+            run,
+            which,
+            batches_tracked,
+            device,
+            bf16,
+            channels_last,
+            source,
+        }
     }
 
     fn finished(mut self, options: &EncoderOptions) -> Result<Self> {
@@ -199,8 +220,8 @@ impl Encoder {
         if self.channels_last {
             params.to_channels_last();
         }
-        let (config, augment, run) = (self.config, self.augment.clone(), self.run.clone());
-        Self { net, params, config, augment, run, batches_tracked: 0, source: self.source.clone(), ..*self }
+        let (augment, value_range, run) = (self.augment.clone(), self.value_range.clone(), self.run.clone());
+        Self { net, params, augment, value_range, run, batches_tracked: 0, source: self.source.clone(), ..*self }
     }
 
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with

@@ -19,6 +19,7 @@ use clap::builder::PossibleValue;
 use tch::Tensor;
 
 use crate::checkpoint::write_file;
+use crate::data::values::ValueRange;
 use crate::eval::{Encoder, Represent};
 use crate::rng::{Purpose, Stream};
 use native::{ImageLayout, Normalizer};
@@ -185,16 +186,17 @@ pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output
     };
     let (mut expected, mut found) = (Vec::new(), Vec::new());
     for size in sizes {
-        let shape = [BATCH, size, size, 3];
+        let shape = [BATCH, size, size, encoder.config.channels];
         let mut random = Stream::new(0, Purpose::Verify, 0, size as u64, 0);
         let bytes: Vec<u8> = (0..shape.iter().product()).map(|_: i64| random.below(256) as u8).collect();
-        let (mean, std) = (encoder.augment.mean, encoder.augment.std);
-        let normalized =
-            |mean, std| Normalizer::new(mean, std, encoder.device, ImageLayout::default())?.bytes(&bytes, shape);
+        let (mean, std) = (encoder.augment.mean.values(), encoder.augment.std.values());
+        let normalized = |mean: &[f64], std: &[f64]| {
+            Normalizer::new(mean, std, encoder.device, ImageLayout::default())?.bytes(&bytes, shape)
+        };
         let images = normalized(mean, std)?;
         expected.push(encoder.represent(&images)?);
         let plain = format.normalizes(options);
-        found.push(written(&if plain { normalized([0.0; 3], [1.0; 3])? } else { images })?);
+        found.push(written(&if plain { normalized(&vec![0.0; mean.len()], &vec![1.0; std.len()])? } else { images })?);
     }
     Difference::between(&Tensor::f_cat(&expected, 0)?, &Tensor::f_cat(&found, 0)?)
 }
@@ -211,8 +213,19 @@ fn shapes_in_python(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Str
         ImageSize::Fixed(side) => format!("{side}, {side}"),
         ImageSize::Dynamic => "H, W".into(),
     };
-    let input = if normalizes { "RGB in 0..1" } else { "normalized RGB" };
-    format!("# images: float32 [N, 3, {side}], {input}; features: [N, {}]", encoder.net.feature_dim)
+    let (channels, pixels) = (encoder.config.channels, pixels(encoder));
+    let input = if normalizes { format!("{pixels} in 0..1") } else { format!("normalized {pixels}") };
+    format!("# images: float32 [N, {channels}, {side}], {input}; features: [N, {}]", encoder.net.feature_dim)
+}
+
+/// What the channels are.
+fn pixels(encoder: &Encoder) -> String {
+    match (encoder.config.channels, &encoder.value_range) {
+        (3, ValueRange::Auto | ValueRange::Full) => "RGB".into(),
+        (channels, ValueRange::Auto | ValueRange::Full) => format!("{channels} channels"),
+        // As metadata, by name: the ranges of 64 channels are no comment.
+        (channels, _) => format!("{channels} channels (value_range in the metadata)"),
+    }
 }
 
 /// A file's metadata, for readers and for [`Encoder::open`]; values are JSON.
@@ -230,13 +243,17 @@ fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String
         ("width", config.width.to_string()),
         ("stem", config.stem.to_string()),
         ("feature_dim", encoder.net.feature_dim.to_string()),
-        ("mean", format!("{:?}", augment.mean)),
-        ("std", format!("{:?}", augment.std)),
+        ("channels", config.channels.to_string()),
+        ("mean", format!("{:?}", augment.mean.values())),
+        ("std", format!("{:?}", augment.std.values())),
         ("image_size", size.to_string()),
         ("eval_resize", resize.map_or("null".into(), |pixels| pixels.to_string())),
-        ("input", if normalizes { "RGB in 0..1" } else { "RGB in 0..1, (x - mean) / std" }.into()),
+        ("input", format!("{} in 0..1{}", pixels(encoder), if normalizes { "" } else { ", (x - mean) / std" })),
         ("source", encoder.source.display().to_string()),
     ];
+    if encoder.value_range != ValueRange::Auto {
+        entries.push(("value_range", serde_json::to_string(&encoder.value_range).unwrap_or_default()));
+    }
     if let Some(run) = &encoder.run {
         entries.push(("network", encoder.which.name().into()));
         entries.push(("step", run.step.to_string()));

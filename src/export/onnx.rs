@@ -71,7 +71,7 @@ impl Exporter for Onnx {
             node: builder.nodes,
             name: "encoder".into(),
             initializer: builder.tensors,
-            input: vec![float_value(INPUT, vec![free("batch"), Length::Fixed(3), height, width])],
+            input: vec![float_value(INPUT, vec![free("batch"), Length::Fixed(encoder.config.channels), height, width])],
             output: vec![float_value(OUTPUT, vec![free("batch"), Length::Fixed(encoder.net.feature_dim)])],
         };
         let metadata = metadata(encoder, size, normalizes).into_iter();
@@ -113,8 +113,8 @@ impl Builder {
     fn encoder(&mut self, encoder: &Encoder, normalize: bool) -> Result<()> {
         let mut x = INPUT.to_string();
         if normalize {
-            for (op, name, values) in [("Sub", "mean", encoder.augment.mean), ("Div", "std", encoder.augment.std)] {
-                let values = Tensor::from_slice(&values).reshape([1, 3, 1, 1]);
+            for (op, name, values) in [("Sub", "mean", &encoder.augment.mean), ("Div", "std", &encoder.augment.std)] {
+                let values = Tensor::from_slice(values.values()).reshape([1, -1, 1, 1]);
                 let constant = self.tensor(format!("input.{name}"), &values)?;
                 x = self.node(op, &format!("normalize.{name}"), vec![x, constant], vec![]);
             }

@@ -76,11 +76,14 @@ fn is_torchvisions(config: &EncoderConfig) -> bool {
 
 /// Python code that builds `model`, the torchvision ResNet with the same layers.
 fn model_in_python(config: &EncoderConfig) -> String {
-    let arch = config.arch;
-    let conv = |channels: i64| format!("model.conv1 = torch.nn.Conv2d(3, {channels}, 3, padding=1, bias=False)");
+    let (arch, input) = (config.arch, config.channels);
+    let conv = |channels: i64| format!("model.conv1 = torch.nn.Conv2d({input}, {channels}, 3, padding=1, bias=False)");
     let identity = "model.maxpool = torch.nn.Identity()";
     match (is_torchvisions(config), config.stem) {
-        (true, Stem::Imagenet) => format!("model = torchvision.models.{arch}()"),
+        (true, Stem::Imagenet) if input == 3 => format!("model = torchvision.models.{arch}()"),
+        (true, Stem::Imagenet) => format!(
+            "import torch; model = torchvision.models.{arch}()\nmodel.conv1 = torch.nn.Conv2d({input}, 64, 7, 2, 3, bias=False)"
+        ),
         (true, Stem::Cifar) => {
             format!("import torch; model = torchvision.models.{arch}()\n{}; {identity}", conv(64))
         }
@@ -94,7 +97,7 @@ fn model_in_python(config: &EncoderConfig) -> String {
             let mut lines = format!(
                 "import torch; from torchvision.models.resnet import ResNet, {block}\n\
                  model = ResNet({block}, [1, 1, 1, 1]{inner})\n\
-                 model.conv1, model.bn1 = torch.nn.Conv2d(3, {base}, 7, 2, 3, bias=False), torch.nn.BatchNorm2d({base})\n\
+                 model.conv1, model.bn1 = torch.nn.Conv2d({input}, {base}, 7, 2, 3, bias=False), torch.nn.BatchNorm2d({base})\n\
                  model.inplanes = {base}\n\
                  for i, blocks in enumerate({:?}):\n    \
                  setattr(model, f\"layer{{i + 1}}\", model._make_layer({block}, {base} << i, blocks, 1 if i == 0 else 2))",

@@ -10,6 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use tch::{CModule, Kind, Tensor};
 
 use super::{ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
+use crate::augment::PerChannel;
 use crate::eval::Encoder;
 
 /// More than the graph of the deepest encoder takes, besides its weights.
@@ -62,8 +63,9 @@ impl Exporter for TorchScript {
         let path = &PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
         let _no_grad = tch::no_grad_guard();
         let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
-        let [mean, std] = [mean, std].map(|v| Tensor::from_slice(v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
-        let example = Tensor::f_zeros([2, 3, 64, 64], (Kind::Float, encoder.device))?;
+        let of = |values: &PerChannel| Tensor::from_slice(values.values()).to_kind(Kind::Float).reshape([1, -1, 1, 1]);
+        let [mean, std] = [mean, std].map(of);
+        let example = Tensor::f_zeros([2, encoder.config.channels, 64, 64], (Kind::Float, encoder.device))?;
         let normalizes = self.normalizes(options);
         let mut forward = |inputs: &[Tensor]| {
             let x = if normalizes { (&inputs[0] - &mean) / &std } else { inputs[0].shallow_clone() };

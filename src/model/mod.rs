@@ -50,6 +50,13 @@ pub struct ModelConfig {
     /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default
     /// auto: on.
     pub sync_batchnorm: SyncBatchNorm,
+    /// Channels of the images: not a key, but what `data.channels` is.
+    #[serde(skip, default = "rgb")]
+    pub channels: i64,
+}
+
+fn rgb() -> i64 {
+    3
 }
 
 /// `model.sync_batchnorm`.
@@ -76,6 +83,7 @@ impl Default for ModelConfig {
             predictor_hidden: 4096,
             output_bias: false,
             sync_batchnorm: SyncBatchNorm::Auto,
+            channels: rgb(),
         }
     }
 }
@@ -83,8 +91,8 @@ impl Default for ModelConfig {
 impl ModelConfig {
     /// The encoder's architecture.
     pub fn encoder(&self) -> EncoderConfig {
-        let &Self { arch, width, stem, zero_init_residual, .. } = self;
-        EncoderConfig { arch, width, stem, zero_init_residual }
+        let &Self { arch, width, stem, zero_init_residual, channels, .. } = self;
+        EncoderConfig { arch, width, stem, zero_init_residual, channels }
     }
 }
 
@@ -99,6 +107,8 @@ pub struct EncoderConfig {
     pub stem: Stem,
     /// Start the last BatchNorm of every residual block at 0, so that blocks start as identities.
     pub zero_init_residual: bool,
+    /// Channels of the images.
+    pub channels: i64,
 }
 
 impl Section for ModelConfig {
@@ -152,7 +162,7 @@ impl Network {
         Self { encoder, projector, predictor, projection_dim: dim, params, batches_tracked: Cell::new(0) }
     }
 
-    /// z = g(f(x)): images `[N, 3, H, W]` to projections `[N, projection_dim]`, in train mode.
+    /// z = g(f(x)): images `[N, C, H, W]` to projections `[N, projection_dim]`, in train mode.
     pub fn project(&self, images: &Tensor) -> Tensor {
         self.batches_tracked.set(self.batches_tracked.get() + 1);
         self.projector.forward(&self.encoder.forward(images, true), true)
@@ -164,7 +174,7 @@ impl Network {
         predictor.forward(projections, true)
     }
 
-    /// f(x) with the running statistics: `[N, 3, H, W]` to fp32 representations `[N, feature_dim]`.
+    /// f(x) with the running statistics: `[N, C, H, W]` to fp32 representations `[N, feature_dim]`.
     pub fn represent(&self, images: &Tensor) -> Tensor {
         self.encoder.forward(images, false).to_kind(Kind::Float)
     }

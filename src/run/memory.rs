@@ -45,7 +45,7 @@ impl Estimate {
         let bytes = if bf16 { 2 } else { 4 };
         // Both views are in flight until the backward pass; it and the target's passes hold a few layers more.
         let activations = micro * (2 * size.activations + 4 * size.largest) * bytes;
-        let images = 2 * 3 * side * side * micro;
+        let images = 2 * config.channels() as u64 * side * side * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
         let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
         // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a

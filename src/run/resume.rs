@@ -124,6 +124,16 @@ impl Resume<'_> {
     }
 }
 
+/// The config of the run that `from`, the value of `--resume`, names; `None` if there is none that can be read.
+pub fn config_of(from: &str, checkpoints: &Path) -> Option<serde_json::Value> {
+    let folder = PathBuf::from(from);
+    let folders = match from {
+        "auto" => checkpoint::list(checkpoints),
+        _ => checkpoint::list(&folder.join("checkpoints")).into_iter().chain([folder]).collect(),
+    };
+    folders.iter().find_map(|folder| checkpoint::read_manifest(folder).ok()).map(|manifest| manifest.config)
+}
+
 /// A checkpoint's position in the new schedule: after as many epochs as in its own.
 fn position(saved: &Manifest, plan: &Plan) -> u64 {
     let (was, now) = (saved.steps_per_epoch, plan.steps_per_epoch);

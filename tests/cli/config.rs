@@ -246,6 +246,8 @@ fn sections_list_keys_that_exist() {
         if let Keys::Only(listed) = section.no_effect() {
             assert!(listed.iter().all(|key| keys.contains_key(*key)), "{name}: {listed:?}");
         }
+        let leaf = |key: &str| key.split('.').try_fold(&all[name], |at, part| at.get(part)).is_some();
+        assert!(section.added().iter().all(|key| leaf(key)), "{name}: {:?}", section.added());
         for (old, new) in section.renamed() {
             let value = &keys[*new];
             assert_eq!(load(&format!("{name}: {{{old}: {value}}}"), &[]).expect("loads"), config, "{name}.{old}");

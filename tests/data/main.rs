@@ -4,6 +4,7 @@
 mod support;
 
 mod archives;
+mod bands;
 mod decoding;
 mod formats;
 mod loader;

@@ -37,7 +37,7 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
 /// torchvision's `state_dict` of this ResNet by the fill rule, with a classifier.
 pub fn state_dict(fixture: &Fixture, arch: Arch, width: f64, stem: Stem) -> BTreeMap<String, Tensor> {
     let mut params = Params::new(CPU, None);
-    model::Encoder::new(params.root(), &EncoderConfig { arch, width, stem, zero_init_residual: false });
+    model::Encoder::new(params.root(), &EncoderConfig { arch, width, stem, zero_init_residual: false, channels: 3 });
     let mut state: BTreeMap<String, Tensor> = params
         .state_dict(17)
         .into_iter()
@@ -86,7 +86,7 @@ fn torchvisions_own_networks_give_torchvisions_features() {
 fn every_encoder_is_recognized_by_its_shapes() {
     for arch in Arch::ALL {
         for (stem, width) in [(Stem::Imagenet, 1.0), (Stem::Cifar, 0.25), (Stem::Imagenet, 0.375), (Stem::Cifar, 2.0)] {
-            let config = EncoderConfig { arch, width, stem, zero_init_residual: false };
+            let config = EncoderConfig { arch, width, stem, zero_init_residual: false, channels: 3 };
             let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
             let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
             assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);

@@ -54,8 +54,8 @@ fn images(count: i64, size: i64) -> Tensor {
 }
 
 fn normalized(encoder: &Encoder, images: &Tensor) -> Tensor {
-    let [mean, std] = [encoder.augment.mean, encoder.augment.std]
-        .map(|v| Tensor::from_slice(&v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
+    let [mean, std] = [&encoder.augment.mean, &encoder.augment.std]
+        .map(|v| Tensor::from_slice(v.values()).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
     (images - mean) / std
 }
 
@@ -109,7 +109,8 @@ fn safetensors_hold_torchvisions_state_dict_and_say_what_it_takes() {
     // The metadata serve its reader: nothing has to be said again.
     let (read, trained) = (open(&path), open(&RUN.dir()));
     assert_eq!((read.config, read.batches_tracked), (trained.config, 8));
-    assert_eq!((read.augment.size, read.augment.mean, read.augment.std), (16, [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]));
+    let found = (read.augment.size, read.augment.mean.values(), read.augment.std.values());
+    assert_eq!(found, (16, &[0.5, 0.4, 0.3][..], &[0.25, 0.3, 0.2][..]));
     let x = images(5, 16);
     assert!(read.represent(&x).expect("features").equal(&trained.represent(&x).expect("features")));
     // Such a file is an encoder like any other, so it can be exported again.

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod channels;
 mod commands;
 mod encoder;
 mod export;

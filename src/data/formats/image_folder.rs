@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 
 use super::image_list;
 use super::labels::{Known, Labels};
-use super::names::{IMAGE_ENDINGS, is_image_name, is_skipped};
+use super::names::{IMAGE_ENDINGS, is_array_name, is_image_name, is_skipped};
 use super::splits::{self, Set};
 use super::unread::Unread;
-use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, decode_file};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::augment::Part;
+use crate::data::decode::{DecodeOptions, decode_of, with_bytes_of};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::pixels::Pixels;
 
 /// The images below some folders, or those of some lists.
@@ -111,11 +111,15 @@ impl Dataset for ImageFolder {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
-        decode_file(&self.path(index), self.options, want, out)
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
+        decode_of(self, index, self.options, want, out)
+    }
+
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        with_bytes_of(&self.path(index), self.options, work).map(|()| true)
     }
 
     fn describe(&self, index: usize) -> String {
@@ -182,6 +186,10 @@ fn announce(path: &Path, root: &Path, config: &DataConfig) -> Result<()> {
 fn index(root: &Path, labels: &mut Labels) -> Result<Vec<PathBuf>> {
     let (mut files, mut unread) = (Vec::new(), Unread::default());
     walk(root, Path::new(""), &mut Vec::new(), &mut files, &mut unread)?;
+    if files.iter().any(|file| !is_array_name(file)) {
+        // Arrays beside pictures are features, masks and the like.
+        files.retain(|file| !is_array_name(file));
+    }
     ensure!(
         !files.is_empty(),
         "no images in {}, expected files ending in {}{}",

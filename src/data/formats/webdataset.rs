@@ -15,9 +15,9 @@ use super::splits::Set;
 use super::tar_index::{BLOCK, Index, Member};
 use super::tar_report::Report;
 use super::{index_cache, shards};
-use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, decode_part};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::augment::Part;
+use crate::data::decode::{DecodeOptions, decode_of};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::files;
 use crate::pixels::Pixels;
 
@@ -206,10 +206,14 @@ impl Dataset for WebDataset {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
+        decode_of(self, index, self.options, want, out)
+    }
+
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
         let (shard, member) = self.member(index);
         let size = member.size as usize;
         let most = self.options.max_bytes;
@@ -221,8 +225,9 @@ impl Dataset for WebDataset {
             shard.with_file(|file| file.read_exact_at(bytes, start).context("cannot read the shard"))?;
             let (header, bytes) = bytes.split_at(BLOCK as usize);
             member.ensure_header(header)?;
-            decode_part(bytes, self.options, want, out)
-        })
+            work(bytes)
+        })?;
+        Ok(true)
     }
 
     fn describe(&self, index: usize) -> String {
