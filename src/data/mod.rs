@@ -20,7 +20,8 @@ pub mod loader;
 mod paths;
 pub mod subset;
 
-pub use config::{DataConfig, Format, KeyRule, OnBadImage};
+pub use config::{DataConfig, KeyRule, OnBadImage};
+pub use formats::{Format, open_eval};
 pub use paths::Paths;
 
 /// Called with an image's width and height, returns the part of it that is needed.
@@ -57,28 +58,7 @@ pub trait Dataset: Send + Sync {
 
 /// Opens the training images, reduced to `fraction` and `limit`.
 pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
-    let all: Arc<dyn Dataset> = match config.format {
-        Format::Synthetic => Arc::new(formats::synthetic::Synthetic::train(&config.synthetic)),
-        Format::Parquet => Arc::new(formats::parquet::Parquet::open_train(config)?),
-        Format::ImageFolder => Arc::new(formats::image_folder::ImageFolder::open_train(config)?),
-        Format::Webdataset => Arc::new(formats::webdataset::WebDataset::open_train(config)?),
-        Format::Cifar10 | Format::Cifar100 => Arc::new(formats::cifar::Cifar::open_train(config)?),
-        Format::Stl10 => Arc::new(formats::stl10::Stl10::open_train(config)?),
-    };
-    subset::subset(all, config.fraction, config.limit)
-}
-
-/// Opens the held-out images, all of them, with labels of the same meaning; `None` if the
-/// configuration names none and none are found beside the training images.
-pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
-    Ok(match config.format {
-        Format::Synthetic => Some(Arc::new(formats::synthetic::Synthetic::eval(&config.synthetic))),
-        Format::Parquet => formats::parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::ImageFolder => formats::image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Webdataset => formats::webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Cifar10 | Format::Cifar100 => formats::cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Stl10 => formats::stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
-    })
+    subset::subset(formats::open_train(config)?, config.fraction, config.limit)
 }
 
 /// SHA-256 (hex) of a list of texts.
