@@ -7,6 +7,7 @@ mod archives;
 mod decoding;
 mod formats;
 mod loader;
+mod names;
 mod parquet;
 mod repositories;
 mod user_folders;

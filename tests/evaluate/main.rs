@@ -6,4 +6,6 @@ mod support;
 mod commands;
 mod encoder;
 mod export;
+mod export_folders;
+mod features;
 mod pytorch;
