@@ -47,8 +47,8 @@ pub trait Dataset: Send + Sync {
     }
     /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
-    /// The name of an image within the set, the same wherever the set is: `cat/1.png` below the root, `shard.tar/1.png`,
-    /// `file.parquet/17` for a row, `data_batch_1.bin/17` for a record.
+    /// The name of an image within the set, the same wherever the set is: `cat/1.png` below the root, the member
+    /// `shard.tar/1.png`, the row `file.parquet/17`, the record `data_batch_1.bin/17`.
     fn name(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
     /// run reads the same set.
