@@ -146,8 +146,8 @@ impl Write for Out {
 mod tests {
     use std::fs;
 
+    use parquet::column::reader::get_typed_column_reader;
     use parquet::file::reader::{FileReader, SerializedFileReader};
-    use parquet::record::{ListAccessor, RowAccessor};
     use serde_json::json;
 
     use super::*;
@@ -168,13 +168,19 @@ mod tests {
         let reader = SerializedFileReader::new(fs::File::open(path)?)?;
         let groups: Vec<i64> = reader.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
         assert_eq!(groups, [128, 22]);
-        for (at, row) in reader.get_row_iter(None)?.enumerate() {
-            let row = row?;
-            assert_eq!(row.get_string(0)?, &at.to_string());
-            let vector = row.get_list(3)?;
-            assert_eq!(vector.len(), dim);
-            for i in [0, 1, dim / 2, dim - 1] {
-                assert_eq!(vector.get_float(i)?, (at * 100_000) as f32 + i as f32);
+        for (group, first) in [(0, 0), (1, 128)] {
+            let (group, rows) = (reader.get_row_group(group)?, groups[group] as usize);
+            let (mut names, mut values, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+            let mut column = get_typed_column_reader::<ByteArrayType>(group.get_column_reader(0)?);
+            column.read_records(rows, None, None, &mut names)?;
+            let mut column = get_typed_column_reader::<FloatType>(group.get_column_reader(3)?);
+            column.read_records(rows, Some(&mut Vec::new()), Some(&mut starts), &mut values)?;
+            assert_eq!((names.len(), values.len(), starts.len()), (rows, rows * dim, rows * dim));
+            for (at, (vector, starts)) in values.chunks(dim).zip(starts.chunks(dim)).enumerate() {
+                assert_eq!(names[at].as_utf8()?, (first + at).to_string());
+                assert!(starts[0] == 0 && starts[1..].iter().all(|&start| start == 1), "{at}");
+                let expected = |i: usize| ((first + at) * 100_000) as f32 + i as f32;
+                assert!(vector.iter().enumerate().all(|(i, &value)| value == expected(i)), "{at}");
             }
         }
         Ok(())
