@@ -58,7 +58,12 @@ fn shards_have_the_file_and_the_row_or_member() {
     assert_eq!((found.len(), &*found[0]), (12, "train-00000-of-00002.parquet/0"));
     assert_eq!((&*found[6], &*found[7]), ("train-00000-of-00002.parquet/6", "train-00001-of-00002.parquet/0"));
     assert_eq!(held_out(&shards)[3], "test-00000-of-00001.parquet/3");
-    let tars = config(Format::Webdataset, &[&fixtures().join("webdataset")]);
+    // Copies, as an index is written beside shards.
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["train-000000.tar", "train-000001.tar", "val-000000.tar"] {
+        fs::copy(fixtures().join("webdataset").join(name), folder.path().join(name)).expect("copied");
+    }
+    let tars = config(Format::Webdataset, &[folder.path()]);
     let found = train(&tars);
     assert_eq!(found[..2], ["train-000000.tar/000000.png", "train-000000.tar/000001.jpg"]);
     assert!(held_out(&tars)[0].starts_with("val-000000.tar/"), "{:?}", held_out(&tars));
