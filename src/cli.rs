@@ -35,7 +35,8 @@ pub enum Command {
     LinearEval(LinearEvalArgs),
     /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),
-    /// Write an encoder's features of a data set, with the labels, for numpy, PyTorch or scikit-learn.
+    /// Write an encoder's features of a data set, with the images' names and labels, for pandas, numpy, PyTorch and the
+    /// like.
     ExtractFeatures(ExtractFeaturesArgs),
     /// Export a trained encoder for other software; the file is read back and its outputs are compared.
     ExportEncoder(ExportArgs),
@@ -128,10 +129,10 @@ pub struct ExportArgs {
     /// File format.
     #[arg(long)]
     pub format: Format,
-    /// File to write.
-    #[arg(long, value_name = "FILE")]
+    /// File to write, or the folder for timm and hf.
+    #[arg(long, value_name = "FILE_OR_FOLDER")]
     pub output: PathBuf,
-    /// Overwrite the file if it exists.
+    /// Overwrite files that exist.
     #[arg(long)]
     pub force: bool,
     /// Which of the run's encoders; BatchNorm statistics of the target are recomputed on the images of --config.
@@ -280,9 +281,12 @@ pub struct ExtractFeaturesArgs {
     /// The training images or the held-out ones.
     #[arg(long, value_enum, default_value_t)]
     pub split: SplitName,
-    /// FILE.safetensors, or a folder for features.npy, labels.npy and indices.npy.
+    /// FILE.parquet, FILE.csv or FILE.safetensors, or a folder for features.npy, labels.npy, indices.npy and names.txt.
     #[arg(long, value_name = "FILE_OR_FOLDER")]
     pub output: PathBuf,
+    /// Scale each vector to length 1.
+    #[arg(long)]
+    pub normalize: bool,
     /// Overwrite files that exist.
     #[arg(long)]
     pub force: bool,

@@ -131,17 +131,25 @@ impl Manifest {
     }
 }
 
-/// Writes the checkpoint of `manifest.step` below `root` atomically, then removes all but the latest `keep`.
+/// Writes the checkpoint of `manifest.step` below `root` atomically, with these other files, then removes all but the
+/// latest `keep`.
 /// # Errors
 /// What could not be written and how much space it needs; earlier checkpoints are kept.
-pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Result<PathBuf> {
+pub fn save(
+    root: &Path,
+    byol: &Byol,
+    mut manifest: Manifest,
+    others: Vec<(&str, Vec<u8>)>,
+    keep: usize,
+) -> Result<PathBuf> {
     manifest.batches_tracked = byol.batches_tracked();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let files = [
+    let mut files = vec![
         (MODEL, serialize(&byol.state_dict(), metadata.clone())?),
         (OPTIMIZER, serialize(&byol.optimizer.state(), metadata)?),
         (MANIFEST, serde_json::to_vec_pretty(&manifest)?),
     ];
+    files.extend(others);
     let folder = folder::write(root, manifest.step, &files)?;
     clean(root, keep);
     Ok(folder)

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::augment::PerChannel;
-use crate::checkpoint;
 use crate::cli::ExportArgs;
 use crate::config::Config;
 use crate::data;
@@ -32,7 +31,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     };
     check_network(args)?;
     format.check_options(&graph)?;
-    checkpoint::check_output(&args.output, args.force)?;
+    export::check_output(format, &args.output, args.force)?;
     // The export is made and verified on the CPU in fp32, whatever the run was trained on.
     native::set_threads(native::default_threads(tch::Device::Cpu).0);
     let options = EncoderOptions { which: args.network, ..EncoderOptions::default() };
@@ -40,6 +39,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     if is_part_of(&args.output, &encoder.source) {
         bail!("--output {}: is the input of the export; choose another name", args.output.display());
     }
+    format.check_encoder(&encoder.config)?;
     format.check_size(encoder.params.count())?;
     let config = match &encoder.run {
         Some(run) => Config::of_run(&run.config)?,

@@ -5,37 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::decode::DecodeOptions;
+use super::formats::Format;
 use super::values::{Axes, Channels, ValueRange, Values};
 use super::{Paths, formats, loader};
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
-
-/// `data.format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// Generated on the fly; needs no files.
-    #[default]
-    Synthetic,
-    /// Parquet shards with encoded images, as Hugging Face datasets publish them.
-    Parquet,
-    /// A folder of image files, one subfolder per class or none, or a text file that lists them.
-    ImageFolder,
-    /// Tar shards as the webdataset tool writes them.
-    Webdataset,
-    /// The binary version of CIFAR-10.
-    Cifar10,
-    /// The binary version of CIFAR-100, with its fine labels.
-    Cifar100,
-    /// The binary version of STL-10.
-    Stl10,
-}
-
-impl Format {
-    /// Whether the held-out images are part of the set.
-    fn has_own_test_set(self) -> bool {
-        matches!(self, Self::Cifar10 | Self::Cifar100 | Self::Stl10)
-    }
-}
 
 /// Which part of the names of a webdataset shard's members is the key that a sample shares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +51,7 @@ pub enum ScaledDecoding {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// `synthetic`, `parquet`, `image_folder`, `webdataset`, `cifar10`, `cifar100` or `stl10`. Default synthetic.
+    /// The kind of data set, one of [`Format`]. Default synthetic.
     pub format: Format,
     /// The training images: a path or a list of paths, in which `~` and `$NAME` are replaced. Parquet and webdataset: a
     /// file, a brace pattern (`train-{000..123}.tar`) or a folder of shards (those named `train*`, or else all), also

@@ -23,8 +23,9 @@ mod paths;
 pub mod subset;
 pub mod values;
 
-pub use config::{DataConfig, Format, KeyRule, OnBadImage, ScaledDecoding};
+pub use config::{DataConfig, KeyRule, OnBadImage, ScaledDecoding};
 pub use converted::converted;
+pub use formats::Format;
 pub use paths::Paths;
 
 /// Called with an image's width and height, returns the part of it that is needed, and the lowest resolution.
@@ -61,6 +62,9 @@ pub trait Dataset: Send + Sync {
     }
     /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
+    /// The name of an image within the set, the same wherever the set is: `cat/1.png` below the root, the member
+    /// `shard.tar/1.png`, the row `file.parquet/17`, the record `data_batch_1.bin/17`.
+    fn name(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
     /// run reads the same set.
     fn fingerprint(&self) -> String;
@@ -73,29 +77,13 @@ pub trait Dataset: Send + Sync {
 /// Opens the training images, reduced to `fraction` and `limit`. While `channels` or `value_range` are `auto`, they are
 /// read as 8-bit RGB ([`measure`] finds what they are).
 pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
-    let all: Arc<dyn Dataset> = match config.format {
-        Format::Synthetic => Arc::new(formats::synthetic::Synthetic::train(&config.synthetic)),
-        Format::Parquet => Arc::new(formats::parquet::Parquet::open_train(config)?),
-        Format::ImageFolder => Arc::new(formats::image_folder::ImageFolder::open_train(config)?),
-        Format::Webdataset => Arc::new(formats::webdataset::WebDataset::open_train(config)?),
-        Format::Cifar10 | Format::Cifar100 => Arc::new(formats::cifar::Cifar::open_train(config)?),
-        Format::Stl10 => Arc::new(formats::stl10::Stl10::open_train(config)?),
-    };
-    Ok(converted(subset::subset(all, config.fraction, config.limit)?, config))
+    Ok(converted(subset::subset(formats::open_train(config)?, config.fraction, config.limit)?, config))
 }
 
 /// Opens the held-out images, all of them, with labels of the same meaning; `None` if the
 /// configuration names none and none are found beside the training images.
 pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
-    let set: Option<Arc<dyn Dataset>> = match config.format {
-        Format::Synthetic => Some(Arc::new(formats::synthetic::Synthetic::eval(&config.synthetic))),
-        Format::Parquet => formats::parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::ImageFolder => formats::image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Webdataset => formats::webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Cifar10 | Format::Cifar100 => formats::cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Stl10 => formats::stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
-    };
-    Ok(set.map(|set| converted(set, config)))
+    Ok(formats::open_eval(config)?.map(|set| converted(set, config)))
 }
 
 /// SHA-256 (hex) of a list of texts.

@@ -82,6 +82,10 @@ impl Dataset for Subset {
         self.inner.describe(self.indices[index] as usize)
     }
 
+    fn name(&self, index: usize) -> String {
+        self.inner.name(self.indices[index] as usize)
+    }
+
     fn fingerprint(&self) -> String {
         let own = self.indices.iter().map(|index| index.to_string());
         digest([self.inner.fingerprint()].into_iter().chain(own))

@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::branch::Branch;
 use super::foreign;
 use crate::augment::AugmentConfig;
+use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::data::values::ValueRange;
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
@@ -102,7 +103,32 @@ impl Encoder {
     }
 
     fn of_checkpoint(folder: &Path, options: &EncoderOptions) -> Result<Self> {
-        let manifest = checkpoint::read_manifest(folder)?;
+        let encoder = Self::of_manifest(checkpoint::read_manifest(folder)?, folder, options)?;
+        let prefix = format!("{}.encoder.", options.which.name());
+        checkpoint::load_part(folder, &prefix, &encoder.params.state_dict(0))?;
+        encoder.finished(options)
+    }
+
+    /// The online encoder of a run in training, copied to the CPU; `checkpoint` is where the same weights are saved.
+    /// # Errors
+    /// The networks are not those of the manifest's config.
+    pub fn of_online(byol: &Byol, manifest: Manifest, checkpoint: &Path) -> Result<Self> {
+        let manifest = Manifest { batches_tracked: byol.batches_tracked(), ..manifest };
+        let encoder = Self::of_manifest(manifest, checkpoint, &EncoderOptions::default())?;
+        let _no_grad = tch::no_grad_guard();
+        let (own, trained) = (&encoder.params, &byol.online.params);
+        for (own, trained) in [(&own.parameters, &trained.parameters), (&own.buffers, &trained.buffers)] {
+            let trained = trained.iter().filter(|named| named.name.starts_with("encoder."));
+            for (to, from) in own.iter().zip(trained) {
+                ensure!(from.name.ends_with(&to.name), "found {}, expected encoder.{}", from.name, to.name);
+                to.tensor.shallow_clone().f_copy_(&from.tensor)?;
+            }
+        }
+        Ok(encoder)
+    }
+
+    /// The encoder of a run's config, its tensors zeros.
+    fn of_manifest(manifest: Manifest, folder: &Path, options: &EncoderOptions) -> Result<Self> {
         let section =
             |name: &str| (manifest.config[name].clone(), format!("{}: its config's {name}", folder.display()));
         let (model, place) = section("model");
@@ -114,9 +140,7 @@ impl Encoder {
         let batches_tracked = manifest.batches_tracked[options.which as usize];
         let mut encoder = Self::empty(config, augment, Some(manifest), batches_tracked, folder, options);
         encoder.value_range = serde_json::from_value(value_range).unwrap_or(ValueRange::Full);
-        let prefix = format!("{}.encoder.", options.which.name());
-        checkpoint::load_part(folder, &prefix, &encoder.params.state_dict(0))?;
-        encoder.finished(options)
+        Ok(encoder)
     }
 
     fn of_file(path: &Path, options: &EncoderOptions) -> Result<Self> {

@@ -28,4 +28,4 @@ pub use labels::{Classes, several_classes, stratified};
 pub use linear::{Outcome, Protocol, Setting, Split, Task, Trial};
 pub use logistic::{Classifier, Fit, Logistic};
 pub use probe::Probes;
-pub use store::FeatureWriter;
+pub use store::{FeatureWriter, Table};

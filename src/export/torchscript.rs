@@ -9,7 +9,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Resource, getrlimit};
 use tch::{CModule, Kind, Tensor};
 
-use super::{ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
+use super::{Contents, ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
 use crate::augment::PerChannel;
 use crate::eval::Encoder;
 
@@ -36,7 +36,7 @@ impl Exporter for TorchScript {
             bail!("--fold-batchnorm: is for --format onnx; torchscript always folds");
         }
         if options.image_size.is_some() {
-            bail!("--image-size: is for --format onnx and safetensors; a torchscript module takes any size");
+            bail!("--image-size: is for the other formats; a torchscript module takes any size");
         }
         Ok(())
     }
@@ -46,7 +46,7 @@ impl Exporter for TorchScript {
         ImageSize::Dynamic
     }
 
-    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>> {
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents> {
         // libtorch writes to paths only, and aborts the process if the disk is full: it gets a memfd, which is
         // subject to nothing but the limit on file sizes.
         let tensors = encoder.params.parameters.iter().chain(&encoder.params.buffers);
@@ -73,7 +73,7 @@ impl Exporter for TorchScript {
         };
         CModule::create_by_tracing("Encoder", "forward", &[example], &mut forward)?.save(path)?;
         native::freeze_torchscript(path)?;
-        fs::read(path).context("reading the module back")
+        fs::read(path).map(Contents::File).context("reading the module back")
     }
 
     fn open(&self, _: &Encoder, path: &Path) -> Result<Reader> {

@@ -93,9 +93,10 @@ pub fn fail(run_dir: &Path, error: &anyhow::Error, started: Instant) {
     }
 }
 
-/// Writes the summary and prints the run's line, both in rank 0 only; the value is the process's exit code.
+/// Writes encoder and summary and prints the run's line, all in rank 0 only, and unless a signal ended the run the lines
+/// of Python that load the encoder; the value is the process's exit code.
 /// # Errors
-/// The summary, or pending metrics, cannot be written: the run is complete all the same, and the error says so.
+/// The encoder, the summary or pending metrics cannot be written: the run is complete all the same, and the error says so.
 pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
     let (ending, code) = match outcome.ending {
         Ending::Finished => ("finished", 0),
@@ -116,12 +117,18 @@ pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, start
     };
     let json = serde_json::to_vec_pretty(&summary)?;
     let logged = trainer.logger.as_mut().map_or(Ok(()), |logger| logger.finish());
-    let written = logged.and_then(|()| trainer.saver.folder.put(NAME, json));
-    let checkpoint = outcome.checkpoint.display();
-    written.with_context(|| format!("{checkpoint} was written, but not all of the metrics or the summary"))?;
+    // The summary comes last: a run that it calls finished has its encoder.
+    let exported = logged.and_then(|()| trainer.saver.export(&trainer.byol, &trainer.manifest));
+    let written = exported.and_then(|exported| trainer.saver.folder.put(NAME, json).map(|()| exported));
+    let rest = || format!("{} was written, but not all of metrics, encoder and summary", outcome.checkpoint.display());
+    let exported = written.with_context(rest)?;
     if trainer.group.is_first() {
         // Stdout may be closed; the run is complete all the same.
-        let _ = writeln!(std::io::stdout(), "{}", summary.line(outcome));
+        let mut stdout = std::io::stdout();
+        let _ = writeln!(stdout, "{}", summary.line(outcome));
+        if let (Some((path, lines)), 0) = (exported, code) {
+            let _ = writeln!(stdout, "{}, the encoder for other software; in Python:\n{lines}", path.display());
+        }
     }
     Ok(code)
 }

@@ -206,6 +206,8 @@ pub struct OutputConfig {
     pub checkpoint_every_steps: Option<u64>,
     /// Latest checkpoints to keep, at least 1 (and as many of those set aside). Default 3.
     pub keep_checkpoints: usize,
+    /// Write `encoder.safetensors`, which a run's folder gets at its end, into each checkpoint too. Default false.
+    pub checkpoint_encoders: bool,
     /// When a checkpoint or a metrics record cannot be written: retry at the next one, or stop. Default retry. A run
     /// whose last checkpoint cannot be written fails either way.
     pub on_write_error: OnWriteError,
@@ -218,6 +220,7 @@ impl Default for OutputConfig {
             checkpoint_every_epochs: Some(1),
             checkpoint_every_steps: None,
             keep_checkpoints: 3,
+            checkpoint_encoders: false,
             on_write_error: OnWriteError::Retry,
         }
     }

@@ -8,6 +8,7 @@ mod bands;
 mod decoding;
 mod formats;
 mod loader;
+mod names;
 mod parquet;
 mod repositories;
 mod user_folders;

@@ -7,4 +7,6 @@ mod channels;
 mod commands;
 mod encoder;
 mod export;
+mod export_folders;
+mod features;
 mod pytorch;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::image_list;
 use super::labels::{Known, Labels};
 use super::names::{IMAGE_ENDINGS, is_array_name, is_image_name, is_skipped};
+use super::shards;
 use super::splits::{self, Set};
 use super::unread::Unread;
 use crate::augment::Part;
@@ -20,6 +21,8 @@ use crate::pixels::Pixels;
 /// The images below some folders, or those of some lists.
 pub struct ImageFolder {
     roots: Vec<Root>,
+    /// The root, or the folder of all roots.
+    folder: PathBuf,
     /// Relative to their root, or absolute.
     files: Vec<PathBuf>,
     classes: Vec<String>,
@@ -67,6 +70,7 @@ impl ImageFolder {
         let (mut set, mut labels) = (
             Self {
                 roots: Vec::new(),
+                folder: PathBuf::new(),
                 files: Vec::new(),
                 classes: Vec::new(),
                 labels: Vec::new(),
@@ -86,6 +90,7 @@ impl ImageFolder {
             };
             set.roots.push(Root { folder, end: set.files.len() });
         }
+        set.folder = shards::common_folder(set.roots.iter().map(|root| root.folder.as_path()));
         let places: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
         (set.labels, set.classes) = labels.finish(known, &places.join(", "))?;
         Ok(set)
@@ -124,6 +129,11 @@ impl Dataset for ImageFolder {
 
     fn describe(&self, index: usize) -> String {
         self.path(index).display().to_string()
+    }
+
+    fn name(&self, index: usize) -> String {
+        let path = self.path(index);
+        path.strip_prefix(&self.folder).unwrap_or(&path).display().to_string()
     }
 
     fn fingerprint(&self) -> String {

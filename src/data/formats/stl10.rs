@@ -154,6 +154,11 @@ impl Dataset for Stl10 {
         format!("{} image {row}", part.path.display())
     }
 
+    fn name(&self, index: usize) -> String {
+        let (part, row) = self.part(index);
+        format!("{}/{row}", part.path.file_name().unwrap_or_default().display())
+    }
+
     fn fingerprint(&self) -> String {
         digest(self.parts.iter().map(|part| shards::name_and_size(&part.path)))
     }

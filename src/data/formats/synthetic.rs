@@ -102,6 +102,10 @@ impl Dataset for Synthetic {
         format!("synthetic {split} image {index}")
     }
 
+    fn name(&self, index: usize) -> String {
+        format!("{}/{index}", if self.split == 0 { "train" } else { "eval" })
+    }
+
     fn fingerprint(&self) -> String {
         digest([format!("{:?} {}", self.config, self.split)])
     }

@@ -38,6 +38,8 @@ thread_local! {
 /// The images of one or more shards, in the order of the shards and in them.
 pub struct WebDataset {
     shards: Vec<Shard>,
+    /// The folder of all shards.
+    folder: PathBuf,
     /// Number of images in the shards up to and with each.
     ends: Vec<usize>,
     classes: Vec<String>,
@@ -87,12 +89,13 @@ impl WebDataset {
             let shards = if total > 1 { " and the other shards" } else { "" };
             bail!("no images in {first}{shards}{}", all.unread().instead());
         }
+        let folder = shards::common_folder(files.iter().filter_map(|file| file.parent()));
         let shard = |(number, (path, index)): (usize, (PathBuf, Index))| {
             let file = if number < MAX_OPEN { Some(files::open_regular(&path)?) } else { None };
             Ok(Shard { path, index, file })
         };
         let shards = files.into_iter().zip(indices).enumerate().map(shard).collect::<Result<_>>()?;
-        Ok(Self { shards, ends, classes, options: config.decode_options() })
+        Ok(Self { shards, folder, ends, classes, options: config.decode_options() })
     }
 
     fn member(&self, index: usize) -> (&Shard, Member) {
@@ -237,6 +240,13 @@ impl Dataset for WebDataset {
             // The shard has changed or is gone.
             Err(_) => format!("{} byte {}", shard.path.display(), member.offset()),
         }
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (shard, member) = self.member(index);
+        let name = shard.with_file(|file| member.name(file));
+        let name = name.unwrap_or_else(|_| member.offset().to_string());
+        format!("{}/{name}", shard.path.strip_prefix(&self.folder).unwrap_or(&shard.path).display())
     }
 
     fn fingerprint(&self) -> String {

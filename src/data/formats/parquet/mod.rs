@@ -48,6 +48,8 @@ const ROWS_AT_ONCE: usize = 64;
 /// The rows of one or more parquet files, in the order of the file names.
 pub struct Parquet {
     files: Vec<Shard>,
+    /// The folder of all files.
+    folder: PathBuf,
     row_groups: Vec<RowGroup>,
     rows: usize,
     /// -1 for none; empty without a label column.
@@ -106,6 +108,7 @@ impl Parquet {
     /// Opens the files of a set; held-out text labels are numbered as those of the training set.
     fn open(files: Vec<PathBuf>, which: Set, config: &DataConfig, most_rows: usize) -> Result<Self> {
         let mut set = Self {
+            folder: shards::common_folder(files.iter().filter_map(|file| file.parent())),
             files: Vec::new(),
             row_groups: Vec::new(),
             rows: 0,
@@ -298,6 +301,12 @@ impl Parquet {
         let after = self.row_groups.partition_point(|group| group.first_row <= index);
         &self.row_groups[after - 1]
     }
+
+    /// The file of a row, and its number there.
+    fn file_row(&self, index: usize) -> (&Path, usize) {
+        let group = self.row_group(index);
+        (&self.files[group.file].path, group.file_row + index - group.first_row)
+    }
 }
 
 impl Dataset for Parquet {
@@ -326,9 +335,13 @@ impl Dataset for Parquet {
     }
 
     fn describe(&self, index: usize) -> String {
-        let group = self.row_group(index);
-        let row = group.file_row + index - group.first_row;
-        format!("{} row {row}", self.files[group.file].path.display())
+        let (file, row) = self.file_row(index);
+        format!("{} row {row}", file.display())
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (file, row) = self.file_row(index);
+        format!("{}/{row}", file.strip_prefix(&self.folder).unwrap_or(file).display())
     }
 
     fn fingerprint(&self) -> String {
