@@ -54,6 +54,10 @@ impl Dataset for Converted {
         self.inner.label(index)
     }
 
+    fn name(&self, index: usize) -> String {
+        self.inner.name(index)
+    }
+
     fn class_names(&self) -> Vec<String> {
         self.inner.class_names()
     }
