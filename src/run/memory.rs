@@ -84,7 +84,7 @@ impl Estimate {
 
     /// Peak on the host and, for a GPU, on that. A graph keeps a step's memory for itself, and is compared with an
     /// eager step; unless it is required, it is dropped if memory runs out.
-    fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
+    pub fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
         let steps = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
         match device {
