@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::decode::DecodeOptions;
@@ -11,7 +12,7 @@ use super::{Paths, formats, loader};
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 
 /// Which part of the names of a webdataset shard's members is the key that a sample shares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyRule {
     /// Up to the first dot behind the last slash, as in the webdataset tool: `a.seg.png` belongs to `a.png`.
@@ -22,7 +23,7 @@ pub enum KeyRule {
 }
 
 /// What to do with an image that cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadImage {
     /// Log it once, count it, and train on the next readable image instead.
@@ -48,7 +49,7 @@ pub enum ScaledDecoding {
 }
 
 /// Section `data` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// The kind of data set, one of [`Format`]. Default synthetic.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{DataConfig, Dataset};
 
 pub mod cifar;
+pub mod detect;
 pub mod image_folder;
 mod image_list;
 mod index_cache;
