@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{EnumAccess, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -21,6 +22,16 @@ impl PerChannel {
             Self::Auto => &[],
             Self::Values(values) => values,
         }
+    }
+}
+
+impl JsonSchema for PerChannel {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "PerChannel".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [{"const": "auto"}, {"type": "array", "items": {"type": "number"}}]})
     }
 }
 

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use super::Choices;
 use crate::config::Config;
 use crate::data::subset::spread;
-use crate::data::{self, Dataset};
+use crate::data::values::ValueRange;
+use crate::data::{self, Dataset, measure};
 use crate::eval::several_classes;
 use crate::inspect::Colors;
 use crate::pixels::Pixels;
@@ -32,6 +33,8 @@ pub struct Facts {
     pub first_bad: String,
     /// Short sides in pixels: smallest, median, largest.
     pub sides: [usize; 3],
+    /// Channels that the run will have, and whether the values are those of 8 bits.
+    pub channels: (usize, bool),
     /// Images without color.
     pub gray: usize,
     /// Per channel, in 0..1.
@@ -79,7 +82,8 @@ pub fn look(config: &Config) -> Result<Facts> {
     if looks.is_empty() {
         bail!("none of {} images can be read: {}", errors.len(), errors.first().cloned().unwrap_or_default());
     }
-    Ok(summary(&set, &looks, &errors, config))
+    let (channels, range) = measure::measure(&*set, &config.data, true)?;
+    Ok(Facts { channels: (channels, range == ValueRange::Full), ..summary(&set, &looks, &errors, config) })
 }
 
 fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &Config) -> Facts {
@@ -101,6 +105,7 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
         labelled,
         classes: set.class_names().len(),
         held_out: held_out.map_or(0, |set| set.len()),
+        channels: (3, true),
         decode_seconds: looks.iter().map(|look| look.seconds).sum::<f64>() / looks.len() as f64,
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Choices;
 use super::look::Facts;
+use crate::augment::PerChannel;
 use crate::config::Config;
 
 /// The share of the free memory that a run may need by the estimate. Opinion: the estimate is within 10 %.
@@ -197,16 +198,37 @@ fn of_kind(kind: &Kind, facts: &Facts, choices: &mut Choices) -> Result<()> {
 
 /// Mean and standard deviation, as measured.
 fn colors(facts: &Facts, choices: &mut Choices) -> Result<()> {
+    if facts.channels != (3, true) {
+        return other_channels(facts, choices);
+    }
     let reason = format!("measured on {} images", facts.sampled);
     let rounded = |values: [f64; 3], low: f64| values.map(|value| (value.clamp(low, 1.0) * 1e3).round() / 1e3);
     choices.set("augment.mean", rounded(facts.mean, 0.0), &reason)?;
     // Images of one color would be divided by nothing.
     choices.set("augment.std", rounded(facts.std, 0.05), &reason)?;
-    let shown = |values: [f64; 3]| values.map(|value| format!("{value:.3}")).join(" ");
+    let shown =
+        |values: &PerChannel| values.values().iter().map(|value| format!("{value:.3}")).collect::<Vec<_>>().join(" ");
     let augment = &choices.config.augment;
-    let (mean, std) = (shown(augment.mean), shown(augment.std));
+    let (mean, std) = (shown(&augment.mean), shown(&augment.std));
     choices.row("mean", mean, reason.clone(), &["augment.mean"]);
     choices.row("std", std, reason, &["augment.std"]);
+    Ok(())
+}
+
+/// Images other than 8-bit RGB: the run itself finds range, mean and standard deviation; color jitter is for RGB.
+fn other_channels(facts: &Facts, choices: &mut Choices) -> Result<()> {
+    let (channels, reason) = (facts.channels.0, "computed when the run starts");
+    choices.set("augment.mean", "auto", reason)?;
+    choices.set("augment.std", "auto", reason)?;
+    if !matches!(channels, 1 | 3) {
+        for key in ["saturation", "hue", "grayscale_prob"] {
+            for view in ["view1", "view2"] {
+                choices.set(&format!("augment.{view}.{key}"), 0.0, "for RGB only")?;
+            }
+        }
+    }
+    choices.row("channels", channels.to_string(), "of all that were looked at".into(), &["data.channels"]);
+    choices.row("mean, std", "auto".into(), reason.into(), &["augment.mean", "augment.std"]);
     Ok(())
 }
 
@@ -362,6 +384,7 @@ mod tests {
         let labelled = images.is_multiple_of(2).then_some(images);
         let (mean, std) = ([0.5; 3], [0.2; 3]);
         Facts {
+            channels: (3, true),
             images,
             sampled: images.min(512),
             sides: [side; 3],

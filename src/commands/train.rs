@@ -1,5 +1,6 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -43,8 +44,8 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         signals.install_nonfatal()?;
         let folder = take_folder(args.resume.is_some(), &config, &group)?;
         let (resume, allow_config_change) = (args.resume.as_deref(), args.allow_config_change);
-        let config = config.clone();
-        let mut setup = Setup { resume, allow_config_change, source: &source, config, machine, group, signals };
+        let own = config.clone();
+        let mut setup = Setup { resume, allow_config_change, source: &source, config: own, machine, group, signals };
         let outcome = native::caught(|| setup.run(folder, started));
         if let (Err(error), true) = (&outcome, setup.group.is_first()) {
             summary::fail(&config.output.dir, error, started);

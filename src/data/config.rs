@@ -38,7 +38,7 @@ pub enum OnBadImage {
 const SCALED_ABOVE: usize = 4_000_000;
 
 /// Whether large JPEGs are decoded at a lower resolution.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaledDecoding {
     /// JPEGs of more than 4 million pixels, where both crops leave at least twice the view's pixels in each direction.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{EnumAccess, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -35,8 +36,29 @@ pub enum ValueRange {
     Each(Vec<[f64; 2]>),
 }
 
+impl JsonSchema for Channels {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Channels".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MAX_CHANNELS}]})
+    }
+}
+
+impl JsonSchema for ValueRange {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ValueRange".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let range = json_schema!({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2});
+        json_schema!({"anyOf": [{"enum": ["auto", "full"]}, range, {"type": "array", "items": range}]})
+    }
+}
+
 /// `data.axes`: the order of the axes of a three-dimensional array.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Axes {
     /// Height, width, channels.
