@@ -20,6 +20,7 @@
 //! augment       crops, flips, colors, blur: a view of an image
 //! preview       a picture of views side by side
 //! data          formats, decoding, the parallel loader
+//! inspect       what is in a data set
 //! model         encoders, heads, named parameters
 //! optim         LARS, SGD, AdamW, schedules
 //! distributed   data-parallel training with several processes
@@ -31,12 +32,14 @@
 //! config        the YAML config file with all sections
 //! cli           the command line
 //! run           code shared by the commands: hardware, processes, resuming, summaries
+//! choose        a config for some images and a machine
 //! commands      one file per command
 //! ```
 
 pub mod augment;
 pub mod byol;
 pub mod checkpoint;
+pub mod choose;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -46,6 +49,7 @@ pub mod eval;
 pub mod export;
 pub mod files;
 pub mod guide;
+pub mod inspect;
 pub mod logging;
 pub mod model;
 pub mod optim;

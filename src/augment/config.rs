@@ -1,13 +1,14 @@
 //! Settings of the augmentation and their checks. Defaults are Table 6 of the paper
 //! (arXiv 2006.07733, appendix B); their meaning is torchvision's on 8-bit images.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ViewConfig;
 use crate::section::{Keys, Problems, Section};
 
 /// Resampling kernel, both with antialiasing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
     /// Cubic convolution with a = -0.5, support 2.
@@ -18,7 +19,7 @@ pub enum Interpolation {
 }
 
 /// How an image becomes two views for training, or one for evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
     /// Side of a view, pixels, 8 to 1024 (224).

@@ -1,6 +1,7 @@
 //! One view: its settings, the random choices made from them, and the pixels. To add an operation, put its settings,
 //! its [`Draws`] and its call in [`apply`] here, and its pixels in a file of its own.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Interpolation;
@@ -15,7 +16,7 @@ use crate::section::{Problems, Shown};
 use native::simd::widest;
 
 /// The random operations of one view, in the order of its fields. In parentheses: the default, the paper's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default = "ViewConfig::view1", deny_unknown_fields)]
 pub struct ViewConfig {
     /// Area of the crop as a fraction of the image, low and high, in 0 to 1 (0.08, 1).

@@ -1,5 +1,8 @@
 //! The configuration of a run: one YAML file, one typed section per concern, unknown keys refused.
 
+mod commented;
+pub mod recipes;
+pub mod schema;
 mod source;
 mod wording;
 
@@ -7,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentConfig;
@@ -16,11 +20,11 @@ use crate::eval::LinearEvalConfig;
 use crate::files;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
-use crate::section::{Problems, Section};
+use crate::section::{Problems, Range, Section};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
 
 /// A whole config file. Every section and every key may be omitted: the default is the paper's main run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The images.
@@ -109,6 +113,18 @@ impl Config {
         Ok(serde_yaml::to_string(self)?)
     }
 
+    /// The numbers that each key accepts, where they are a range.
+    pub fn ranges() -> Vec<Range> {
+        let mut problems = Problems::default();
+        Self::default().sections().iter().for_each(|(name, section)| problems.within(name, *section));
+        problems.into_ranges()
+    }
+
+    /// Whether `--set` has changed this key or a section around it.
+    pub fn is_overridden(overrides: &[String], key: &str) -> bool {
+        source::overridden(overrides, key).is_some()
+    }
+
     /// Every section with its name.
     pub fn sections(&self) -> [(&'static str, &dyn Section); 11] {
         [
@@ -144,7 +160,7 @@ impl Config {
     }
 
     /// Whether a key changes the result of training.
-    fn has_effect(&self, key: &str) -> bool {
+    pub(crate) fn has_effect(&self, key: &str) -> bool {
         let (section, key) = key.split_once('.').unwrap_or((key, ""));
         let sections = self.sections();
         let section = sections.iter().find(|(name, _)| *name == section);

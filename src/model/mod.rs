@@ -13,6 +13,7 @@ mod size;
 
 use std::cell::Cell;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -27,7 +28,7 @@ pub use resnet::{Arch, Stem};
 pub use size::Size;
 
 /// Section `model` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152, resnet200, resnext50_32x4d, resnext101_32x8d,
@@ -53,7 +54,7 @@ pub struct ModelConfig {
 }
 
 /// `model.sync_batchnorm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncBatchNorm {
     /// On if there are several processes.

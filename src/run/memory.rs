@@ -84,7 +84,7 @@ impl Estimate {
 
     /// Peak on the host and, for a GPU, on that. While a graph is captured, the state before it is kept to compare
     /// with the eager step; unless the graph is required, it is dropped if memory runs out.
-    fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
+    pub fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
         let states = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
         match device {

@@ -7,3 +7,4 @@ pub mod memory;
 pub mod ranks;
 pub mod resume;
 pub mod summary;
+pub mod trial;

@@ -122,8 +122,35 @@ pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, start
     if trainer.group.is_first() {
         // Stdout may be closed; the run is complete all the same.
         let _ = writeln!(std::io::stdout(), "{}", summary.line(outcome));
+        if outcome.ending != Ending::Finished {
+            return Ok(code);
+        }
+        let labelled = trainer.knn.is_some();
+        next_steps(trainer.saver.folder.path(), labelled).iter().for_each(|line| log::info!("{line}"));
     }
     Ok(code)
+}
+
+/// Commands to go on with after a run.
+fn next_steps(run_dir: &Path, labelled: bool) -> Vec<String> {
+    let run = quoted(&run_dir.display().to_string());
+    let file = |name: &str| quoted(&run_dir.join(name).display().to_string());
+    let evaluate = match labelled {
+        true => format!("byol linear-eval --checkpoint {run}"),
+        false => format!("byol linear-eval --checkpoint {run} --set data.path=LABELED_IMAGES"),
+    };
+    vec![
+        format!("evaluate: {evaluate}"),
+        format!("look:     byol preview --config {} --output {}", file("config.yaml"), file("views.png")),
+        format!("features: byol extract-features --checkpoint {run} --output {}", file("features")),
+        format!("export:   byol export-encoder --checkpoint {run} --format onnx --output {}", file("encoder.onnx")),
+    ]
+}
+
+/// A word of a shell command.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 impl Summary {
@@ -157,5 +184,18 @@ impl Summary {
             self.seconds,
             outcome.checkpoint.display()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_steps_have_the_runs_paths_as_a_shell_takes_them() {
+        let lines = next_steps(Path::new("runs/my photos"), true);
+        assert_eq!(lines[0], "evaluate: byol linear-eval --checkpoint 'runs/my photos'");
+        assert!(lines[3].ends_with("--output 'runs/my photos/encoder.onnx'"), "{}", lines[3]);
+        assert_eq!((quoted("it's"), quoted("a/b.c")), ("'it'\\''s'".into(), "a/b.c".into()));
     }
 }

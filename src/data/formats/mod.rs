@@ -1,6 +1,7 @@
 //! Data set formats: a module for each, and their helpers.
 
 pub mod cifar;
+pub mod detect;
 pub mod image_folder;
 mod image_list;
 mod index_cache;
