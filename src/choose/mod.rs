@@ -5,6 +5,7 @@ mod look;
 pub mod rules;
 mod source;
 mod table;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

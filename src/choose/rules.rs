@@ -4,9 +4,10 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::Choices;
 use super::look::Facts;
+use super::{Choices, watch};
 use crate::config::Config;
+use crate::optim::Algorithm;
 
 /// The share of the free memory that a run may need by the estimate. Opinion: the estimate is within 10 %.
 pub const SHARE_OF_MEMORY: f64 = 0.85;
@@ -84,8 +85,16 @@ const CPU: [Kind; 2] = [
     Kind { size: 64, width: 0.5, source: "no GPU: small views, half the channels (opinion)", ..SMALL },
 ];
 
-const SMALL: Kind =
-    Kind { heads: [512, 128, 512], optimizer: "sgd", base_lr: 0.6, weight_decay: 5e-4, batch: 128, ..LARS };
+const SMALL: Kind = Kind {
+    heads: [512, 128, 512],
+    optimizer: "sgd",
+    base_lr: 0.6,
+    weight_decay: 5e-4,
+    eta: 1e-3,
+    clip: false,
+    batch: 128,
+    ..LARS
+};
 
 /// Below so many images the batch is 128, else updates are too few; opinion.
 const FEW_IMAGES: usize = 2000;
@@ -191,7 +200,8 @@ fn of_kind(kind: &Kind, facts: &Facts, choices: &mut Choices) -> Result<()> {
     choices.set("optimizer.base_lr", kind.base_lr, source)?;
     choices.set("optimizer.weight_decay", kind.weight_decay, source)?;
     choices.set("optimizer.eta", kind.eta, source)?;
-    choices.set("optimizer.clip_lr", kind.clip, source)?;
+    let lars = choices.config.optimizer.name == Algorithm::Lars; // the user may want another one
+    choices.set("optimizer.clip_lr", kind.clip && lars, source)?;
     choices.set("train.batch_size", kind.batch, source)
 }
 
@@ -315,41 +325,7 @@ pub fn length(case: &Case, length: &Length, choices: &mut Choices) -> Result<()>
         "10 epochs, at most a tenth of the run".into(),
         &["schedule.warmup_epochs"],
     );
-    watch(case.facts, epochs, updates, choices)
-}
-
-/// k-NN accuracy, log records and checkpoints: about twenty of each but the records, which are more.
-fn watch(facts: &Facts, epochs: f64, updates: f64, choices: &mut Choices) -> Result<()> {
-    let every = (epochs / 20.0).ceil().max(1.0) as u64;
-    let labels =
-        facts.labelled.map(|count| format!("{count} of {} images have one of {} labels", facts.images, facts.classes));
-    let k = facts.labelled.map_or(200, |count| (count / 10).clamp(5, 200));
-    match &labels {
-        Some(reason) => {
-            choices.set("monitor.knn_every", every, reason)?;
-            choices.set("monitor.knn_k", k, "a tenth of the images, 5 to 200")?;
-            let held_out = match facts.held_out {
-                0 => "; leave-one-out".to_string(),
-                count => format!("; {count} held-out images"),
-            };
-            choices.row(
-                "k-NN accuracy",
-                format!("every {every} epochs"),
-                format!("{reason}{held_out}"),
-                &["monitor.knn_every"],
-            );
-        }
-        None => {
-            choices.set("monitor.knn_every", json!(null), "no labels of several classes")?;
-            choices.row("k-NN accuracy", "none".into(), "no labels of several classes".into(), &["monitor.knn_every"]);
-        }
-    }
-    choices.set(
-        "monitor.log_every",
-        (updates / 200.0).clamp(1.0, 50.0) as u64,
-        "about 200 records, one every 50 steps at least",
-    )?;
-    choices.set("output.checkpoint_every_epochs", every, "about 20 checkpoints")
+    watch::watch(case.facts, epochs, updates, choices)
 }
 
 #[cfg(test)]
