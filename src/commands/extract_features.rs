@@ -32,11 +32,11 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
     let mut writer = evaluation.is_first().then(create).transpose()?;
     log::info!("{}", evaluation.encoder_line());
     let (started, indices) = (Instant::now(), (0..set.len() as u32).collect());
-    let (bar, mut done, mut unlabelled) = (options.bar("features", set.len()), 0, 0);
+    let (bar, mut done, mut unlabeled) = (options.bar("features", set.len()), 0, 0);
     let images = Images { dataset: &set, indices, view: View::Plain, augment: &config.augment };
     stream(encoder, images, options, |batch| {
         done += batch.labels.len();
-        unlabelled += batch.labels.iter().filter(|&&label| label < 0).count();
+        unlabeled += batch.labels.iter().filter(|&&label| label < 0).count();
         bar.iter().for_each(|bar| bar.set(done));
         writer.as_mut().map_or(Ok(()), |writer| writer.write(&batch.features, &batch.labels, &batch.indices))
     })?;
@@ -48,12 +48,12 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         0 => String::new(),
         count => format!(", {count} unreadable images skipped"),
     };
-    let unlabelled = match unlabelled {
+    let unlabeled = match unlabeled {
         0 => String::new(),
         count => format!(", {count} without a label (-1)"),
     };
     print(&format!(
-        "{}: {rows} x {dim} features{skipped}{unlabelled}; {seconds:.1} s, {:.0} images/s",
+        "{}: {rows} x {dim} features{skipped}{unlabeled}; {seconds:.1} s, {:.0} images/s",
         args.output.display(),
         rows as f64 / seconds
     ))
