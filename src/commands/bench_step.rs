@@ -135,7 +135,7 @@ impl Bench {
         group: &Group,
         source_of: impl Fn(&str) -> String,
     ) -> Result<Self> {
-        let (train, world) = (&config.train, group.world());
+        let world = group.world();
         ranks::check_shares(config, world).with_context(|| source_of("train.batch_size"))?;
         let mut config = config.clone();
         let path = || format!("{}: data.path", source_of("data.path"));
