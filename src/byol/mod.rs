@@ -84,6 +84,19 @@ impl Byol {
     }
 }
 
+#[cfg(test)]
+impl Byol {
+    /// A quarter of a ResNet-18 with heads of 8 and 4, on the CPU, for tests.
+    pub(crate) fn tiny() -> Self {
+        use crate::model::{Arch, ModelConfig, Stem};
+        let config = ModelConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Cifar, ..ModelConfig::default() };
+        let config = ModelConfig { projector_hidden: 8, projection_dim: 4, predictor_hidden: 8, ..config };
+        let online = Network::online(&config, Device::Cpu, 0);
+        let target = Network::target_of(&online, &config, Device::Cpu);
+        Self::new(online, target, &OptimizerConfig::default())
+    }
+}
+
 impl StepOutput {
     /// Shallow clones.
     pub fn handles(&self) -> Self {

@@ -101,16 +101,10 @@ mod tests {
 
     use super::super::Rates;
     use super::*;
-    use crate::model::{Arch, ModelConfig, Stem};
-    use crate::optim::OptimizerConfig;
 
     #[test]
     fn a_snapshot_restores_all_that_a_step_changes() -> Result<()> {
-        let config = ModelConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Cifar, ..ModelConfig::default() };
-        let config = ModelConfig { projector_hidden: 8, projection_dim: 4, predictor_hidden: 8, ..config };
-        let online = Network::online(&config, Device::Cpu, 0);
-        let target = Network::target_of(&online, &config, Device::Cpu);
-        let mut byol = Byol::new(online, target, &OptimizerConfig::default());
+        let mut byol = Byol::tiny();
         let step = |byol: &mut Byol| {
             let view =
                 |at: f64| (Tensor::arange(4 * 3 * 8 * 8, (Kind::Float, Device::Cpu)) * at).sin().view([4, 3, 8, 8]);

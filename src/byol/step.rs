@@ -57,6 +57,13 @@ impl Byol {
         self.ranks.averaged(output, &projections)
     }
 
+    /// The loss that [`Self::gradients`] computes, without gradients; only BatchNorm's running statistics change.
+    pub fn loss(&self, micro_batches: impl Iterator<Item = Result<Views>>) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let losses = micro_batches.map(|views| Ok(self.forward(&views?)?.0)).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_stack(&losses, 0)?.mean(None))
+    }
+
     /// The second half: both networks move.
     pub fn update(&mut self) -> Result<()> {
         self.optimizer.apply()?; // theta <- optimizer(theta, gradient, lr)

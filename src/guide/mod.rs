@@ -2,7 +2,7 @@
 
 macro_rules! pages {
     ($($page:ident),* $(,)?) => {
-        $(#[doc = include_str!(concat!(stringify!($page), ".md"))] pub mod $page {})*
+        $(#[doc = include_str!(concat!(env!("OUT_DIR"), "/guide/", stringify!($page), ".md"))] pub mod $page {})*
     };
 }
 

@@ -33,7 +33,6 @@ fn main() {
     compile_shims(&lib, &include, &nvidia);
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display()); // for this crate's own tests
     println!("cargo:libtorch_lib={}", lib.display());
-    println!("cargo:rustc-env=BYOL_LIBTORCH_LIB={}", lib.display());
     for sources in SOURCES {
         println!("cargo:rerun-if-changed={sources}");
     }

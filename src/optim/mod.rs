@@ -184,18 +184,6 @@ impl Optimizer {
         self.slots.iter().try_for_each(|slot| native::clear_grad(&slot.weight))
     }
 
-    /// Moves the gradients out of the parameters.
-    pub fn take_gradients(&self) -> Result<Vec<Tensor>> {
-        let gradients = self.slots.iter().map(|slot| slot.weight.grad()).collect();
-        self.zero_grad()?;
-        Ok(gradients)
-    }
-
-    /// Puts the gradients of [`Self::take_gradients`] back.
-    pub fn restore_gradients(&self, gradients: &[Tensor]) -> Result<()> {
-        self.slots.iter().zip(gradients).try_for_each(|(slot, gradient)| native::set_grad(&slot.weight, gradient))
-    }
-
     /// Updates every parameter. `step` counts the updates from 0 (Adam's bias correction).
     /// A parameter without gradient stays as it is.
     pub fn step(&mut self, lr: f64, step: u64) -> Result<()> {

@@ -82,14 +82,14 @@ impl Estimate {
         }
     }
 
-    /// Peak on the host and, for a GPU, on that. A graph keeps a step's memory for itself, and is compared with an
-    /// eager step; unless it is required, it is dropped if memory runs out.
+    /// Peak on the host and, for a GPU, on that. While a graph is captured, the state before it is kept to compare
+    /// with the eager step; unless the graph is required, it is dropped if memory runs out.
     fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
-        let steps = if graph == CudaGraph::On { 2 } else { 1 };
+        let states = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
         match device {
             Device::Cpu => (base + self.weights + self.step.max(self.checkpoint), None),
-            _ => (base + self.checkpoint, Some(self.weights + steps * self.step)),
+            _ => (base + self.checkpoint, Some(states * self.weights + self.step)),
         }
     }
 }
@@ -154,10 +154,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gpu_holds_a_step_twice_where_a_graph_is_demanded() {
+    fn a_gpu_holds_the_state_twice_where_a_graph_is_demanded() {
         let estimate = Estimate { weights: 7, step: 100, batches: 1000, checkpoint: 10000, program: 100_000 };
         assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::Auto), (111_000, Some(107)));
-        assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::On), (111_000, Some(207)));
+        assert_eq!(estimate.peaks(Device::Cuda(0), CudaGraph::On), (111_000, Some(114)));
         assert_eq!(estimate.peaks(Device::Cpu, CudaGraph::Auto), (111_007, None));
     }
 

@@ -56,7 +56,7 @@ pub struct TrainConfig {
     /// Reproducible CUDA runs: deterministic algorithms, no autotuning. CPU runs are always reproducible. Default
     /// false.
     pub deterministic: bool,
-    /// auto, on or off: record a whole step as a CUDA graph and replay it, one launch instead of thousands. The first
+    /// auto, on or off: capture a whole step as a CUDA graph and replay it, one launch instead of thousands. The first
     /// replays are compared with the step without a graph. Default auto.
     pub cuda_graph: CudaGraph,
     /// Stop, with a checkpoint, after this many steps in total; the schedules still span `schedule.epochs`. Default

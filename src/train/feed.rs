@@ -45,8 +45,13 @@ impl Feed {
         Self::send(&mut self.ring, self.device, batch, |bytes| normalized(normalizer, bytes, shape))
     }
 
-    /// The bytes of a micro-batch's views to `to`, `[2 N, H, W, channels]` on the GPU, for [`Self::normalized`] to read.
+    /// The bytes of a micro-batch's views to `to`, `[2 N, H, W, channels]` on the device, for [`Self::normalized`] to read.
     pub fn copy(&mut self, batch: &Batch, to: &Tensor) -> Result<()> {
+        if !self.device.is_cuda() {
+            let halves = to.view([2, -1]);
+            let put = |(at, bytes): (i64, &Vec<u8>)| halves.get(at).f_copy_(&Tensor::f_from_slice(bytes)?);
+            return (0..).zip(&batch.views).try_for_each(|half| put(half).map(drop)).map_err(Into::into);
+        }
         Self::send(&mut self.ring, self.device, batch, |bytes| Ok(to.view([-1]).f_copy_(bytes)?))
     }
 

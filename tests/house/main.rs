@@ -3,6 +3,7 @@
 mod layers;
 mod readme;
 mod unsafe_code;
+mod wheel;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,14 @@
-//! The README's walk, read out of the README and run as written: train the quick start, evaluate, extract features,
-//! export, load in Python. What the README shows is what the commands say, but for the numbers.
+//! The walk of README and guide, run as written: train the quick start, evaluate, extract features, export, load in
+//! Python. What they show is what the commands say, but for the numbers.
 //!
 //! The Python of BYOL_PYTHON (else `python3`) needs scripts/exports/requirements.txt installed; that part is skipped
 //! where `python3` lacks them, and fails where a named one does.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use safetensors::{Dtype, SafeTensors};
@@ -15,12 +16,24 @@ use safetensors::{Dtype, SafeTensors};
 /// Only this is added to a command: one epoch, a log interval, in place of 14.
 const SHORTENED: &str = "--set schedule.epochs=1 --set schedule.warmup_epochs=0";
 
-/// The README's code blocks: their language and text.
+/// Where commands are shown: the README, then the guide.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_dir(root.join("src/guide")).expect("the guide").map(|entry| entry.expect("an entry").path());
+    let mut pages: Vec<PathBuf> = guide.filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect();
+    pages.sort();
+    pages.insert(0, root.join("README.md"));
+    pages
+}
+
+/// The code blocks of README and guide: their language and text.
 fn blocks() -> Vec<(String, String)> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("the README");
-    let parts: Vec<&str> = readme.split("```").collect();
-    let block = |part: &&str| part.split_once('\n').map(|(language, text)| (language.to_string(), text.to_string()));
-    parts.iter().skip(1).step_by(2).filter_map(block).collect()
+    let block = |part: &str| part.split_once('\n').map(|(language, text)| (language.to_string(), text.to_string()));
+    let blocks = |page: PathBuf| {
+        let text = fs::read_to_string(page).expect("a page");
+        text.split("```").skip(1).step_by(2).filter_map(block).collect::<Vec<_>>()
+    };
+    pages().into_iter().flat_map(blocks).collect()
 }
 
 /// The only block of this language with `part` in it.
@@ -31,16 +44,20 @@ fn block_with(language: &str, part: &str) -> String {
     found.remove(0).1
 }
 
-/// The commands on the quick start's run, in the README's order.
+/// The commands on the quick start's run, each once, in the order of their first appearance.
 fn walk() -> Vec<String> {
     let shell = blocks().into_iter().filter(|(language, _)| language == "sh");
-    let commands: Vec<String> = shell
-        .flat_map(|(_, text)| text.replace("\\\n", "").lines().map(str::to_string).collect::<Vec<_>>())
-        .filter(|line| line.starts_with("scripts/byol ") && line.contains("quickstart"))
-        .collect();
-    let names: Vec<&str> = commands.iter().filter_map(|command| command.split(' ').nth(1)).collect();
-    let export = "export-encoder";
-    assert_eq!(names, ["train", "linear-eval", "knn-eval", "extract-features", export, export, export]);
+    let mut commands: Vec<String> = Vec::new();
+    for (_, text) in shell {
+        for line in text.replace("\\\n", "").lines() {
+            let ours = line.starts_with("scripts/byol ") && line.contains("quickstart");
+            if ours && !commands.iter().any(|seen| seen == line) {
+                commands.push(line.to_string());
+            }
+        }
+    }
+    let names: BTreeSet<&str> = commands.iter().filter_map(|command| command.split(' ').nth(1)).collect();
+    assert!(names.is_superset(&["train", "linear-eval", "knn-eval", "extract-features", "export-encoder"].into()));
     commands
 }
 

@@ -22,6 +22,7 @@
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <chrono>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include "guarded.h"
@@ -58,9 +59,10 @@ class Waiting {
     return total_ + tail_;
   }
 
-  void wait(c10d::Work& work) {
+  // NCCL's collectives in the order of the stream have no work to wait for.
+  void wait(const c10::intrusive_ptr<c10d::Work>& work) {
     const auto start = Clock::now();
-    work.wait();
+    if (work) work->wait();
     const std::lock_guard lock(mutex_);
     total_ += Clock::now() - start;
   }
@@ -91,6 +93,8 @@ class Waiting {
 class Processes : public c10d::ProcessGroup {
   // Not a part of the group: its own threads run the callback below, and the last reference to it must not be theirs.
   const std::shared_ptr<Waiting> waiting_ = std::make_shared<Waiting>();
+  std::mutex counts_mutex_;
+  std::map<std::pair<int64_t, at::ScalarType>, at::Tensor> counts_;
 
  public:
   using c10d::ProcessGroup::ProcessGroup;
@@ -115,7 +119,9 @@ class Processes : public c10d::ProcessGroup {
   // Sum over all processes, in place.
   void sum(const at::Tensor& tensor) {
     std::vector<at::Tensor> tensors{tensor};
-    waiting_->wait(*c10d::ProcessGroup::allreduce(tensors, {}));
+    c10d::AllreduceOptions options;
+    options.asyncOp = false; // NCCL stays on the current stream: no events, no change of streams
+    waiting_->wait(c10d::ProcessGroup::allreduce(tensors, options));
   }
 
   // `[...]` of every process, stacked: `[world, ...]`.
@@ -124,8 +130,18 @@ class Processes : public c10d::ProcessGroup {
     shape.insert(shape.begin(), getSize());
     auto all = at::empty(shape, own.options());
     auto input = own.contiguous().unsqueeze(0);
-    waiting_->wait(*_allgather_base(all, input)); // straight into place: with lists NCCL copies
+    c10d::AllgatherOptions options;
+    options.asyncOp = false;
+    waiting_->wait(_allgather_base(all, input, options)); // straight into place: with lists NCCL copies
     return all;
+  }
+
+  // `[world]`, all of them `count`. Kept: on a GPU each would be a kernel of its own. The backward pass has its own thread.
+  at::Tensor counts(int64_t count, const at::TensorOptions& options) {
+    const std::lock_guard lock(counts_mutex_);
+    auto& kept = counts_[{count, c10::typeMetaToScalarType(options.dtype())}];
+    if (!kept.defined()) kept = at::full({getSize()}, count, options);
+    return kept;
   }
 };
 
@@ -157,7 +173,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
       auto values = x.contiguous(x.suggest_memory_format()); // what the kernels take for granted
       auto [own_mean, own_invstd] = at::batch_norm_stats(values, eps);
       auto all = group->gather(at::stack({own_mean, own_invstd})); // [world, 2, C]
-      auto counts = at::full({world}, static_cast<double>(own), all.options());
+      auto counts = group->counts(own, all.options());
       auto [mean, invstd] = at::batch_norm_gather_stats_with_counts(
           values, all.select(1, 0), all.select(1, 1), running_mean, running_var, momentum, eps, counts);
       ctx->save_for_backward({values, weight, mean, invstd});
@@ -191,7 +207,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
           at::batch_norm_backward_reduce(dy, x, mean, invstd, weight, true, true, true);
       auto sums = at::stack({sum_dy, sum_dy_xmu});
       group->sum(sums);
-      auto counts = at::full({world}, n / world, x.options().dtype(at::kInt));
+      auto counts = group->counts(n / world, x.options().dtype(at::kInt));
       dx = at::batch_norm_backward_elemt(dy, x, mean, invstd, weight, sums[0], sums[1], counts);
       dweight = dw;
       dbias = db;

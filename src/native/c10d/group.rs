@@ -103,9 +103,9 @@ impl ProcessGroup {
     /// NCCL cannot be used here.
     pub fn connect(&self, store: &Store, device: usize, listen: &Listen, timeout: Duration) -> Result<()> {
         let nccl = nccl::backend(store, Peer { rank: self.rank, world: self.world, device }, listen, timeout)?;
-        self.nccl.store(true, SeqCst);
         // SAFETY: the group is alive, and takes what was made for it.
         check(unsafe { byol_group_add_nccl(self.group.as_ptr(), nccl.as_ptr()) })?;
+        self.nccl.store(true, SeqCst); // only now can another thread ask for failures
         let ones = Tensor::f_ones([1], (Kind::Float, Device::Cuda(device)))?;
         self.all_reduce(&ones)?;
         let sum = ones.f_double_value(&[0]).context("NCCL: the first sum over all processes")?;

@@ -10,7 +10,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Cuda, Device};
 
 use super::shim::load_library;
-use crate::LIBTORCH_LIB;
 
 /// `train.device`: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -71,6 +70,13 @@ impl From<DeviceChoice> for String {
     }
 }
 
+/// The folder of the libtorch that this process has loaded.
+fn libtorch_folder() -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let folder = |line: &str| Some(line[line.find('/')?..].strip_suffix("/libtorch_cpu.so")?.to_string());
+    maps.lines().find_map(folder)
+}
+
 /// Loads libtorch_cuda and counts the GPUs; the error says which of driver, library and device is missing. The
 /// driver is checked first: without one there is no point in loading half a gigabyte.
 fn load_cuda() -> Result<i64, String> {
@@ -78,8 +84,9 @@ fn load_cuda() -> Result<i64, String> {
         .map_err(|loader| format!("the NVIDIA driver is missing: {loader}. Install driver 580 or newer"))?;
     load_library("libtorch_cuda.so").map_err(|loader| {
         format!(
-            "the CUDA library is missing: {loader}. This libtorch ({LIBTORCH_LIB}) is a CPU one; install the full \
-             torch 2.11.0 from PyPI and point LIBTORCH at it"
+            "the CUDA library is missing: {loader}. This libtorch ({}) is a CPU one; install the full torch 2.11.0 from \
+             PyPI and point LIBTORCH at it",
+            libtorch_folder().unwrap_or_default()
         )
     })?;
     match Cuda::device_count() {
@@ -120,6 +127,13 @@ pub fn describe_device(device: Device) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_folder_of_libtorch_is_that_of_its_library() {
+        let _ = tch::Tensor::from(1.0); // something of the library is used
+        let folder = libtorch_folder().expect("loaded");
+        assert!(std::path::Path::new(&folder).join("libtorch_cpu.so").exists(), "{folder}");
+    }
 
     #[test]
     fn choices_read_and_write() {

@@ -8,16 +8,18 @@
 namespace allocator = c10::cuda::CUDACachingAllocator;
 
 namespace {
-// A graph with memory of its own. CUDAGraph lets go of that only if the recording ended well; until someone does, the
+// A graph with memory of its own. CUDAGraph lets go of that only if the capture ended well; until someone does, the
 // allocator asks the graph, which may be gone, about each allocation.
 struct Graph {
-  at::cuda::CUDAGraph graph;
+  // Kept, so that capture_end leaves the instantiation to byol_graph_end: where that fails, on a full GPU, CUDAGraph's
+  // destructor lets go of the memory, and nobody else may.
+  at::cuda::CUDAGraph graph{/*keep_graph=*/true};
   const c10::MempoolId_t pool = at::cuda::graph_pool_handle();
   const c10::DeviceIndex device = c10::cuda::current_device();
 
-  // A step of the recording; where it fails, the pool is given up. Parts of that may have been done before.
+  // A step of the capture; where it fails, the pool is given up. Parts of that may have been done before.
   template <typename F>
-  void record(F step) {
+  void capture(F step) {
     try {
       step();
     } catch (...) {
@@ -36,23 +38,26 @@ extern "C" {
 
 const char* byol_library_error() { return last_error.c_str(); }
 
-// Begins to record what is queued on the current stream, which must not be the default one; nothing of it runs.
+// Begins to capture what is queued on the current stream, which must not be the default one; nothing of it runs.
 int byol_graph_begin(Graph** graph) {
   return guarded([&] {
     // The graph's memory cannot come out of what earlier steps have left in the cache.
     allocator::emptyCache();
     auto fresh = std::make_unique<Graph>();
-    fresh->record([&] { fresh->graph.capture_begin(fresh->pool); });
+    fresh->capture([&] { fresh->graph.capture_begin(fresh->pool); });
     *graph = fresh.release();
   });
 }
 
-// Ends the recording. After a failure only byol_graph_free may follow.
+// Ends the capture. After a failure only byol_graph_free may follow.
 int byol_graph_end(Graph* graph) {
-  return guarded([&] { graph->record([&] { graph->graph.capture_end(); }); });
+  return guarded([&] {
+    graph->capture([&] { graph->graph.capture_end(); });
+    graph->graph.instantiate();
+  });
 }
 
-// Queues everything recorded on the current stream.
+// Queues everything captured on the current stream.
 int byol_graph_replay(Graph* graph) {
   return guarded([&] { graph->graph.replay(); });
 }

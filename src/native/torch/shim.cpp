@@ -68,11 +68,6 @@ int byol_clear_grad(at::Tensor* parameter) {
   return guarded([&] { parameter->mutable_grad().reset(); });
 }
 
-// parameter.grad = gradient, the same tensor.
-int byol_set_grad(at::Tensor* parameter, const at::Tensor* gradient) {
-  return guarded([&] { parameter->mutable_grad() = *gradient; });
-}
-
 // Freezes the TorchScript module in a file (torch.jit.freeze) and writes it back.
 int byol_freeze_torchscript(const char* path) {
   return guarded([&] {

@@ -13,7 +13,6 @@ unsafe extern "C" {
     fn byol_allow_tf32(allow: c_int) -> c_int;
     fn byol_deterministic(on: c_int) -> c_int;
     fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
-    fn byol_set_grad(parameter: *mut torch_sys::C_tensor, gradient: *const torch_sys::C_tensor) -> c_int;
     fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
@@ -65,12 +64,6 @@ pub fn deterministic(on: bool) -> Result<()> {
 pub fn clear_grad(parameter: &Tensor) -> Result<()> {
     // SAFETY: the pointer is valid while `parameter` is borrowed and the shim does not keep it.
     check(unsafe { byol_clear_grad(parameter.as_ptr().cast_mut()) })
-}
-
-/// `parameter.grad = gradient`: the same tensor, not a copy.
-pub fn set_grad(parameter: &Tensor, gradient: &Tensor) -> Result<()> {
-    // SAFETY: both pointers are valid while borrowed; the parameter gets a handle of its own.
-    check(unsafe { byol_set_grad(parameter.as_ptr().cast_mut(), gradient.as_ptr()) })
 }
 
 /// Freezes the TorchScript module in a file, in place (`torch.jit.freeze`): its weights become constants,

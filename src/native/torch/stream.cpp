@@ -45,8 +45,9 @@ int byol_own_stream(int device) {
   return guarded([&] {
     Guard guard(c10::kCUDA);
     const c10::Device where(c10::kCUDA, device);
+    // First, as synchronizing returns to the current device: GPU 0 would get a context, half a gigabyte of its memory.
+    guard.setDevice(where);
     guard.synchronizeDevice(where.index());
-    guard.setDevice(where); // exchangeStream leaves the current device as it is
     guard.exchangeStream(guard.getStreamFromGlobalPool(where));
   });
 }
