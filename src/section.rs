@@ -24,6 +24,12 @@ pub trait Section {
         &[]
     }
 
+    /// Keys that came after version 0.1.0: as long as they have their default, a config's fingerprint is that of the
+    /// versions without them.
+    fn added(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The paths among its values, in which `~` and variables are expanded.
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         Vec::new()

@@ -25,6 +25,7 @@ use crate::run::resume::{self, Resume};
 use crate::run::{memory, summary};
 use crate::signals::Signals;
 use crate::train::{Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
+use crate::weights::Start;
 
 /// Runs the command; the value is the process's exit code.
 pub fn run(args: &TrainArgs) -> Result<u8> {
@@ -81,6 +82,7 @@ impl Setup<'_> {
         let source = |key: &str| Config::place(&self.args.source.config, &self.args.source.set, key);
         ranks::check_shares(config, group.world()).with_context(|| source("train.batch_size"))?;
         let executor = setup::executor(config, machine, group)?;
+        let start = self.start(&folder).with_context(|| format!("{}: model.init", source("model.init")))?;
         let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", source("data.path")))?;
         let mut share = config.clone();
         share.train.batch_size /= group.world();
@@ -94,7 +96,7 @@ impl Setup<'_> {
         let knn = self.knn_watch(&share, &dataset, bad.clone())?;
         let byol = setup::byol(config, machine, group)?;
         let mut manifest = self.manifest(&*dataset, &plan)?;
-        if self.resume(&folder, &byol, &*dataset, &mut plan, &mut manifest)? {
+        if self.resume(&folder, start, &byol, &*dataset, &mut plan, &mut manifest)? {
             log::info!("nothing left to do: {} has finished all {} steps", folder.path().display(), manifest.step);
             return Ok(0);
         }
@@ -131,17 +133,25 @@ impl Setup<'_> {
             threads: machine.threads,
             processes: self.group.world(),
             precision: machine.precision().into(),
-            config_sha256: config.fingerprint()?,
             seed: config.train.seed,
             deterministic: config.train.deterministic,
             ..Manifest::new(serde_json::to_value(config)?)
         })
     }
 
-    /// Loads the checkpoint that `--resume` names, in rank 0, and gives its state to all; whether the run is finished.
+    /// The weights of `model.init`, in rank 0 of a run that does not go on from a checkpoint.
+    fn start(&self, folder: &RunFolder) -> Result<Option<Start>> {
+        let from = self.args.resume.as_deref();
+        let resumes = from.is_some_and(|from| from != "auto" || !checkpoint::list(&folder.checkpoints()).is_empty());
+        if resumes || !self.group.is_first() { Ok(None) } else { Start::open(&self.config.model) }
+    }
+
+    /// Loads the checkpoint that `--resume` names, or the weights to start from, in rank 0, and gives the state to all;
+    /// whether the run is finished.
     fn resume(
         &self,
         folder: &RunFolder,
+        start: Option<Start>,
         byol: &Byol,
         dataset: &dyn Dataset,
         plan: &mut Plan,
@@ -152,6 +162,10 @@ impl Setup<'_> {
             let checkpoints = &folder.checkpoints();
             Resume { from, checkpoints, config: self.config, allow_config_change }.load(byol, plan, manifest)?;
         }
+        if let Some(start) = start {
+            manifest.init = Some(start.load(byol).context("model.init")?);
+        }
+        manifest.config_sha256 = self.config.fingerprint_of(manifest.init.as_ref().map(|init| init.sha256.as_str()))?;
         let finished = manifest.step == manifest.total_steps && summary::finished(folder.path(), manifest.step);
         ranks::agree_on_data(&self.group, "data", dataset)?;
         resume::broadcast_state(&self.group, byol, plan, manifest, finished)

@@ -68,7 +68,7 @@ impl Config {
         for text in overrides {
             config = source::set(&config, text, &mut outdated)?;
         }
-        let paths = config.data.paths().into_iter().chain(config.output.paths());
+        let paths = config.data.paths().into_iter().chain(config.output.paths()).chain(config.model.paths());
         for path in paths {
             *path = files::expanded(path)?;
         }
@@ -152,12 +152,31 @@ impl Config {
     }
 
     /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`]. Renamed keys count by
-    /// their first name, so that the hash equals that of older versions.
+    /// their first name, and newer ones only if they differ from their default, so that the hash equals that of older
+    /// versions.
     /// # Errors
     /// Values that JSON cannot hold.
     pub fn fingerprint(&self) -> Result<String> {
-        let mut leaves: BTreeMap<String, String> = leaves(&serde_json::to_value(self)?).into_iter().collect();
+        self.fingerprint_of(None)
+    }
+
+    /// The same for a run whose `model.init` is the file with the hash `init`: the file counts, not its place.
+    /// # Errors
+    /// Values that JSON cannot hold.
+    pub fn fingerprint_of(&self, init: Option<&str>) -> Result<String> {
+        let leaves_of = |config: &Self| -> Result<BTreeMap<String, String>> {
+            Ok(leaves(&serde_json::to_value(config)?).into_iter().collect())
+        };
+        let (mut leaves, default) = (leaves_of(self)?, leaves_of(&Self::default())?);
         leaves.retain(|key, _| self.has_effect(key));
+        for (name, section) in self.sections() {
+            let added = section.added().iter().map(|key| join(name, key));
+            added.filter(|key| leaves.get(key) == default.get(key)).collect::<Vec<_>>().iter().for_each(|key| {
+                leaves.remove(key);
+            });
+        }
+        leaves.remove("model.init");
+        leaves.extend(init.map(|sum| ("model.init".to_string(), sum.to_string())));
         for (old, new) in self.renamed() {
             leaves.remove(&new).and_then(|value| leaves.insert(old, value));
         }

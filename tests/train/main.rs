@@ -5,6 +5,7 @@ mod support;
 
 mod checkpoint_damage;
 mod disk;
+mod init;
 mod killed;
 mod non_finite;
 mod old_runs;
