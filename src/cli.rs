@@ -161,10 +161,14 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Arguments of `byol export-encoder`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file with
-    /// torchvision's names.
+    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file, whoever
+    /// trained it.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
+    /// Which of several encoders in a file: what the names of its tensors begin with, such as `teacher.backbone`, or a
+    /// part of that between dots.
+    #[arg(long, value_name = "PREFIX")]
+    pub prefix: Option<String>,
     /// File format.
     #[arg(long)]
     pub format: Format,
@@ -192,7 +196,7 @@ pub struct ExportArgs {
     /// With --network target: how many images to recompute BatchNorm statistics on.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub batchnorm_images: u32,
-    /// Config file: images for --network target; size, mean and std for a safetensors file that lacks them.
+    /// Config file: images for --network target; size, mean and std for a file that lacks them.
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Override a key of the config; can be repeated. The value is YAML.
@@ -235,11 +239,15 @@ pub struct PreviewArgs {
 /// Which encoder, on which images.
 #[derive(Debug, Args)]
 pub struct EncoderArgs {
-    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file with
-    /// torchvision's names.
+    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file, whoever
+    /// trained it.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
-    /// Config file whose sections replace those of the run; required for a safetensors file.
+    /// Which of several encoders in a file: what the names of its tensors begin with, such as `teacher.backbone`, or a
+    /// part of that between dots.
+    #[arg(long, value_name = "PREFIX")]
+    pub prefix: Option<String>,
+    /// Config file whose sections replace those of the run; required for a file.
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Override a key of the config; can be repeated. The value is YAML.

@@ -26,6 +26,7 @@
 //! distributed   data-parallel training with several processes
 //! byol          online and target networks, training step, loss, moving average
 //! checkpoint    saving and loading a run's state
+//! weights       encoders in files, whoever trained them; what a run starts from
 //! eval          features, k-NN, linear classifiers, fine-tuning
 //! export        export of encoders: safetensors, TorchScript, ONNX
 //! train         the training loop
@@ -61,6 +62,7 @@ pub mod run;
 pub mod section;
 pub mod signals;
 pub mod train;
+pub mod weights;
 
 /// The commit that this program was built from, with `-changed` appended if the sources were modified; `unknown`
 /// without git.

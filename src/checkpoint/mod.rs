@@ -93,13 +93,25 @@ pub struct Manifest {
     /// Of a run with `schedule.hours`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pace: Option<Pace>,
-    /// k-NN top-1 of the encoder before training, if measured.
+    /// k-NN top-1 of the encoder before the first step, if measured.
     pub knn_random: Option<f64>,
+    /// The weights that the run started from (`model.init`), if not from random ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<StartedFrom>,
     /// The folder the run was started in, against which relative paths in its config are resolved.
     #[serde(default)]
     pub started_in: Option<PathBuf>,
     /// The resolved config.
     pub config: serde_json::Value,
+}
+
+/// The weights that a run started from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartedFrom {
+    /// The file, or the checkpoint's folder.
+    pub path: PathBuf,
+    /// SHA-256 of the file, or of the checkpoint's `model.safetensors`, in hex.
+    pub sha256: String,
 }
 
 fn one() -> usize {
@@ -130,6 +142,7 @@ impl Manifest {
             schedule_offset: 0,
             pace: None,
             knn_random: None,
+            init: None,
             started_in: std::env::current_dir().ok(),
             config,
         }
@@ -145,9 +158,10 @@ impl Manifest {
         };
         let processes = if self.processes > 1 { format!("{} processes, ", self.processes) } else { String::new() };
         let short = |sum: &str| sum.chars().take(12).collect::<String>();
+        let init = self.init.as_ref().map_or(String::new(), |init| format!(", init {}", short(&init.sha256)));
         format!(
             "byol {byol} ({commit}), libtorch {libtorch}, {device}, {processes}{threads} threads, {precision}{deterministic}, seed \
-             {seed}, config {}, data {}",
+             {seed}, config {}, data {}{init}",
             short(&self.config_sha256),
             short(&self.data)
         )
@@ -195,6 +209,13 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
 /// Reads a file of tensors, up to the size that its header declares.
 fn read_tensors(folder: &Path, name: &str) -> Result<Vec<u8>> {
     folder::read(folder, name, tensors::length_by_header(&folder.join(name))?)
+}
+
+/// The bytes of a checkpoint's `model.safetensors`.
+/// # Errors
+/// A damaged file.
+pub fn read_model(folder: &Path) -> Result<Vec<u8>> {
+    read_tensors(folder, MODEL)
 }
 
 /// Loads the tensors of a checkpoint's model whose names begin with `prefix` (such as `online.encoder.`).

@@ -34,7 +34,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     export::check_output(format, &args.output, args.force)?;
     // The export is made and verified on the CPU in fp32, whatever the run was trained on.
     native::set_threads(native::default_threads(tch::Device::Cpu).0);
-    let options = EncoderOptions { which: args.network, ..EncoderOptions::default() };
+    let options = EncoderOptions { which: args.network, prefix: args.prefix.clone(), ..EncoderOptions::default() };
     let mut encoder = Encoder::open(&args.checkpoint, &options)?;
     if is_part_of(&args.output, &encoder.source) {
         bail!("--output {}: is the input of the export; choose another name", args.output.display());

@@ -29,6 +29,7 @@ use crate::run::{images, memory, summary};
 use crate::signals::Signals;
 use crate::train::updates::{self, RunKind};
 use crate::train::{Feed, Hours, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
+use crate::weights::Start;
 
 /// Runs the command; the value is the process's exit code.
 pub fn run(args: &TrainArgs) -> Result<u8> {
@@ -94,6 +95,7 @@ impl Setup<'_> {
     fn run(&mut self, folder: RunFolder, started: Instant) -> Result<u8> {
         ranks::check_shares(&self.config, self.group.world()).with_context(|| self.place("train.batch_size"))?;
         let executor = setup::executor(&self.config, &self.machine, &self.group)?;
+        let start = self.start(&folder).with_context(|| format!("{}: model.init", self.place("model.init")))?;
         let dataset = self.open_images(&folder.checkpoints())?;
         let (config, machine, group) = (&self.config, &self.machine, &self.group);
         let mut share = config.clone();
@@ -111,7 +113,7 @@ impl Setup<'_> {
         if config.schedule.hours.is_some() {
             Hours::begin(&mut plan);
         }
-        if self.resume(&folder, &byol, &*dataset, &mut plan, &mut manifest)? {
+        if self.resume(&folder, start, &byol, &*dataset, &mut plan, &mut manifest)? {
             log::info!("nothing left to do: {} has finished all {} steps", folder.path().display(), manifest.step);
             return Ok(0);
         }
@@ -169,17 +171,25 @@ impl Setup<'_> {
             threads: machine.threads,
             processes: self.group.world(),
             precision: machine.precision().into(),
-            config_sha256: config.fingerprint()?,
             seed: config.train.seed,
             deterministic: config.train.deterministic,
             ..Manifest::new(serde_json::to_value(config)?)
         })
     }
 
-    /// Loads the checkpoint that `--resume` names, in rank 0, and gives its state to all; whether the run is finished.
+    /// The weights of `model.init`, in rank 0 of a run that does not go on from a checkpoint.
+    fn start(&self, folder: &RunFolder) -> Result<Option<Start>> {
+        let resumes =
+            self.resume.is_some_and(|from| from != "auto" || !checkpoint::list(&folder.checkpoints()).is_empty());
+        if resumes || !self.group.is_first() { Ok(None) } else { Start::open(&self.config.model) }
+    }
+
+    /// Loads the checkpoint that `--resume` names, or the weights to start from, in rank 0, and gives the state to all;
+    /// whether the run is finished.
     fn resume(
         &self,
         folder: &RunFolder,
+        start: Option<Start>,
         byol: &Byol,
         dataset: &dyn Dataset,
         plan: &mut Plan,
@@ -190,6 +200,10 @@ impl Setup<'_> {
             let checkpoints = &folder.checkpoints();
             Resume { from, checkpoints, config: &self.config, allow_config_change }.load(byol, plan, manifest)?;
         }
+        if let Some(start) = start {
+            manifest.init = Some(start.load(byol).context("model.init")?);
+        }
+        manifest.config_sha256 = self.config.fingerprint_of(manifest.init.as_ref().map(|init| init.sha256.as_str()))?;
         let finished = manifest.step == manifest.total_steps && summary::finished(folder.path(), manifest.step);
         ranks::agree_on_data(&self.group, "data", dataset)?;
         resume::broadcast_state(&self.group, byol, plan, manifest, finished)

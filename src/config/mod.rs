@@ -73,7 +73,7 @@ impl Config {
         for text in overrides {
             config = source::set(&config, text, &mut outdated)?;
         }
-        let paths = config.data.paths().into_iter().chain(config.output.paths());
+        let paths = config.data.paths().into_iter().chain(config.output.paths()).chain(config.model.paths());
         for path in paths {
             *path = files::expanded(path)?;
         }
@@ -241,11 +241,20 @@ impl Config {
     /// # Errors
     /// Values that JSON cannot hold.
     pub fn fingerprint(&self) -> Result<String> {
+        self.fingerprint_of(None)
+    }
+
+    /// The same for a run whose `model.init` is the file with the hash `init`: the file counts, not its place.
+    /// # Errors
+    /// Values that JSON cannot hold.
+    pub fn fingerprint_of(&self, init: Option<&str>) -> Result<String> {
         let mut leaves: BTreeMap<String, String> = leaves(&serde_json::to_value(self)?).into_iter().collect();
         let defaults: BTreeMap<_, _> = self::leaves(&serde_json::to_value(Self::default())?).into_iter().collect();
         let added = |key: &str, value: &String| self.is_added(key) && defaults.get(key) == Some(value);
         let same = |key: &str, value: &String| added(key, value) || self.is_as_before(key, value);
         leaves.retain(|key, value| self.has_effect(key) && !same(key, value));
+        leaves.remove("model.init");
+        leaves.extend(init.map(|sum| ("model.init".to_string(), sum.to_string())));
         for (old, new) in self.renamed() {
             leaves.remove(&new).and_then(|value| leaves.insert(old, value));
         }

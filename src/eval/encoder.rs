@@ -1,5 +1,5 @@
-//! A trained encoder, loaded for evaluation or export: from a run, from one of its checkpoints, or from a
-//! safetensors file with torchvision's names, whoever trained it.
+//! A trained encoder, loaded for evaluation or export: from a run, from one of its checkpoints, or from a file, whoever
+//! trained it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,18 +8,19 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::branch::Branch;
-use super::foreign;
+use super::metadata;
 use crate::augment::AugmentConfig;
 use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::data::values::ValueRange;
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
+use crate::weights::{Choice, Place, WeightFile, check_values, find, locate};
 use native::Autocast;
 
 /// Options for loading an encoder.
 #[derive(Clone, Debug)]
 pub struct EncoderOptions {
-    /// Which of a run's encoders; a safetensors file holds only one.
+    /// Which of a run's encoders.
     pub which: Branch,
     /// Device.
     pub device: Device,
@@ -29,12 +30,15 @@ pub struct EncoderOptions {
     pub channels_last: bool,
     /// Size, mean and std of its inputs, instead of those of the run or the file.
     pub augment: Option<AugmentConfig>,
+    /// Which of several encoders in a file, see [`Choice::prefix`].
+    pub prefix: Option<String>,
 }
 
 impl Default for EncoderOptions {
     /// The online encoder, in fp32 on the CPU.
     fn default() -> Self {
-        Self { which: Branch::Online, device: Device::Cpu, bf16: false, channels_last: false, augment: None }
+        let (which, device) = (Branch::Online, Device::Cpu);
+        Self { which, device, bf16: false, channels_last: false, augment: None, prefix: None }
     }
 }
 
@@ -69,37 +73,30 @@ pub struct Encoder {
 
 impl Encoder {
     /// Loads the encoder at `path`: a run's folder (its latest valid checkpoint; damaged ones are skipped with
-    /// a warning), a checkpoint's folder, the `model.safetensors` in one, or a safetensors file with torchvision's
-    /// names, with or without `fc.*`, `num_batches_tracked` and a common prefix.
+    /// a warning), a checkpoint's folder, the `model.safetensors` in one, or a safetensors or PyTorch file with the names
+    /// of another trainer, see [`find`].
     /// # Errors
-    /// No such path; damaged; not an encoder of this program, with all differences.
+    /// No such path; damaged; no encoder, or several; not one of this program, with all differences.
     pub fn open(path: &Path, options: &EncoderOptions) -> Result<Self> {
-        if path.is_dir() {
-            for root in [path.join("checkpoints"), path.to_path_buf()] {
-                if !checkpoint::list(&root).is_empty() {
-                    return Self::newest(&root, options);
-                }
-            }
-            if !path.join("manifest.json").exists() {
-                bail!("{}: found no checkpoint in this folder, expected a run's, or a step-... of one", path.display());
-            }
-            return Self::of_checkpoint(path, options);
+        let place = locate(path)?;
+        if let (Some(prefix), Place::Run(_) | Place::Checkpoint(_)) = (&options.prefix, &place) {
+            bail!("--prefix {prefix}: found a run, expected a file with several encoders; remove --prefix");
         }
-        match path.parent().filter(|folder| path.ends_with("model.safetensors") && folder.join("SHA256SUMS").exists()) {
-            Some(folder) => Self::of_checkpoint(folder, options),
-            None => Self::of_file(path, options),
+        match place {
+            Place::Run(checkpoints) => Self::newest(path, &checkpoints, options),
+            Place::Checkpoint(folder) => Self::of_checkpoint(&folder, options),
+            Place::File(file) => Self::of_file(&file, options),
         }
     }
 
-    fn newest(root: &Path, options: &EncoderOptions) -> Result<Self> {
-        let all = checkpoint::list(root);
-        for folder in &all {
+    fn newest(path: &Path, all: &[PathBuf], options: &EncoderOptions) -> Result<Self> {
+        for folder in all {
             match Self::of_checkpoint(folder, options) {
                 Ok(encoder) => return Ok(encoder),
                 Err(error) => log::warn!("skipping a checkpoint: {error:#}"),
             }
         }
-        bail!("{}: none of its {} checkpoints can be used", root.display(), all.len())
+        bail!("{}: none of its {} checkpoints can be used", path.display(), all.len())
     }
 
     fn of_checkpoint(folder: &Path, options: &EncoderOptions) -> Result<Self> {
@@ -144,9 +141,21 @@ impl Encoder {
     }
 
     fn of_file(path: &Path, options: &EncoderOptions) -> Result<Self> {
-        let bytes = foreign::read(path)?;
-        let file = foreign::EncoderFile::parse(&bytes, options.which).with_context(|| path.display().to_string())?;
-        let augment = match (&options.augment, &file.augment) {
+        let place = || path.display().to_string();
+        let file = WeightFile::read(path)?;
+        let tensors = file.tensors()?;
+        let (prefix, network) = (options.prefix.as_deref(), options.which.name());
+        let found = find(&tensors, &Choice { prefix, option: "--prefix", network }).with_context(place)?;
+        if let Some(ignored) = found.ignored(&[]) {
+            let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
+            log::info!("{where_}: {} tensors loaded, {ignored}", found.count());
+        }
+        if let Some(types) = found.other_types() {
+            log::info!("{types} tensors are converted to F32");
+        }
+        let metadata = file.metadata()?;
+        let said = metadata.as_ref().map(metadata::inputs).transpose().with_context(place)?.flatten();
+        let augment = match (&options.augment, said) {
             (None, None) => {
                 log::info!(
                     "{}: says nothing of its inputs: unless --config or --set augment.* do, ImageNet's mean and std \
@@ -155,11 +164,12 @@ impl Encoder {
                 );
                 AugmentConfig::default()
             }
-            (chosen, found) => chosen.as_ref().or(found.as_ref()).cloned().unwrap_or_default(),
+            (chosen, said) => chosen.clone().or(said).unwrap_or_default(),
         };
-        let mut encoder = Self::empty(file.config, augment, None, file.batches_tracked, path, options);
-        encoder.value_range = file.value_range.clone();
-        file.load_into(&encoder.params).with_context(|| path.display().to_string())?;
+        let mut encoder = Self::empty(found.config, augment, None, found.batches_tracked, path, options);
+        encoder.value_range =
+            metadata.as_ref().map(metadata::value_range).transpose().with_context(place)?.unwrap_or_default();
+        found.load_into(&encoder.params.state_dict(0)).with_context(place)?;
         encoder.finished(options)
     }
 
@@ -194,20 +204,7 @@ impl Encoder {
     }
 
     fn finished(mut self, options: &EncoderOptions) -> Result<Self> {
-        let tensors = || self.params.parameters.iter().chain(&self.params.buffers);
-        // A sum in f64 is finite only if every value is; one sum over all tensors first.
-        let sums: Vec<Tensor> = tensors().map(|n| n.tensor.sum(Kind::Double)).collect();
-        if !Tensor::f_stack(&sums, 0)?.sum(Kind::Double).double_value(&[]).is_finite() {
-            let bad = tensors().zip(&sums).find(|(_, sum)| !sum.double_value(&[]).is_finite());
-            let name = bad.map_or("", |(named, _)| named.name.as_str());
-            bail!("{}: {name} holds values that are not finite", self.source.display());
-        }
-        let variances = self.params.buffers.iter().filter(|n| n.name.ends_with("running_var"));
-        for Named { name, tensor } in variances {
-            if tensor.min().double_value(&[]) < 0.0 {
-                bail!("{}: {name} holds negative values, expected variances", self.source.display());
-            }
-        }
+        check_values(&self.params).with_context(|| self.source.display().to_string())?;
         if options.channels_last {
             self.params.to_channels_last();
         }
@@ -217,10 +214,11 @@ impl Encoder {
     /// The manifest of the run or checkpoint at `path`, the latest one that can be read, without its weights. `None`
     /// for a foreign file, and if [`Self::open`] will report what is wrong.
     pub fn manifest(path: &Path) -> Option<Manifest> {
-        let mut folders = checkpoint::list(&path.join("checkpoints"));
-        folders.extend(checkpoint::list(path));
-        folders.push(path.to_path_buf());
-        folders.extend(path.parent().filter(|_| path.ends_with("model.safetensors")).map(Path::to_path_buf));
+        let folders = match locate(path).ok()? {
+            Place::Run(checkpoints) => checkpoints,
+            Place::Checkpoint(folder) => vec![folder],
+            Place::File(_) => Vec::new(),
+        };
         folders.iter().find_map(|folder| checkpoint::read_manifest(folder).ok())
     }
 

@@ -14,9 +14,6 @@ use super::params::Scope;
 use super::{Arch, EncoderConfig, Stem, resnet};
 
 impl EncoderConfig {
-    /// The first weight of each family: its name in a file shows the common prefix of all names.
-    pub const MARKERS: [&str; 1] = [resnet::MARKER];
-
     /// The layers, in the order of execution.
     pub fn layers(&self) -> Vec<Layer> {
         resnet::layers(self)

@@ -12,6 +12,7 @@ mod resnet;
 mod size;
 
 use std::cell::Cell;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,14 @@ pub struct ModelConfig {
     /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default
     /// auto: on.
     pub sync_batchnorm: SyncBatchNorm,
+    /// Weights to start from: a safetensors or PyTorch file, or the folder of a run or of a checkpoint. Null for random
+    /// ones. Default null.
+    pub init: Option<PathBuf>,
+    /// With `init`: projector and predictor of the file, if it has them in the same shape (auto), or random ones (fresh).
+    /// Default auto.
+    pub init_heads: InitHeads,
+    /// With `init`: which of several encoders in the file, by what their names begin with. Default null.
+    pub init_prefix: Option<String>,
     /// Channels of the images: not a key, but what `data.channels` is.
     #[serde(skip, default = "rgb")]
     pub channels: i64,
@@ -58,6 +67,16 @@ pub struct ModelConfig {
 
 fn rgb() -> i64 {
     3
+}
+
+/// `model.init_heads`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum InitHeads {
+    /// Those of the file if they have the same shape, else random ones.
+    Auto,
+    /// Random ones.
+    Fresh,
 }
 
 /// `model.sync_batchnorm`.
@@ -85,6 +104,9 @@ impl Default for ModelConfig {
             output_bias: false,
             sync_batchnorm: SyncBatchNorm::Auto,
             channels: rgb(),
+            init: None,
+            init_heads: InitHeads::Auto,
+            init_prefix: None,
         }
     }
 }
@@ -119,6 +141,21 @@ impl Section for ModelConfig {
         problems.range("projector_hidden", self.projector_hidden, 1..=65536);
         problems.range("projection_dim", self.projection_dim, 1..=65536);
         problems.range("predictor_hidden", self.predictor_hidden, 1..=65536);
+        let prefix = self.init_prefix.as_deref().unwrap_or_default();
+        problems.require(
+            self.init.is_some() || self.init_prefix.is_none(),
+            "init_prefix",
+            prefix,
+            "null without model.init",
+        );
+    }
+
+    fn added(&self) -> &'static [&'static str] {
+        &["init", "init_heads", "init_prefix"]
+    }
+
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        self.init.iter_mut().collect()
     }
 }
 

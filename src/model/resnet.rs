@@ -91,9 +91,8 @@ pub enum Stem {
     Cifar,
 }
 
-/// The first convolution, and that of the first block, by which a file's ResNet is detected.
+/// The first convolution.
 const STEM: &str = "conv1.weight";
-pub(super) const MARKER: &str = "layer1.0.conv1.weight";
 
 /// The layers under torchvision's names: `conv1`, `bn1`, `layerI.J.convK`, `layerI.J.downsample.0`.
 pub(super) fn layers(config: &EncoderConfig) -> Vec<Layer> {
@@ -186,7 +185,7 @@ pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<Encoder
         Some(shape) => {
             bail!("{STEM}: found shape {shape:?}, expected that of a square convolution of images of 1 to 64 channels")
         }
-        None => bail!("found no {STEM}, expected a ResNet with torchvision's names"),
+        None => bail!("found no {STEM}, expected a ResNet"),
     };
     let stem = match kernel {
         7 => Stem::Imagenet,

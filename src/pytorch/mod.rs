@@ -5,6 +5,7 @@
 mod pickle;
 mod write;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::io::Cursor;
 
@@ -18,7 +19,7 @@ use pickle::{Id, Object, Pickle};
 pub use write::from_tensors;
 
 /// Longest pickle read; the values of tensors are not part of it.
-const MAX_PICKLE: u64 = 64 << 20;
+const MAX_PICKLE: u64 = 32 << 20;
 /// Deepest nesting of dictionaries that is looked into.
 const MAX_DEPTH: usize = 16;
 
@@ -33,11 +34,31 @@ fn is_legacy(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x80") || bytes.get(257..262) == Some(b"ustar")
 }
 
-/// The same tensors as a safetensors file. A tensor in dictionaries of dictionaries has their keys before its name,
-/// with dots, such as `state_dict.conv1.weight`.
+/// A tensor as it is in a file: its values row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored<'a> {
+    /// Type of its values.
+    pub dtype: Dtype,
+    /// Lengths of its axes.
+    pub shape: Vec<usize>,
+    /// Its values; a copy only where the file has them in another order.
+    pub data: Cow<'a, [u8]>,
+}
+
+impl Stored<'_> {
+    /// The same as safetensors has it.
+    /// # Errors
+    /// The values are more or fewer than the shape says.
+    pub fn view(&self) -> Result<TensorView<'_>> {
+        Ok(TensorView::new(self.dtype, self.shape.clone(), &self.data)?)
+    }
+}
+
+/// The tensors of a file by their names. A tensor in dictionaries of dictionaries has their keys before its name, with
+/// dots, such as `state_dict.conv1.weight`.
 /// # Errors
 /// Damaged, of PyTorch before 1.6, a TorchScript module; or without tensors.
-pub fn to_safetensors(bytes: &[u8]) -> Result<Vec<u8>> {
+pub fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Stored<'_>>> {
     if is_legacy(bytes) {
         bail!(
             "found a PyTorch file in the format before 1.6, expected the zip format; convert it with: python -c \"import \
@@ -46,20 +67,16 @@ pub fn to_safetensors(bytes: &[u8]) -> Result<Vec<u8>> {
     }
     let mut archive = Archive::open(bytes)?;
     let pickle = Pickle::read(archive.member("data.pkl", MAX_PICKLE)?)?;
-    let mut tensors = BTreeMap::new();
-    collect(&pickle, pickle.root, "", 0, &mut HashSet::new(), &mut tensors);
-    ensure!(!tensors.is_empty(), "found no tensors in dictionaries, expected the file of a state_dict");
-    let mut values = Vec::with_capacity(tensors.len());
+    let mut names = BTreeMap::new();
+    collect(&pickle, pickle.root, "", 0, &mut HashSet::new(), &mut names);
+    ensure!(!names.is_empty(), "found no tensors in dictionaries, expected the file of a state_dict");
     let mut room = bytes.len().saturating_mul(2);
-    for (name, id) in tensors {
+    let mut tensors = BTreeMap::new();
+    for (name, id) in names {
         let tensor = archive.tensor(&pickle, id, &mut room).with_context(|| name.clone())?;
-        values.extend(tensor.map(|(dtype, shape, bytes)| (name, dtype, shape, bytes)));
+        tensors.extend(tensor.map(|tensor| (name, tensor)));
     }
-    let views = values
-        .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    Ok(tensors)
 }
 
 /// The tensors in a dictionary and those in it, by their names. Every dictionary is looked into once.
@@ -93,9 +110,6 @@ struct Archive<'a> {
     /// Members whose checksum was found right.
     checked: HashSet<String>,
 }
-
-/// Type, shape and values of a tensor.
-type Values = (Dtype, Vec<usize>, Vec<u8>);
 
 impl<'a> Archive<'a> {
     fn open(bytes: &'a [u8]) -> Result<Self> {
@@ -138,8 +152,8 @@ impl<'a> Archive<'a> {
         Ok(found)
     }
 
-    /// A tensor's values, row by row; `None` for types that no encoder has. `room` is what all may take together.
-    fn tensor(&mut self, pickle: &Pickle, id: Id, room: &mut usize) -> Result<Option<Values>> {
+    /// A tensor; `None` for types that no encoder has. `room` is what all copies may take together.
+    fn tensor(&mut self, pickle: &Pickle, id: Id, room: &mut usize) -> Result<Option<Stored<'a>>> {
         let Object::Tensor { storage, offset, shape, strides } = pickle.get(id) else { return Ok(None) };
         let Object::Storage { class, key } = pickle.get(*storage) else { return Ok(None) };
         let Some((dtype, width)) = dtype(class) else { return Ok(None) };
@@ -147,31 +161,38 @@ impl<'a> Archive<'a> {
         ensure!(shape.len() == strides.len(), "found shape {shape:?} with strides {strides:?}");
         let lengths: Vec<usize> = shape.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>()?;
         let count = lengths.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
-        let size = count.and_then(|count| count.checked_mul(width)).filter(|size| size <= room);
-        let size = size.with_context(|| format!("shape {shape:?} is beyond what the file holds"))?;
-        *room -= size;
+        let beyond = || format!("shape {shape:?} is beyond what the file holds");
+        let size = count.and_then(|count| count.checked_mul(width)).with_context(beyond)?;
         let rows = contiguous(&lengths, strides, *offset, width);
         if let Some(rows) = rows.and_then(|start| values.get(start..start.checked_add(size)?)) {
-            return Ok(Some((dtype, lengths, rows.to_vec())));
+            return Ok(Some(Stored { dtype, shape: lengths, data: rows.into() }));
         }
-        let mut out = Vec::with_capacity(size);
-        let mut index = vec![0usize; lengths.len()];
-        for _ in 0..size / width {
-            let steps = index.iter().zip(strides).map(|(&i, &stride)| (i as i64).checked_mul(stride));
-            let place = steps.into_iter().try_fold(*offset, |place, step| place.checked_add(step?));
-            let place = place.and_then(|place| usize::try_from(place).ok()?.checked_mul(width));
-            let value = place.and_then(|place| values.get(place..place.checked_add(width)?));
-            out.extend_from_slice(value.context("its values end behind their storage")?);
-            for axis in (0..lengths.len()).rev() {
-                index[axis] += 1;
-                if index[axis] < lengths[axis] {
-                    break;
-                }
-                index[axis] = 0;
-            }
-        }
-        Ok(Some((dtype, lengths, out)))
+        *room = room.checked_sub(size).with_context(beyond)?;
+        let data = gathered(values, &lengths, strides, *offset, width)?.into();
+        Ok(Some(Stored { dtype, shape: lengths, data }))
     }
+}
+
+/// The values of a tensor in a storage that has them in another order, or with gaps.
+fn gathered(values: &[u8], lengths: &[usize], strides: &[i64], offset: i64, width: usize) -> Result<Vec<u8>> {
+    let count: usize = lengths.iter().product();
+    let mut out = Vec::with_capacity(count * width);
+    let mut index = vec![0usize; lengths.len()];
+    for _ in 0..count {
+        let steps = index.iter().zip(strides).map(|(&i, &stride)| (i as i64).checked_mul(stride));
+        let place = steps.into_iter().try_fold(offset, |place, step| place.checked_add(step?));
+        let place = place.and_then(|place| usize::try_from(place).ok()?.checked_mul(width));
+        let value = place.and_then(|place| values.get(place..place.checked_add(width)?));
+        out.extend_from_slice(value.context("its values end behind their storage")?);
+        for axis in (0..lengths.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < lengths[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    Ok(out)
 }
 
 /// Where the values of a tensor begin that lie row by row without gaps.

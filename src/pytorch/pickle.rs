@@ -1,13 +1,15 @@
 //! A reader of Python pickles that runs nothing: it knows plain containers, and what PyTorch says of tensors. Every
 //! other class or function in a pickle becomes [`Object::Opaque`], which no name can be looked up in; none is imported
-//! or called. Memory is bounded by the length of the pickle.
+//! or called. Memory is bounded by the length of the pickle, and by [`MAX_OBJECTS`].
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// More than any checkpoint has beside its tensors' values: each object takes some 64 bytes.
-const MAX_OBJECTS: usize = 8_000_000;
+/// More than any checkpoint has beside its tensors' values: each object takes some 72 bytes.
+const MAX_OBJECTS: usize = 4_000_000;
+/// The object that stands for everything unknown; none of these is ever changed, so one is enough.
+const OPAQUE: Id = 0;
 
 /// Number of an object. Containers hold numbers, so a pickle may refer to an object twice, or from within itself.
 pub type Id = usize;
@@ -65,7 +67,7 @@ impl Pickle {
     /// # Errors
     /// It is cut off or damaged, or needs what pickles of PyTorch do not have.
     pub fn read(bytes: &[u8]) -> Result<Self> {
-        let mut machine = Machine { rest: bytes, ..Machine::default() };
+        let mut machine = Machine { rest: bytes, objects: vec![Object::Opaque], ..Machine::default() };
         let root = loop {
             let at = bytes.len() - machine.rest.len();
             let step = machine.step().with_context(|| format!("damaged pickle at byte {at}"))?;
@@ -127,6 +129,8 @@ impl<'a> Machine<'a> {
                 self.push(object)?;
             }
         }
+        let most = self.stack.len().max(self.marks.len()).max(self.memo.len());
+        ensure!(most <= MAX_OBJECTS, "more than {MAX_OBJECTS} values at once");
         Ok(None)
     }
 
@@ -310,6 +314,10 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, object: Object) -> Result<()> {
+        if object == Object::Opaque {
+            self.stack.push(OPAQUE);
+            return Ok(());
+        }
         ensure!(self.objects.len() < MAX_OBJECTS, "more than {MAX_OBJECTS} objects");
         self.stack.push(self.objects.len());
         self.objects.push(object);

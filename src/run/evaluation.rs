@@ -94,7 +94,8 @@ impl Evaluation {
             }
             // An error of `open` comes first: a damaged run is not a foreign file.
             None if !args.checkpoint.is_file() => {
-                Encoder::open(&args.checkpoint, &EncoderOptions::default())?;
+                let prefix = args.prefix.clone();
+                Encoder::open(&args.checkpoint, &EncoderOptions { prefix, ..EncoderOptions::default() })?;
                 Config::default()
             }
             None => Config::default(),
@@ -132,6 +133,7 @@ impl Evaluation {
                 bf16: machine.bf16,
                 channels_last: config.train.channels_last,
                 augment: known.then(|| config.augment.clone()),
+                prefix: args.prefix.clone(),
                 ..EncoderOptions::default()
             },
         )?;

@@ -42,6 +42,7 @@ impl Resume<'_> {
         manifest.pace = saved.pace.clone();
         move_to(manifest, plan, saved.step);
         manifest.knn_random = saved.knn_random;
+        manifest.init = saved.init;
         log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
         if saved.steps_per_epoch != plan.steps_per_epoch {
             log::warn!(
@@ -81,12 +82,28 @@ impl Resume<'_> {
         };
         found.map_err(|error| match error.is::<checkpoint::Mismatch>() {
             true => error.context(format!(
-                "--resume: the checkpoint is of another model or optimizer ({}); restore the config, or start a new run in \
-                 another folder with --set output.dir=...",
-                differences.borrow()
+                "--resume: the checkpoint is of another model or optimizer ({}); restore the config, or start a new run {}",
+                differences.borrow(),
+                self.new_run(&differences.borrow())
             )),
             false => error,
         })
+    }
+
+    /// How to start a new run in place of one that cannot be resumed: its encoder can be taken over if it is the same.
+    fn new_run(&self, differences: &str) -> String {
+        let other = ["model.arch", "model.width", "model.stem"].iter().any(|key| differences.contains(key));
+        let run = if self.from == "auto" {
+            self.checkpoints.parent().unwrap_or(self.checkpoints)
+        } else {
+            Path::new(self.from)
+        };
+        match other {
+            true => "in another folder with --set output.dir=...".into(),
+            false => {
+                format!("from its encoder in another folder: --set model.init={} --set output.dir=...", run.display())
+            }
+        }
     }
 
     /// Compares a checkpoint with this invocation.

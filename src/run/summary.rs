@@ -37,7 +37,10 @@ struct Summary {
     loss: Option<f64>,
     z_std: Option<f64>,
     collapsed: bool,
+    /// Of the encoder before the first step: a random one, or that of `model.init`.
     knn_top1_random: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    knn_top1_init: Option<f64>,
     knn_top1: Option<f64>,
     images_per_second: Option<f64>,
     seconds: f64,
@@ -56,7 +59,8 @@ impl Summary {
             step: manifest.step,
             total_steps: manifest.total_steps,
             epochs: trainer.plan.epochs(manifest.step),
-            knn_top1_random: manifest.knn_random,
+            knn_top1_random: manifest.knn_random.filter(|_| manifest.init.is_none()),
+            knn_top1_init: manifest.knn_random.filter(|_| manifest.init.is_some()),
             device: manifest.device.clone(),
             precision: manifest.precision.clone(),
             ..Self::default()
@@ -168,9 +172,11 @@ impl Summary {
             Ending::MaxSteps => "stopped at train.max_steps",
             Ending::Signal(_) => "stopped by a signal (continue with --resume auto)",
         };
-        let knn = match (self.knn_top1_random, self.knn_top1) {
-            (Some(random), Some(trained)) => {
-                format!(", k-NN top-1 {:.1} % (random encoder {:.1} %)", 100.0 * trained, 100.0 * random)
+        let first =
+            self.knn_top1_random.map(|top1| ("random", top1)).or(self.knn_top1_init.map(|top1| ("first", top1)));
+        let knn = match (first, self.knn_top1) {
+            (Some((which, first)), Some(trained)) => {
+                format!(", k-NN top-1 {:.1} % ({which} encoder {:.1} %)", 100.0 * trained, 100.0 * first)
             }
             (None, Some(trained)) => format!(", k-NN top-1 {:.1} %", 100.0 * trained),
             _ => String::new(),

@@ -191,12 +191,12 @@ fn what_is_no_encoder_of_ours_is_refused_in_one_line() {
     refused(&path, &["reading"]); // not there
     refused(folder.path(), &["found no checkpoint"]);
     write(&path, &BTreeMap::from([("visual.proj".into(), zeros(&[3]))]));
+    refused(&path, &["found no encoder among its 1 tensors (visual.proj, ...), expected one of resnet18, resnet34"]);
+    with(&[("a.layer1.0.conv1.weight", zeros(&[1])), ("b.layer1.0.conv1.weight", zeros(&[1]))]);
     refused(
         &path,
-        &["found no layer1.0.conv1.weight among its 1 tensors (visual.proj, ...), expected one of resnet18, resnet34"],
+        &["found 2 encoders, expected one; choose with --prefix \"\" (resnet18 of", "), --prefix a (not supported)"],
     );
-    with(&[("a.layer1.0.conv1.weight", zeros(&[1])), ("b.layer1.0.conv1.weight", zeros(&[1]))]);
-    refused(&path, &["found several encoders (under [\"a.\", \"b.\", \"\"]), expected one"]);
     with(&[("conv1.weight", zeros(&[16, 3, 5, 5]))]);
     refused(&path, &["conv1.weight: found a kernel of 5, expected 7 (stem imagenet) or 3 (stem cifar)"]);
     with(&[("conv1.weight", zeros(&[8, 3, 7, 7]))]);

@@ -9,4 +9,5 @@ mod encoder;
 mod export;
 mod export_folders;
 mod features;
+mod layouts;
 mod pytorch;

@@ -6,6 +6,7 @@ mod support;
 mod containers;
 mod images;
 mod loader;
+mod weights;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports)] // each test binary uses its part
 
 pub mod damage;
+pub mod pytorch;
 pub mod ranks;
 pub mod run;
 

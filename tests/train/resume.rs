@@ -118,7 +118,7 @@ fn another_optimizer_is_named_with_the_way_out() {
         &[
             "--resume: the checkpoint is of another model or optimizer (",
             "optimizer.name: \"adamw\", was \"lars\"",
-            "start a new run in another folder with --set output.dir=",
+            &format!("start a new run from its encoder in another folder: --set model.init={} ", run.dir().display()),
             "exp_avg.encoder.conv1.weight is missing",
         ],
     );
