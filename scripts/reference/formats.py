@@ -88,7 +88,7 @@ def cifar(rng, kind):
 
 
 def stl10(rng):
-    """Three labelled, two unlabelled and two test images."""
+    """Three labeled, two unlabeled and two test images."""
     files = {"class_names.txt": b"\n".join(b"name %d" % number for number in range(10)) + b"\n"}
     for name, count in [("train", 3), ("unlabeled", 2), ("test", 2)]:
         files[f"{name}_X.bin"] = pictures(rng, count, 96).tobytes()

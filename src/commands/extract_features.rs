@@ -40,11 +40,11 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
     let mut writer = evaluation.is_first().then(create).transpose()?;
     log::info!("{}", evaluation.encoder_line());
     let (started, indices) = (Instant::now(), (0..set.len() as u32).collect());
-    let (bar, mut done, mut unlabelled) = (options.bar("features", set.len()), 0, 0);
+    let (bar, mut done, mut unlabeled) = (options.bar("features", set.len()), 0, 0);
     let images = Images { dataset: &set, indices, view: View::Plain, augment: &config.augment };
     stream(encoder, images, options, |batch| {
         done += batch.labels.len();
-        unlabelled += batch.labels.iter().filter(|&&label| label < 0).count();
+        unlabeled += batch.labels.iter().filter(|&&label| label < 0).count();
         bar.iter().for_each(|bar| bar.set(done));
         let Some(writer) = &mut writer else { return Ok(()) };
         let features = if args.normalize { unit_length(&batch.features)? } else { batch.features };
@@ -59,12 +59,12 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         0 => String::new(),
         count => format!(", {count} unreadable images skipped"),
     };
-    let unlabelled = match unlabelled {
+    let unlabeled = match unlabeled {
         0 => String::new(),
         count => format!(", {count} without a label (-1)"),
     };
     print(&format!(
-        "{}: {rows} x {dim} features{skipped}{unlabelled}; {seconds:.1} s, {:.0} images/s",
+        "{}: {rows} x {dim} features{skipped}{unlabeled}; {seconds:.1} s, {:.0} images/s",
         args.output.display(),
         rows as f64 / seconds
     ))

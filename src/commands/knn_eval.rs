@@ -26,7 +26,7 @@ pub fn run(args: &KnnEvalArgs) -> Result<u8> {
 
 fn classify(evaluation: &Evaluation, args: &KnnEvalArgs) -> Result<()> {
     let Evaluation { encoder, options, config, .. } = evaluation;
-    let (train, test) = (evaluation.labelled_train_set()?, evaluation.held_out()?);
+    let (train, test) = (evaluation.labeled_train_set()?, evaluation.labeled_held_out()?);
     // Checked before minutes of work.
     Classes::of(&*train, &**test.as_ref().unwrap_or(&train))?;
     evaluation.check_memory(train.len(), "lower data.limit")?;

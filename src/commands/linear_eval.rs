@@ -11,7 +11,9 @@ use serde_json::json;
 use crate::checkpoint::{check_output, write_file};
 use crate::cli::LinearEvalArgs;
 use crate::config::Config;
-use crate::eval::{ClassWeights, Classes, Encoder, LinearEvalConfig, Outcome, Protocol, Setting, Split, Task, Trial};
+use crate::eval::{
+    ClassWeights, Classes, Encoder, FOLDS, LinearEvalConfig, Outcome, Protocol, Setting, Split, Task, Trial,
+};
 use crate::logging;
 use crate::run::evaluation::{Evaluation, print};
 
@@ -138,14 +140,18 @@ fn evaluate(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<()> {
 fn task(evaluation: &Evaluation, args: &LinearEvalArgs) -> Result<(Task, Protocol)> {
     let config = &evaluation.config;
     let own = &config.linear_eval;
-    let (train, test) = (evaluation.labelled_train_set()?, evaluation.test_set()?);
+    let (train, test) = (evaluation.labeled_train_set()?, evaluation.labeled_test_set()?);
     let protocol = if args.finetune { Protocol::Finetune } else { own.protocol(config.augment.size) };
     let classes = Classes::of(&*train, &*test)?;
     let split = Split::new(&*train, own, args.fraction, protocol)?;
     if own.cached(config.augment.size) && !args.finetune {
         let images = split.train.len() + split.validation.len() + test.len();
-        // L-BFGS has an f64 copy of the features it fits.
-        let copies = if protocol == Protocol::Lbfgs { 3 } else { 1 };
+        // L-BFGS has an f64 copy of the features it fits, and joins those for the last fit.
+        let copies = match protocol {
+            Protocol::Lbfgs if split.cross_validated => 1 + 2 * (FOLDS - 1),
+            Protocol::Lbfgs => 4,
+            _ => 1,
+        };
         evaluation.check_memory(images * copies, "use --set linear_eval.features=augmented, or lower data.limit")?;
     }
     let threads = config.train.threads.unwrap_or_else(|| native::default_threads(evaluation.machine.device).0);

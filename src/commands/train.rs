@@ -164,7 +164,7 @@ impl Setup<'_> {
             total_steps: plan.total_steps,
             steps_per_epoch: plan.steps_per_epoch,
             images: dataset.len(),
-            data: dataset.fingerprint(),
+            data: data::fingerprint(dataset),
             device: native::describe_device(machine.device),
             threads: machine.threads,
             processes: self.group.world(),
@@ -232,33 +232,37 @@ impl Setup<'_> {
         if config.monitor.knn_every.is_none() {
             return Ok(None);
         }
-        let Some(labelled) = data::subset::labelled(bank.clone()) else {
+        let Some(labeled) = data::subset::labeled(bank.clone()) else {
             log::info!("no k-NN accuracy: no training image has a label");
             return Ok(None);
         };
-        if !eval::several_classes(&*labelled) {
-            log::info!("no k-NN accuracy: all labelled training images are of one class");
+        if !eval::several_classes(&*labeled) {
+            log::info!("no k-NN accuracy: all labeled training images are of one class");
             return Ok(None);
         }
-        if labelled.len() < bank.len() {
-            log::info!("k-NN: using the {} labeled of {} training images", labelled.len(), bank.len());
+        if labeled.len() < bank.len() {
+            log::info!("k-NN: using the {} labeled of {} training images", labeled.len(), bank.len());
         }
-        let mut queries = data::open_eval(&config.data).context("data.eval_path")?;
-        if queries.as_ref().is_some_and(|set| !setup::labelled(&**set)) {
+        let held_out = data::open_eval(&config.data).context("data.eval_path")?;
+        let queries = held_out.clone().and_then(data::subset::labeled);
+        if held_out.is_some() && queries.is_none() {
             if config.data.eval_path.is_some() {
                 bail!(
-                    "data.eval_path: found images without labels, expected labels for all; remove it, or set monitor.knn_every=null"
+                    "data.eval_path: found no image with a label, expected labels; remove it, or set monitor.knn_every=null"
                 );
             }
             log::info!("k-NN: the images beside the training set have no labels and are not used");
-            queries = None;
         }
         match &queries {
-            Some(set) => log::info!("k-NN: {} held-out images", set.len()),
+            Some(set) => {
+                let all = held_out.map_or(0, |all| all.len());
+                let part = if set.len() < all { format!(" that have a label, of {all}") } else { String::new() };
+                log::info!("k-NN: {} held-out images{part}", set.len());
+            }
             None => log::info!("k-NN: no held-out images (data.eval_path); leave-one-out on training images"),
         }
         Ok(Some(KnnWatch {
-            bank: labelled,
+            bank: labeled,
             queries,
             monitor: config.monitor.clone(),
             augment: config.augment.clone(),

@@ -86,6 +86,29 @@ pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
     Ok(formats::open_eval(config)?.map(|set| converted(set, config)))
 }
 
+/// [`Dataset::fingerprint`], and after a dash another of the labels and the classes' names, if there are any.
+pub fn fingerprint(set: &dyn Dataset) -> String {
+    let labels: Vec<i64> = (0..set.len()).map(|index| set.label(index).unwrap_or(-1)).collect();
+    let own = set.fingerprint();
+    if labels.iter().all(|&label| label < 0) {
+        return own;
+    }
+    let mut hasher = Sha256::new();
+    labels.iter().for_each(|label| hasher.update(label.to_le_bytes()));
+    format!("{own}-{}", digest([files::hex(&hasher.finalize())].into_iter().chain(set.class_names())))
+}
+
+/// Whether two of [`fingerprint`]'s are of the same set; older ones know nothing of labels.
+pub fn same(then: &str, now: &str) -> bool {
+    then == now || now.split_once('-').is_some_and(|(images, _)| images == then)
+}
+
+/// The beginning of a fingerprint's parts, for messages.
+pub fn short(fingerprint: &str) -> String {
+    let parts = fingerprint.split('-').map(|part| part.chars().take(8).collect::<String>() + "...");
+    parts.collect::<Vec<_>>().join(", labels ")
+}
+
 /// SHA-256 (hex) of a list of texts.
 pub(crate) fn digest(parts: impl IntoIterator<Item = String>) -> String {
     let mut hasher = Sha256::new();

@@ -40,7 +40,7 @@ pub fn spread(len: usize, count: usize) -> Vec<u32> {
 }
 
 /// Keeps the images with a label; `None` if there are none.
-pub fn labelled(inner: Arc<dyn Dataset>) -> Option<Arc<dyn Dataset>> {
+pub fn labeled(inner: Arc<dyn Dataset>) -> Option<Arc<dyn Dataset>> {
     let indices: Vec<u32> = (0..inner.len()).filter(|&at| inner.label(at).is_some()).map(|at| at as u32).collect();
     match indices.len() {
         0 => None,

@@ -23,7 +23,7 @@ pub enum FeatureMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Solver {
-    /// SGD. L-BFGS is exact, but takes minutes for some thousand images.
+    /// L-BFGS for cached features, SGD for augmented ones.
     #[default]
     Auto,
     /// Logistic regression with an L2 penalty, solved by L-BFGS in f64: the paper's protocol for transfer.
@@ -50,7 +50,7 @@ pub enum ClassWeights {
 pub struct LinearEvalConfig {
     /// auto, cached or augmented. Default auto.
     pub features: FeatureMode,
-    /// auto, lbfgs or sgd. Default auto: sgd, because lbfgs takes minutes for some thousand images.
+    /// auto, lbfgs or sgd. Default auto: lbfgs for cached features, sgd for augmented ones.
     pub solver: Solver,
     /// none or balanced. Default none.
     pub class_weights: ClassWeights,
@@ -121,7 +121,7 @@ impl LinearEvalConfig {
     /// How linear classifiers are trained on images of `size` pixels.
     pub fn protocol(&self, size: usize) -> Protocol {
         match (self.cached(size), self.solver) {
-            (true, Solver::Lbfgs) => Protocol::Lbfgs,
+            (true, Solver::Auto | Solver::Lbfgs) => Protocol::Lbfgs,
             _ => Protocol::Sgd,
         }
     }
@@ -191,7 +191,7 @@ mod tests {
         let sgd = LinearEvalConfig { solver: Solver::Sgd, ..config.clone() };
         let protocols = [&config, &lbfgs, &augmented, &sgd].map(|config| [95, 96].map(|size| config.protocol(size)));
         let [l, s] = [Protocol::Lbfgs, Protocol::Sgd];
-        assert_eq!(protocols, [[s, s], [l, l], [s, s], [s, s]]);
+        assert_eq!(protocols, [[l, s], [l, l], [s, s], [s, s]]);
         assert_eq!(LinearEvalConfig::scaled(0.4, 1024), 1.6);
         let bad = LinearEvalConfig {
             epochs: 0,

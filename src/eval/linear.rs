@@ -13,7 +13,7 @@ use crate::data::Dataset;
 /// Up to this many labels the penalty is chosen by cross-validation, since a tenth of them would be too few.
 const CROSS_VALIDATED: usize = 10_000;
 /// Folds of cross-validation.
-pub(super) const FOLDS: usize = 5;
+pub const FOLDS: usize = 5;
 
 /// An evaluation's data and settings, independent of the encoder.
 pub struct Task {

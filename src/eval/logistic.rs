@@ -7,38 +7,31 @@
 //! difference of the two here, so that its C is `2 / penalty`.
 //!
 //! Inside, features are centered, which moves the intercepts and nothing else and makes the problem better conditioned.
-//! L-BFGS starts from the inverse of the Hessian's blocks on the diagonal, one for each class.
+//! Several penalties are fitted fast one after another, from strong to weak: each fit starts where the last steps lead,
+//! with the same preconditioner, and with the curvature that the fits before have seen, since a penalty adds a known
+//! term to it.
 
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::lbfgs::{Objective, minimize};
-use crate::rng::{Purpose, Stream};
+use super::curvature::Curvature;
+use super::lbfgs::{Memory, Objective, minimize};
+use super::softmax::CrossEntropy;
 
-/// Images whose scores are in memory at once.
-const BLOCK: i64 = 4096;
-/// Rows for each dimension that the preconditioner is made from, at most.
-const ROWS_PER_DIMENSION: i64 = 4;
-/// Most numbers of the preconditioner: beyond it all classes share one block.
-const MAX_BLOCKS: i64 = 1 << 26;
-/// Steps up to which a preconditioner serves the next penalty, too.
-const REUSED: usize = 20;
 /// Most L-BFGS steps of one fit.
 const MAX_ITERATIONS: usize = 1000;
+/// Tolerance on the way to a weak penalty.
+const COARSE: f64 = 1e-2;
 
-/// A problem: labelled features, of which several penalties may be fitted in turn.
+/// A problem: labeled features, of which several penalties may be fitted in turn.
 pub struct Logistic {
-    rows: Tensor,            // [N, D + 1], centered, the last column 1
-    mean: Tensor,            // [D]
-    classes: Tensor,         // [N]
-    weights: Option<Tensor>, // [N]
-    count: i64,
+    loss: CrossEntropy,
+    curvature: Curvature,
+    memory: Memory,
+    mean: Tensor,  // [D]
+    start: Tensor, // [C, D + 1], 0
+    spread: f64,   // mean eigenvalue of the Hessian at the start
     penalty: f64,
-    sample: Tensor,          // rows that the preconditioner is made from, [n, D + 1]
-    sample_weights: Tensor,  // [n, 1], how many rows each stands for
-    probabilities: Tensor,   // of the sample's classes at the last point, [n, C]
-    curvature: Tensor,       // [C or 1, D + 1, D + 1], without the penalty
-    factors: Option<Tensor>, // Cholesky factors of the same with it
 }
 
 /// A fitted classifier.
@@ -59,56 +52,74 @@ impl Classifier {
 
 /// A fit in the problem's own coordinates, from which the next one may start.
 pub struct Fit {
-    at: Tensor, // [D + 1, C]
+    at: Tensor,           // [C, D + 1]
+    penalty: Option<f64>, // none before the first fit
+    way: Option<Way>,
     /// L-BFGS steps.
     pub iterations: usize,
     /// Whether the tolerance was reached.
     pub converged: bool,
 }
 
+/// Where the fits are going.
+struct Way {
+    step: Tensor, // from one fit to the next
+    length: f64,  // difference of their penalties' logarithms
+}
+
+impl Fit {
+    /// Another fit of the same weights.
+    pub fn again(&self) -> Self {
+        let way = self.way.as_ref().map(|way| Way { step: way.step.shallow_clone(), length: way.length });
+        Self { at: self.at.shallow_clone(), way, ..*self }
+    }
+
+    /// The weights expected for a penalty: as far on the way as penalties go on, at most as far again.
+    fn expected(&self, penalty: f64) -> Tensor {
+        match (&self.way, self.penalty) {
+            (Some(way), Some(from)) => &self.at + &way.step * ((penalty / from).ln() / way.length).clamp(-1.0, 1.0),
+            _ => self.at.copy(),
+        }
+    }
+}
+
 impl Logistic {
     /// Features `[N, D]` of classes `[N]` (int64), numbers below `count`; each image counts as often as its weight
-    /// (`[N]`, f64), or once.
-    pub fn new(features: &Tensor, classes: &Tensor, weights: Option<Tensor>, count: i64) -> Result<Self> {
+    /// (`[N]`, f64), or once. On the CPU up to `threads` threads fit it; the last digits depend on their number.
+    pub fn new(
+        features: &Tensor,
+        classes: &Tensor,
+        weights: Option<&Tensor>,
+        count: i64,
+        threads: usize,
+    ) -> Result<Self> {
         let (n, dim) = features.size2()?;
         let options = (Kind::Double, features.device());
         let rows = Tensor::f_ones([n, dim + 1], options)?;
         let mean = features.mean_dim([0i64].as_slice(), false, Kind::Double);
-        rows.narrow(1, 0, dim).f_copy_(&features.f_to_kind(Kind::Double)?.f_sub(&mean)?)?;
-        ensure!(rows.isfinite().all().int64_value(&[]) == 1, "the features hold NaN or Inf; is the encoder damaged?");
-        let mut chosen: Vec<i64> = (0..n).collect();
-        // At random: the classes of a set may take turns.
-        Stream::new(0, Purpose::Subset, 0, 0, 4).shuffle(&mut chosen);
-        chosen.truncate((ROWS_PER_DIMENSION * (dim + 1)) as usize);
-        let chosen = Tensor::from_slice(&chosen).to_device(features.device());
-        let sample = rows.f_index_select(0, &chosen)?;
-        let sampled = sample.size()[0];
-        let each = Tensor::full([sampled, 1], n as f64 / sampled as f64, options);
-        let sample_weights = weights.as_ref().map_or(each.copy(), |w| each * w.index_select(0, &chosen).unsqueeze(1));
-        let mut problem = Self {
-            rows,
+        let mut centered = rows.narrow(1, 0, dim);
+        centered.f_copy_(features)?;
+        let _ = centered.f_sub_(&mean)?;
+        let spread = centered.norm().double_value(&[]).powi(2) / (dim * count) as f64;
+        ensure!(spread.is_finite(), "the features hold NaN or Inf; is the encoder damaged?");
+        Ok(Self {
+            loss: CrossEntropy::new(&rows, classes, weights, threads),
+            curvature: Curvature::new(&rows, weights, count, threads),
+            memory: Memory::default(),
             mean,
-            classes: classes.shallow_clone(),
-            weights,
-            count,
-            penalty: 1.0,
-            probabilities: Tensor::full([sampled, count], 1.0 / count as f64, options),
-            sample,
-            sample_weights,
-            curvature: Tensor::empty([0], options),
-            factors: None,
-        };
-        problem.refresh()?;
-        Ok(problem)
+            start: Tensor::f_zeros([count, dim + 1], options)?,
+            spread,
+            penalty: 0.0,
+        })
     }
 
     /// Weights and intercepts of 0.
     pub fn start(&self) -> Fit {
-        let shape = [self.rows.size()[1], self.count];
-        Fit { at: Tensor::zeros(shape, (Kind::Double, self.rows.device())), iterations: 0, converged: true }
+        Fit { at: self.start.copy(), penalty: None, way: None, iterations: 0, converged: true }
     }
 
-    /// The minimum for a penalty, found from another one's; relative error of the weights about `tolerance`.
+    /// The minimum for a penalty, found from another one's or from the start; relative error of the weights about
+    /// `tolerance`.
     /// # Errors
     /// `tick`'s own, called before every step of L-BFGS.
     pub fn fit(
@@ -118,90 +129,78 @@ impl Logistic {
         tolerance: f64,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Fit> {
-        self.penalty = penalty;
-        if from.iterations > REUSED {
-            let _ = self.evaluate(&from.at)?; // for the probabilities there
-            self.refresh()?;
-        } else {
-            self.factorize()?;
+        let mut from = from.again();
+        // A weak penalty is far from the start, where the Hessian is another one: it is approached by way of others.
+        let decades =
+            if from.penalty.is_none() { (self.spread / penalty).log10().floor().clamp(0.0, 30.0) } else { 0.0 };
+        for decade in (1..=decades as i32).rev() {
+            from = self.one(penalty * 10f64.powi(decade), &from, COARSE, tick)?;
         }
-        let found = minimize(self, &from.at, tolerance, MAX_ITERATIONS, tick)?;
-        Ok(Fit { at: found.at, iterations: found.iterations, converged: found.converged })
+        self.one(penalty, &from, tolerance, tick)
+    }
+
+    fn one(&mut self, penalty: f64, from: &Fit, tolerance: f64, tick: &mut dyn FnMut() -> Result<()>) -> Result<Fit> {
+        let start = from.expected(penalty);
+        if penalty != self.penalty {
+            let added = penalty - self.penalty;
+            self.memory.add(|step| without_intercepts(step) * added);
+            self.penalty = penalty;
+            self.curvature.factorize(penalty)?;
+        }
+        let mut memory = std::mem::take(&mut self.memory);
+        let found = minimize(self, &mut memory, &start, tolerance, MAX_ITERATIONS, tick);
+        self.memory = memory;
+        let found = found?;
+        let way = from
+            .penalty
+            .filter(|&before| before != penalty)
+            .map(|before| Way { step: &found.at - &from.at, length: (penalty / before).ln() });
+        let iterations = found.iterations;
+        Ok(Fit { at: found.at, penalty: Some(penalty), way, iterations, converged: found.converged })
     }
 
     /// A fit as a classifier of features as they are.
     pub fn classifier(&self, fit: &Fit) -> Classifier {
-        let dim = self.rows.size()[1] - 1;
-        let weight = fit.at.narrow(0, 0, dim).copy();
-        let bias = fit.at.get(dim) - self.mean.matmul(&weight);
+        let dim = self.mean.size()[0];
+        let weight = fit.at.narrow(1, 0, dim).tr().contiguous();
+        let bias = fit.at.select(1, dim) - self.mean.matmul(&weight);
         Classifier { weight, bias }
     }
+}
 
-    fn factorize(&mut self) -> Result<()> {
-        let diagonal = Tensor::full([self.curvature.size()[1]], self.penalty, (Kind::Double, self.rows.device()));
-        // Intercepts have no penalty: a trace of one keeps the matrix regular where a class is certain.
-        let _ = diagonal.get(-1).f_fill_(1e-8 * self.rows.size()[0] as f64)?;
-        let matrix = &self.curvature + diagonal.diag(0);
-        self.factors = Some(matrix.f_linalg_cholesky(false)?);
-        Ok(())
-    }
+/// Weights `[C, D + 1]` with intercepts of 0.
+fn without_intercepts(at: &Tensor) -> Tensor {
+    let weights = at.copy();
+    let _ = weights.select(1, -1).zero_();
+    weights
 }
 
 impl Objective for Logistic {
     fn evaluate(&mut self, at: &Tensor) -> Result<(f64, Tensor)> {
-        let (n, dim) = (self.rows.size()[0], self.rows.size()[1] - 1);
-        let (mut loss, mut gradient) = (0.0, at * self.penalty);
-        let _ = gradient.get(dim).f_zero_()?;
-        let weight = at.narrow(0, 0, dim);
-        loss += self.penalty / 2.0 * (&weight * &weight).sum(Kind::Double).double_value(&[]);
-        for start in (0..n).step_by(BLOCK as usize) {
-            let part = |t: &Tensor| t.narrow(0, start, BLOCK.min(n - start));
-            let (rows, own) = (part(&self.rows), part(&self.classes).unsqueeze(1));
-            let scores = rows.f_matmul(at)?.f_log_softmax(1, Kind::Double)?;
-            let mut losses = scores.f_gather(1, &own, false)?;
-            let mut slope = scores.f_exp()?;
-            let _ = slope.f_scatter_add_(1, &own, &Tensor::full_like(&losses, -1.0))?;
-            if let Some(weights) = &self.weights {
-                let weights = part(weights).unsqueeze(1);
-                losses *= &weights;
-                slope *= weights;
-            }
-            loss -= losses.sum(Kind::Double).double_value(&[]);
-            gradient = gradient.f_addmm(&rows.tr(), &slope)?;
-        }
-        self.probabilities = self.sample.f_matmul(at)?.f_softmax(1, Kind::Double)?;
-        Ok((loss, gradient))
+        let (loss, gradient) = self.loss.evaluate(at)?;
+        let weights = without_intercepts(at);
+        let squares = weights.square().sum(Kind::Double).double_value(&[]);
+        Ok((loss + self.penalty / 2.0 * squares, gradient + weights * self.penalty))
     }
 
-    fn refresh(&mut self) -> Result<()> {
-        let size = self.sample.size()[1];
-        let mut each: Tensor = &self.probabilities * (1.0 - &self.probabilities);
-        if self.count * size * size > MAX_BLOCKS {
-            each = each.mean_dim([1i64].as_slice(), true, Kind::Double);
-        }
-        each *= &self.sample_weights;
-        let block = |at: i64| Ok(self.sample.tr().f_matmul(&(&self.sample * each.narrow(1, at, 1)))?);
-        let blocks = (0..each.size()[1]).map(block).collect::<Result<Vec<_>>>()?;
-        self.curvature = Tensor::f_stack(&blocks, 0)?;
-        self.factorize()
+    fn refresh(&mut self, at: &Tensor) -> Result<()> {
+        self.curvature.refresh(&self.loss.probabilities(at)?)?;
+        self.curvature.factorize(self.penalty)
+    }
+
+    fn lifetime(&self) -> usize {
+        self.curvature.lifetime()
     }
 
     fn precondition(&self, gradient: &Tensor) -> Result<Tensor> {
-        // Adding the same vector to the weights of every class changes no probability: the gradient's mean over the
-        // classes is only the penalty's, 0 at the minimum, and stays 0 on the way.
-        let centered = |t: &Tensor| t - t.mean_dim([1i64].as_slice(), true, Kind::Double);
-        let Some(factors) = &self.factors else { return Ok(gradient.copy()) };
-        let solved = match self.curvature.size()[0] {
-            1 => centered(gradient).unsqueeze(0).f_cholesky_solve(factors, false)?.squeeze_dim(0),
-            _ => centered(gradient).tr().unsqueeze(2).f_cholesky_solve(factors, false)?.squeeze_dim(2).tr(),
-        };
-        Ok(centered(&solved))
+        self.curvature.solve(gradient)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Purpose, Stream};
     use tch::Device;
 
     /// Six features, two of them always 0, of three classes.
@@ -214,7 +213,7 @@ mod tests {
         };
         let features = Tensor::from_slice(&(0..90 * 6).map(value).collect::<Vec<f32>>()).reshape([90, 6]);
         let classes = Tensor::from_slice(&classes);
-        let problem = Logistic::new(&features, &classes, weights, 3).expect("a problem");
+        let problem = Logistic::new(&features, &classes, weights.as_ref(), 3, 2).expect("a problem");
         (features, classes, problem)
     }
 
@@ -249,7 +248,7 @@ mod tests {
         let (_, _, mut weighted) = problem(Some(twice.to_kind(Kind::Double) + 1.0));
         let odd = twice.nonzero().squeeze_dim(1);
         let both = |t: &Tensor| Tensor::cat(&[t.shallow_clone(), t.index_select(0, &odd)], 0);
-        let mut repeated = Logistic::new(&both(&features), &both(&classes), None, 3).expect("a problem");
+        let mut repeated = Logistic::new(&both(&features), &both(&classes), None, 3, 1).expect("a problem");
         let expected = fit(&mut repeated, 0.1);
         let strong = weighted.fit(100.0, &weighted.start(), 1e-9, &mut || Ok(())).expect("a fit");
         let warm = weighted.fit(0.1, &strong, 1e-9, &mut || Ok(())).expect("a fit");

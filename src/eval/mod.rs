@@ -3,6 +3,7 @@
 mod accuracy;
 mod branch;
 mod config;
+mod curvature;
 mod encoder;
 mod features;
 mod finetune;
@@ -12,8 +13,10 @@ mod labels;
 mod lbfgs;
 mod linear;
 mod logistic;
+mod parallel;
 mod probe;
 mod sgd;
+mod softmax;
 mod store;
 mod transfer;
 
@@ -25,7 +28,7 @@ pub use encoder::{Encoder, EncoderOptions};
 pub use features::{Encoded, ExtractOptions, Features, Images, Interrupted, View, extract, stream};
 pub use knn::{KnnAccuracy, knn, knn_top1};
 pub use labels::{Classes, several_classes, stratified};
-pub use linear::{Outcome, Protocol, Setting, Split, Task, Trial};
+pub use linear::{FOLDS, Outcome, Protocol, Setting, Split, Task, Trial};
 pub use logistic::{Classifier, Fit, Logistic};
 pub use probe::Probes;
 pub use store::{FeatureWriter, Table};

@@ -12,13 +12,10 @@ use super::linear::{FOLDS, Outcome, Protocol, Rows, Setting, Task, Trial, too_fe
 use super::logistic::{Classifier, Fit, Logistic};
 use crate::rng::{Purpose, Stream};
 
-/// Relative error of weights where penalties are compared: accuracies differ by some 0.01 points.
-const ROUGH: f64 = 1e-4;
+/// Relative error of weights where penalties are compared: accuracies differ by some 0.05 points.
+const ROUGH: f64 = 1e-3;
 /// The same of the classifier that is tested.
 const FINE: f64 = 1e-6;
-/// Numbers in the features below which threads would wait for each other longer than they save; beside busy processes
-/// ten times as long.
-const SMALL: usize = 1 << 22;
 /// How often the processes that wait for the first one hear of it.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
@@ -78,7 +75,7 @@ impl Task {
     fn on_the_first(&self, rows: &Rows, work: impl FnOnce() -> Result<Chosen>) -> Result<Chosen> {
         let work = || {
             let own = tch::get_num_threads();
-            native::set_threads(if rows.features.numel() < SMALL { 1 } else { self.threads });
+            native::set_threads(1); // several fit it, but each by itself
             let chosen = work();
             native::set_threads(own as usize);
             chosen
@@ -125,6 +122,7 @@ impl Task {
             false => Vec::new(),
         };
         let mut tick = self.heartbeat();
+        let mut nearest = None;
         let mut paths =
             parts.iter().map(|[rest, part]| self.path(&train.at(rest), train.at(part))).collect::<Result<Vec<_>>>()?;
         if validation.len() > 0 {
@@ -135,8 +133,9 @@ impl Task {
         if paths.is_empty() {
             ensure!(trials.len() < 2, too_few(trials.len(), train.len(), "give one penalty"));
         } else {
-            self.walk(&mut paths, &mut trials, &mut tick)?;
+            nearest = self.walk(&mut paths, &mut trials, &mut tick)?;
         }
+        drop(paths); // their copies of the features
         // Strictly more, from the strongest penalty on: equal ones are for the stronger.
         let score = |at: usize| trials[at].score(self.config.class_weights).unwrap_or(0.0);
         let at = (1..trials.len()).fold(0, |best, at| if score(at) > score(best) { at } else { best });
@@ -147,9 +146,10 @@ impl Task {
                     classes: Tensor::cat(&[&train.classes, &validation.classes], 0),
                 },
                 penalties[at],
+                nearest,
                 &mut tick,
             )?,
-            false => self.fit(train, penalties[at], &mut tick)?,
+            false => self.fit(train, penalties[at], nearest, &mut tick)?,
         };
         Ok(Chosen { trials, at, classifier })
     }
@@ -162,7 +162,9 @@ impl Task {
     /// Fits the penalties from the strongest on, each from the one before, on every path, and counts what they make of the
     /// held-out images. Weaker and weaker ones take ever longer and only fit the training images better: the walk ends
     /// where the held-out loss has kept rising, and the accuracy has not been the best, for [`PATIENCE`] penalties.
-    fn walk(&self, paths: &mut [Path], trials: &mut [Trial], tick: Tick) -> Result<()> {
+    /// Returns a fit for the penalty with the highest accuracy.
+    fn walk(&self, paths: &mut [Path], trials: &mut [Trial], tick: Tick) -> Result<Option<Fit>> {
+        let mut nearest = None;
         let (count, weights) = (trials.len(), self.config.class_weights);
         let bar = self.options.bar("logistic regression: penalties", count);
         let (mut best, mut lowest, mut since) = (f64::NEG_INFINITY, f64::INFINITY, 0);
@@ -176,6 +178,9 @@ impl Task {
             trial.judged(&tally.accuracies()?[0]);
             bar.iter().for_each(|bar| bar.set(at + 1));
             let (score, loss) = (trial.score(weights).unwrap_or(0.0), trial.validation_loss.unwrap_or(f64::INFINITY));
+            if score > best {
+                nearest = Some(paths[0].fit.again());
+            }
             since = if score > best || loss < lowest { 0 } else { since + 1 };
             (best, lowest) = (best.max(score), lowest.min(loss));
             if since == PATIENCE {
@@ -183,12 +188,14 @@ impl Task {
                 break;
             }
         }
-        Ok(())
+        Ok(nearest)
     }
 
-    fn fit(&self, rows: &Rows, penalty: f64, tick: Tick) -> Result<Classifier> {
+    /// Fits a penalty for good, from near the result if that is known.
+    fn fit(&self, rows: &Rows, penalty: f64, near: Option<Fit>, tick: Tick) -> Result<Classifier> {
         let mut problem = self.problem(rows)?;
-        let fit = problem.fit(penalty, &problem.start(), FINE, tick)?;
+        let start = near.unwrap_or_else(|| problem.start());
+        let fit = problem.fit(penalty, &start, FINE, tick)?;
         if !fit.converged {
             log::warn!("linear_eval: L-BFGS did not converge in {} steps at penalty {penalty:e}", fit.iterations);
         }
@@ -197,7 +204,7 @@ impl Task {
 
     fn problem(&self, rows: &Rows) -> Result<Logistic> {
         let weights = self.class_weights(&rows.classes).map(|weights| weights.index_select(0, &rows.classes));
-        Logistic::new(&rows.features, &rows.classes, weights, self.classes.count())
+        Logistic::new(&rows.features, &rows.classes, weights.as_ref(), self.classes.count(), self.threads)
     }
 
     /// Looks for signals, and keeps the processes that wait from taking this one for lost.

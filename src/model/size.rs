@@ -15,6 +15,9 @@ pub struct Size {
     pub activations: u64,
     /// The largest output of a layer, per image.
     pub largest: u64,
+    /// The largest matrix of patches that a convolution makes of its input, per image, where it is computed as a product
+    /// of matrices.
+    pub columns: u64,
 }
 
 impl ModelConfig {
@@ -35,6 +38,10 @@ impl ModelConfig {
                     Op::Relu | Op::Add | Op::GlobalAvgPool => 0,
                 };
             size.largest = size.largest.max(output.values());
+            if let Op::Conv { input, kernel, groups, .. } = layer.op {
+                let patch = (input / groups * kernel * kernel) as u64;
+                size.columns = size.columns.max(patch * (output.side * output.side) as u64);
+            }
             features = output.channels as u64;
         }
         let (hidden, dim) = (self.projector_hidden as u64, self.projection_dim as u64);
@@ -90,14 +97,15 @@ mod tests {
     /// Two layers of each head, and in the encoder twice every convolution's output; with the first pooling's.
     #[test]
     fn activations_are_what_the_backward_pass_needs() {
-        for (arch, width, stem, side, activations, largest) in [
-            (Arch::Resnet18, 1.0, Stem::Cifar, 32, 1_245_696, 65_536),
-            (Arch::Resnet18, 0.25, Stem::Cifar, 97, 2_906_976, 150_544),
-            (Arch::Resnet50, 1.0, Stem::Imagenet, 224, 23_248_384, 802_816),
-            (Arch::Resnet50, 0.5, Stem::Imagenet, 97, 2_544_224, 80_000),
+        for (arch, width, stem, side, activations, largest, columns) in [
+            (Arch::Resnet18, 1.0, Stem::Cifar, 32, 1_245_696, 65_536, 64 * 9 * 1024),
+            (Arch::Resnet18, 0.25, Stem::Cifar, 97, 2_906_976, 150_544, 16 * 9 * 97 * 97),
+            (Arch::Resnet50, 1.0, Stem::Imagenet, 224, 23_248_384, 802_816, 3 * 49 * 112 * 112),
+            (Arch::Resnet50, 0.5, Stem::Imagenet, 97, 2_544_224, 80_000, 3 * 49 * 49 * 49),
         ] {
             let size = ModelConfig { arch, width, stem, ..ModelConfig::default() }.size(side);
-            assert_eq!((size.activations, size.largest), (activations, largest), "{arch} {width} {stem} {side}");
+            let found = (size.activations, size.largest, size.columns);
+            assert_eq!(found, (activations, largest, columns), "{arch} {width} {stem} {side}");
         }
     }
 }

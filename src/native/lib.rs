@@ -83,6 +83,17 @@ pub fn set_threads(threads: usize) {
     tch::set_num_threads(threads as i32);
 }
 
+/// Whether oneDNN computes convolutions in bf16 on the CPU; libtorch has its own, slow and large, where it does not.
+pub fn convolves_in_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let processor = std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512dq");
+    #[cfg(not(target_arch = "x86_64"))]
+    let processor = true;
+    processor
+}
+
 /// Whether bf16 is faster than fp32 on a device: any GPU that libtorch 2.11 supports, and processors with bf16
 /// products.
 pub fn computes_in_bf16(device: Device) -> bool {

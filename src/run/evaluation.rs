@@ -192,13 +192,13 @@ impl Evaluation {
             None => data::open_train(&self.config.data).context("data.path")?,
         };
         ranks::agree_on_data(self.group(), "data.path", &*set)?;
-        let (now, short) = (set.fingerprint(), |sum: &str| sum.chars().take(8).collect::<String>());
-        if let Some(then) = self.trained_on.as_ref().filter(|then| **then != now && self.is_first()) {
+        let now = data::fingerprint(&*set);
+        if let Some(then) = self.trained_on.as_ref().filter(|then| !data::same(then, &now) && self.is_first()) {
             log::warn!(
-                "data.path: these are not the images that the run was trained on: names, sizes or number differ \
-                 (fingerprint {}..., then {}...); --set data.path=... names others",
-                short(&now),
-                short(then)
+                "data.path: these are not the images that the run was trained on: names, sizes, number or labels differ \
+                 (fingerprint {}, then {}); --set data.path=... names others",
+                data::short(&now),
+                data::short(then)
             );
         }
         Ok(set)
@@ -207,14 +207,17 @@ impl Evaluation {
     /// The labeled training images.
     /// # Errors
     /// They cannot be opened; none is labeled.
-    pub fn labelled_train_set(&self) -> Result<Arc<dyn Dataset>> {
-        let all = self.train_set()?;
-        let labelled = data::subset::labelled(all.clone());
-        let labelled = labelled.context("data.path: found no label for any image, expected images with classes")?;
-        if labelled.len() < all.len() {
-            log::info!("{} of {} training images have a label and are used", labelled.len(), all.len());
+    pub fn labeled_train_set(&self) -> Result<Arc<dyn Dataset>> {
+        self.labeled(self.train_set()?, "data.path", "training")
+    }
+
+    fn labeled(&self, all: Arc<dyn Dataset>, key: &str, what: &str) -> Result<Arc<dyn Dataset>> {
+        let labeled = data::subset::labeled(all.clone())
+            .with_context(|| format!("{key}: found no label for any image, expected images with classes"))?;
+        if labeled.len() < all.len() && self.is_first() {
+            log::info!("{} of {} {what} images have a label and are used", labeled.len(), all.len());
         }
-        Ok(labelled)
+        Ok(labeled)
     }
 
     /// The held-out images, if there are any.
@@ -224,6 +227,20 @@ impl Evaluation {
             ranks::agree_on_data(self.group(), "data.eval_path", &**set)?;
         }
         Ok(set)
+    }
+
+    /// The labeled held-out images, if there are any.
+    /// # Errors
+    /// There are some, but none is labeled.
+    pub fn labeled_held_out(&self) -> Result<Option<Arc<dyn Dataset>>> {
+        self.held_out()?.map(|all| self.labeled(all, "data.eval_path", "held-out")).transpose()
+    }
+
+    /// The labeled held-out images, which must exist.
+    /// # Errors
+    /// There are no held-out images, or none is labeled.
+    pub fn labeled_test_set(&self) -> Result<Arc<dyn Dataset>> {
+        self.labeled(self.test_set()?, "data.eval_path", "held-out")
     }
 
     /// The held-out images, which must exist.

@@ -7,7 +7,6 @@ use tch::Device;
 
 use crate::byol::{Byol, Ranks};
 use crate::config::Config;
-use crate::data::Dataset;
 use crate::data::loader::LoaderOptions;
 use crate::distributed::{self, Group, RankInfo};
 use crate::model::{Network, SyncBatchNorm};
@@ -110,9 +109,4 @@ pub fn executor(config: &Config, machine: &Machine, group: &Group) -> Result<Exe
 pub fn signal(signals: &Signals) -> Arc<dyn Fn() -> Option<i32>> {
     let signals = signals.clone();
     Arc::new(move || signals.exit_code())
-}
-
-/// Whether every image has a label.
-pub fn labelled(set: &dyn Dataset) -> bool {
-    (0..set.len()).all(|index| set.label(index).is_some_and(|label| label >= 0))
 }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::checkpoint::Manifest;
 use crate::cli::RanksArgs;
 use crate::config::Config;
-use crate::data::Dataset;
 use crate::data::loader::BadImages;
+use crate::data::{self, Dataset};
 use crate::distributed::{self, Agreement, Backend, Group, RankInfo};
 use crate::run::machine::Machine;
 
@@ -118,7 +118,7 @@ fn differences(config: &Config, own: &Value, first: &Value) -> Result<Vec<String
 
 /// Fails unless all processes have the same images.
 pub fn agree_on_data(group: &Group, what: &str, set: &dyn Dataset) -> Result<()> {
-    group.agree(what, || Ok(format!("{} images, index {}", set.len(), set.fingerprint())))
+    group.agree(what, || Ok(format!("{} images, index {}", set.len(), data::fingerprint(set))))
 }
 
 /// Number of distinct bad images over all processes.

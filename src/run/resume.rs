@@ -9,6 +9,7 @@ use tch::Tensor;
 use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::config::Config;
+use crate::data;
 use crate::distributed::Group;
 use crate::train::Plan;
 
@@ -98,11 +99,10 @@ impl Resume<'_> {
                  --allow-config-change"
             ),
         }
-        if saved.data != now.data {
-            let set =
-                |m: &Manifest| format!("{} images (fingerprint {}...)", m.images, m.data.get(..8).unwrap_or("none"));
+        if !data::same(&saved.data, &now.data) {
+            let set = |m: &Manifest| format!("{} images (fingerprint {})", m.images, data::short(&m.data));
             log::warn!(
-                "the training images changed since the checkpoint, in names, sizes or number: {} then, {} now; the run \
+                "the training images changed since the checkpoint, in names, sizes, number or labels: {} then, {} now; the run \
                  continues with the current ones",
                 set(saved),
                 set(now)

@@ -165,11 +165,11 @@ fn stl10_is_read_as_torchvision_reads_it() {
         let train = open_train(&DataConfig { split: Some(Split::Train), ..default }).unwrap();
         assert_ne!(set.fingerprint(), train.fingerprint());
         // Those with labels are what k-NN compares with.
-        let labelled = subset::labelled(set.clone()).unwrap();
-        assert_eq!((labelled.len(), labelled.describe(2)), (3, set.describe(2)));
-        assert_eq!(subset::labelled(train.clone()).unwrap().len(), 3);
+        let labeled = subset::labeled(set.clone()).unwrap();
+        assert_eq!((labeled.len(), labeled.describe(2)), (3, set.describe(2)));
+        assert_eq!(subset::labeled(train.clone()).unwrap().len(), 3);
         let unlabeled = DataConfig { split: Some(Split::Unlabeled), ..config(Format::Stl10, &path) };
-        assert!(subset::labelled(open_train(&unlabeled).unwrap()).is_none());
+        assert!(subset::labeled(open_train(&unlabeled).unwrap()).is_none());
     }
 }
 

@@ -182,7 +182,7 @@ fn cifar10_rows_match_pyarrow() {
 }
 
 #[test]
-fn image_folders_are_ordered_and_labelled() {
+fn image_folders_are_ordered_and_labeled() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
     let put = |path: &str, name: &str| {

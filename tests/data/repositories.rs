@@ -49,7 +49,7 @@ fn write(scratch: &Scratch, name: &str, schema: &str, columns: &[Column], metada
 const IMAGE: &str = "optional group image { optional binary bytes; optional binary path (UTF8); }";
 
 /// A file with three images and this label column.
-fn labelled(scratch: &Scratch, name: &str, schema: &str, label: Column, metadata: Option<&str>) {
+fn labeled(scratch: &Scratch, name: &str, schema: &str, label: Column, metadata: Option<&str>) {
     let images = [1, 2, 3].map(|gray| Some(image(gray)));
     let columns = [Column::Bytes(&images), Column::Text(&[None, None, None]), label];
     write(scratch, name, &format!("{IMAGE} {schema}"), &columns, metadata);
@@ -59,13 +59,13 @@ fn labelled(scratch: &Scratch, name: &str, schema: &str, label: Column, metadata
 fn label_columns_have_usual_names_and_may_be_text() {
     for name in ["label", "labels", "fine_label", "class", "category", "cls", "target"] {
         let scratch = Scratch::new();
-        labelled(&scratch, "a.parquet", &format!("required int64 {name};"), Column::Numbers(&[4, 0, -1]), None);
+        labeled(&scratch, "a.parquet", &format!("required int64 {name};"), Column::Numbers(&[4, 0, -1]), None);
         let set = open_train(&config(Format::Parquet, scratch.at("a.parquet"))).unwrap();
         assert_eq!((labels(&set), gray(&set, 2)), (vec![4, 0, -1], 3), "{name}");
     }
     let scratch = Scratch::new();
     let text = |name: &str, values: &[Option<&str>]| {
-        labelled(&scratch, name, "optional binary category (UTF8);", Column::Text(values), None);
+        labeled(&scratch, name, "optional binary category (UTF8);", Column::Text(values), None);
     };
     text("train.parquet", &[Some("dog"), Some("cat"), Some("emu")]);
     text("test.parquet", &[Some("emu"), None, Some("cat")]);
@@ -81,10 +81,10 @@ fn label_columns_have_usual_names_and_may_be_text() {
     assert!(message.starts_with("found class cow in "), "{message}");
     // Names for numbers, and a column that nobody would guess.
     let json = r#"{"info": {"features": {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}}}"#;
-    labelled(&scratch, "names.parquet", "required int64 label;", Column::Numbers(&[1, 0, 1]), Some(json));
+    labeled(&scratch, "names.parquet", "required int64 label;", Column::Numbers(&[1, 0, 1]), Some(json));
     let set = open_train(&config(Format::Parquet, scratch.at("names.parquet"))).unwrap();
     assert_eq!((labels(&set), set.class_names()), (vec![1, 0, 1], vec!["ant".into(), "bee".into()]));
-    labelled(&scratch, "odd.parquet", "required int64 species;", Column::Numbers(&[1, 0, 1]), None);
+    labeled(&scratch, "odd.parquet", "required int64 species;", Column::Numbers(&[1, 0, 1]), None);
     let odd = config(Format::Parquet, scratch.at("odd.parquet"));
     let (set, lines) = logged(|| open_train(&odd).unwrap());
     assert_eq!(set.label(0), None);
@@ -136,7 +136,7 @@ fn images_without_bytes_are_read_from_their_paths() {
 #[test]
 fn repositories_are_read_as_cloned() {
     let put = |scratch: &Scratch, name: &str, label: i64| {
-        labelled(scratch, name, "required int64 label;", Column::Numbers(&[label; 3]), None);
+        labeled(scratch, name, "required int64 label;", Column::Numbers(&[label; 3]), None);
     };
     for (train, held_out, other) in [
         ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet", "data/test-0.parquet"),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
-use byol::data::{DataConfig, Dataset, Format, KeyRule, Paths, open_eval, open_train};
+use byol::data::{DataConfig, Dataset, Format, KeyRule, Paths, fingerprint, open_eval, open_train, same, short};
 use byol::pixels::Pixels;
 use log::{Log, Metadata, Record};
 
@@ -345,6 +345,32 @@ fn a_rebuilt_shard_of_the_same_size_and_time_is_noticed() {
     // The set that was open meanwhile finds other headers than it knows, and says so.
     let message = format!("{:#}", first.load(1, &mut Pixels::default()).unwrap_err());
     assert!(message.starts_with("the shard has changed since it was indexed"), "{message}");
+}
+
+/// Neither names nor sizes tell these sets apart: shards and lists with another label in them.
+#[test]
+fn other_labels_are_another_fingerprint() {
+    let scratch = Scratch::new();
+    scratch.images(&["a.ppm", "b.ppm"]);
+    for path in ["shard.tar", "list.txt"] {
+        let print = |label: u8| {
+            let label = [b'0' + label];
+            match path {
+                "shard.tar" => scratch.tar(path, &[("a.ppm", &image(1)[..]), ("a.cls", &label[..])]),
+                _ => fs::write(scratch.at(path), [&b"a.ppm\t0\nb.ppm\t"[..], &label, b"\n"].concat()).unwrap(),
+            }
+            let format = if path == "shard.tar" { Format::Webdataset } else { Format::ImageFolder };
+            let set = open_train(&config(format, scratch.at(path))).unwrap();
+            (set.fingerprint(), fingerprint(&*set))
+        };
+        let (one, other) = (print(1), print(2));
+        assert_eq!(one, print(1));
+        assert_eq!(one.0, other.0);
+        assert!(one.1 != other.1 && !same(&one.1, &other.1) && same(&one.1, &one.1));
+        // Runs of 0.1.0 kept the first part.
+        assert!(same(&one.0, &one.1) && !same(&one.1, &one.0));
+        assert!(short(&one.1).contains("..., labels "), "{}", short(&one.1));
+    }
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn logistic_regression_is_scikit_learns_at_every_penalty() {
     let balanced: Tensor = 80.0 / counts; // images / (classes * images of the class)
     let balanced = balanced.index_select(0, &train_y);
     for (name, weights) in [("none", None), ("balanced", Some(balanced))] {
-        let mut problem = Logistic::new(&train_x, &train_y, weights, 5).expect("a problem");
+        let mut problem = Logistic::new(&train_x, &train_y, weights.as_ref(), 5, 2).expect("a problem");
         let mut fit = problem.start();
         for (at, penalty) in fixture.numbers("penalties").into_iter().enumerate() {
             fit = problem.fit(penalty, &fit, 1e-7, &mut || Ok(())).expect("a fit");

@@ -351,12 +351,27 @@ fn folders_named_train_and_val_are_sets_only_together() {
     let images = ["--set", "data.format=image_folder", "--set", &set, "--set", "train.max_steps=1"];
     let stderr = succeeded(&run.train(&images));
     assert!(stderr.contains("36 images,") && stderr.contains("36 held-out images"), "{stderr}");
-    // Held-out images without labels stop nothing, unless they were asked for.
+    assert_eq!(stderr.matches("training on ").count(), 1, "{stderr}");
+    // A stray held-out image has no label, the others keep theirs.
     fs::rename(folder.join("val/a/0.png"), folder.join("val/0.png")).expect("moved");
+    let stderr = succeeded(&Run::new().train(&images));
+    assert!(stderr.contains("35 held-out images that have a label, of 36"), "{stderr}");
+    // Held-out images without labels stop nothing, unless they were asked for.
+    for class in ["a", "b"] {
+        for entry in fs::read_dir(folder.join("val").join(class)).expect("listed") {
+            let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+            let from = folder.join("val").join(class).join(&name);
+            fs::rename(from, folder.join("val").join(format!("{class}{name}"))).expect("moved");
+        }
+        fs::remove_dir(folder.join("val").join(class)).expect("empty");
+    }
     let stderr = succeeded(&Run::new().train(&images));
     assert!(stderr.contains("have no labels and are not used"), "{stderr}");
     let named = format!("data.eval_path={}", folder.join("val").display());
-    failed(&Run::new().train(&[&images[..], &["--set", &named]].concat()), &["data.eval_path", "without labels"]);
+    failed(
+        &Run::new().train(&[&images[..], &["--set", &named]].concat()),
+        &["data.eval_path", "found no image with a label"],
+    );
     // A class may be called train.
     fs::rename(folder.join("val"), folder.join("plane")).expect("renamed");
     let stderr = succeeded(&Run::new().train(&images));

@@ -62,8 +62,8 @@ impl Report {
         self.no_end |= other.no_end;
     }
 
-    /// One line for each finding, about a set of `images` images of which `unlabelled` have no label.
-    pub fn lines(&self, rule: KeyRule, images: usize, unlabelled: usize) -> Vec<String> {
+    /// One line for each finding, about a set of `images` images of which `unlabeled` have no label.
+    pub fn lines(&self, rule: KeyRule, images: usize, unlabeled: usize) -> Vec<String> {
         let mut lines = Vec::new();
         let Self { same_key, orphans, bad_labels, .. } = self;
         let (up_to, other) = match rule {
@@ -93,8 +93,8 @@ impl Report {
                 bad_labels.count, bad_labels.example
             ));
         }
-        if unlabelled > 0 && unlabelled < images {
-            lines.push(format!("{unlabelled} of {images} images have no label"));
+        if unlabeled > 0 && unlabeled < images {
+            lines.push(format!("{unlabeled} of {images} images have no label"));
         }
         lines
     }

@@ -121,16 +121,16 @@ fn open_indices(files: &[PathBuf], config: &DataConfig) -> Result<Vec<Index>> {
 
 /// Logs what was left out of the set, one line for each kind.
 fn report(files: &[PathBuf], indices: &[Index], config: &DataConfig) {
-    let (mut all, mut images, mut unlabelled) = (Report::default(), 0, 0);
+    let (mut all, mut images, mut unlabeled) = (Report::default(), 0, 0);
     for (path, index) in files.iter().zip(indices) {
         all.merge(&index.report, &path.file_name().unwrap_or_default().to_string_lossy());
         images += index.members.len();
-        unlabelled += index.members.iter().filter(|member| member.label < 0).count();
+        unlabeled += index.members.iter().filter(|member| member.label < 0).count();
     }
     let first = files[0].display();
     let place =
         if files.len() > 1 { format!("{first} and {} more shards", files.len() - 1) } else { first.to_string() };
-    all.lines(config.key, images, unlabelled).iter().for_each(|line| log::warn!("{place}: {line}"));
+    all.lines(config.key, images, unlabeled).iter().for_each(|line| log::warn!("{place}: {line}"));
     if let (true, Some(at)) = (all.no_end, indices.iter().position(|index| index.report.no_end)) {
         let shard = files[at].display();
         log::warn!("{shard}: the end-of-archive marker is missing; if the file is truncated, images are missing");
@@ -157,8 +157,8 @@ fn collect_classes(indices: &[Index]) -> Labels {
 
 fn known_classes(indices: &[Index]) -> Result<Known> {
     let named = indices.iter().any(|index| !index.classes.is_empty());
-    let labelled = |index: &Index| index.members.iter().any(|member| member.label >= 0);
-    match (named, indices.iter().any(labelled)) {
+    let labeled = |index: &Index| index.members.iter().any(|member| member.label >= 0);
+    match (named, indices.iter().any(labeled)) {
         (true, _) => collect_classes(indices).known(),
         (false, true) => Ok(Known::Numbers),
         (false, false) => Ok(Known::Nothing),

@@ -138,7 +138,7 @@ pub(super) fn label_column(columns: &[Arc<ColumnDescriptor>], wanted: Option<&st
     if !possible.is_empty() {
         let named = possible[..possible.len().min(MAX_NAMED)].join(", ");
         log::info!(
-            "no column has the name of a label, so the images count as unlabelled; set data.label_column if it is one \
+            "no column has the name of a label, so the images count as unlabeled; set data.label_column if it is one \
              of: {named}"
         );
     }
