@@ -178,7 +178,7 @@ fn overrides(request: &Request) -> Vec<String> {
 
 /// Whether a run fits into the memory that is free, with a margin.
 fn fits(config: &Config, machine: &Machine, [host, device]: [u64; 2]) -> bool {
-    let estimate = Estimate::new(config, machine.bf16);
+    let estimate = Estimate::here(config, machine);
     let (needed, on_device) = estimate.peaks(machine.device, config.train.cuda_graph);
     let within = |needed: u64, free: u64| needed as f64 <= rules::SHARE_OF_MEMORY * free as f64;
     within(needed, host) && on_device.is_none_or(|needed| within(needed, device))

@@ -97,7 +97,7 @@ fn lines(setup: &mut Setup, checkpoints: &Path, steps: u64) -> Result<Vec<(&'sta
 }
 
 fn memory_lines(config: &Config, machine: &Machine) -> Vec<(&'static str, String)> {
-    let (host, gpu) = Estimate::new(config, machine.bf16).peaks(machine.device, config.train.cuda_graph);
+    let (host, gpu) = Estimate::here(config, machine).peaks(machine.device, config.train.cuda_graph);
     let line = |needed: u64, free: u64| {
         let note = if needed > free { " (more than is free)" } else { "" };
         format!("about {} needed, {} free{note}", human_bytes(needed), human_bytes(free))

@@ -42,9 +42,20 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// For a config, in bf16 or fp32; `columns` if convolutions are computed as products of matrices, as libtorch does
+    /// For a config, in bf16 or fp32.
+    pub fn new(config: &Config, bf16: bool) -> Self {
+        Self::with(config, bf16, false)
+    }
+
+    /// For a config on this machine.
+    pub fn here(config: &Config, machine: &Machine) -> Self {
+        let columns = machine.bf16 && machine.device == Device::Cpu && !native::convolves_in_bf16();
+        Self::with(config, machine.bf16, columns)
+    }
+
+    /// The same, with `columns` if convolutions are computed as products of matrices, as libtorch does
     /// where oneDNN has none for the type.
-    pub fn new(config: &Config, bf16: bool, columns: bool) -> Self {
+    fn with(config: &Config, bf16: bool, columns: bool) -> Self {
         let (train, side) = (&config.train, config.augment.size as u64);
         let micro = train.micro_batch() as u64;
         let size = config.model.size(config.augment.size);
@@ -126,8 +137,7 @@ impl Need {
 /// # Errors
 /// How much it needs, what there is, and what to lower; not with `train.ignore_memory`.
 pub fn check(config: &Config, machine: &Machine) -> Result<()> {
-    let columns = machine.bf16 && machine.device == Device::Cpu && !native::convolves_in_bf16();
-    let estimate = Estimate::new(config, machine.bf16, columns);
+    let estimate = Estimate::here(config, machine);
     let (host, gpu) = estimate.peaks(machine.device, config.train.cuda_graph);
     let mut needs =
         vec![Need { name: "the machine".into(), bytes: host, memory: Memory::of_host(), swap: native::swap_bytes() }];
@@ -180,7 +190,7 @@ mod tests {
         config.model.stem = Stem::Cifar;
         for (batch, measured) in [(64, 1.40e9), (256, 3.9e9)] {
             config.train.batch_size = batch;
-            let peak = |columns| Estimate::new(&config, true, columns).peaks(Device::Cpu, CudaGraph::Off).0 as f64;
+            let peak = |columns| Estimate::with(&config, true, columns).peaks(Device::Cpu, CudaGraph::Off).0 as f64;
             assert!((peak(true) / measured - 1.0).abs() < 0.12, "batch {batch}: {}", peak(true));
             assert!(peak(false) < 0.85 * measured, "batch {batch}: {}", peak(false));
         }
