@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use byol::augment::Crop;
+use byol::augment::{Crop, Part};
 use byol::data::decode::{DecodeOptions, decode, decode_part};
 use byol::data::{DataConfig, Format, open_train};
 use byol::pixels::Pixels;
