@@ -99,7 +99,7 @@ def check(args, channels):
         np.save(folder / "twins" / path, twin)
         images.append(np.moveaxis(twin, -1, 0).astype(np.float32) / 255)
     expected, = session.run(None, {"images": np.stack(images)})
-    deep = features(args, folder, folder / "run", "deep_features", "--split", "test")
+    deep = features(args, folder, folder / "run", "deep_features", "--split", "eval")
     twins = features(args, folder, folder / "run", "twin_features", "--set", f"data.path={folder}/twins/test",
                      "--set", "data.eval_path=null", "--set", "data.value_range=full", "--split", "train")
     scale = np.abs(expected).max()

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::{AugmentConfig, PerChannel};
-use crate::data::values::{Channels, ValueRange};
+use crate::data::values::{Channels, MAX_CHANNELS, ValueRange};
 use crate::data::{self, DataConfig};
 use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
@@ -200,7 +200,8 @@ impl Config {
         let mut problems = Problems::default();
         self.sections().iter().for_each(|(name, section)| problems.within(name, *section));
         let mut problems = problems.into_inner();
-        problems.extend(self.data.channels.count().into_iter().flat_map(|count| self.channel_problems(count)));
+        let possible = self.data.channels.count().filter(|count| (1..=MAX_CHANNELS).contains(count));
+        problems.extend(possible.into_iter().flat_map(|count| self.channel_problems(count)));
         problems
     }
 

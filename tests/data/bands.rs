@@ -196,6 +196,6 @@ fn deep_and_multi_band_images_of_users_are_read() {
         let image = loaded(&open_train(&found).expect("opens"), 0);
         assert_eq!((image.width, image.height, image.channels), (64, 64, channels), "{name}");
         let levels = image.data.iter().collect::<std::collections::BTreeSet<_>>().len();
-        assert!(levels > 10, "{name}: {levels} levels");
+        assert!(levels > 4, "{name}: {levels} levels");
     }
 }

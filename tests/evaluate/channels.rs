@@ -98,7 +98,6 @@ fn a_run_on_four_16_bit_channels_is_evaluated_and_exported() {
     for part in ["data.channels: 4", "data.value_range: [[", "of u16 values in 24 images", "augment.mean: ["] {
         assert!(stderr.contains(part), "{part}: {stderr}");
     }
-    assert!(stderr.contains("were clipped"), "{stderr}");
     // What auto stood for is in the run's config, and is taken from there, not measured again.
     let config = &manifest(at)["config"];
     assert_eq!(config["data"]["channels"], 4);
