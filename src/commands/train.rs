@@ -16,15 +16,15 @@ use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::{self, Dataset};
 use crate::distributed::Group;
 use crate::eval;
-use crate::logging::Logger;
 use crate::logging::progress::Progress;
+use crate::logging::{Logger, Quality, metrics};
 use crate::run::evaluation::extract_options;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
 use crate::run::resume::{self, Resume};
 use crate::run::{memory, summary};
 use crate::signals::Signals;
-use crate::train::{Feed, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
+use crate::train::{Feed, KnnWatch, OnWriteError, Plan, QualityPlan, QualityWatch, RunFolder, Saver, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 pub fn run(args: &TrainArgs) -> Result<u8> {
@@ -91,7 +91,10 @@ impl Setup<'_> {
         let mut plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| source("train.batch_size"))?;
         let bad = BadImages::new(config.data.on_bad_image);
-        let knn = self.knn_watch(&share, &dataset, bad.clone())?;
+        let monitored = config.monitor.knn_every.is_some() || config.monitor.quality_every.is_some();
+        let held_out = if monitored { data::open_eval(&config.data).context("data.eval_path")? } else { None };
+        let knn = self.knn_watch(&share, &dataset, held_out.clone(), bad.clone())?;
+        let quality = self.quality_watch(&share, held_out.unwrap_or(dataset.clone()), &plan, bad.clone());
         let byol = setup::byol(config, machine, group)?;
         let mut manifest = self.manifest(&*dataset, &plan)?;
         if self.resume(&folder, &byol, &*dataset, &mut plan, &mut manifest)? {
@@ -110,6 +113,8 @@ impl Setup<'_> {
             plan,
             executor,
             knn,
+            quality,
+            history: Vec::new(),
             saver,
             manifest,
         };
@@ -177,13 +182,21 @@ impl Setup<'_> {
             let resumed = (manifest.step > 0).then_some(manifest.step);
             let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step, plan.offset());
             let logger = Logger::open(&config.output.dir, resumed, config.monitor.tensorboard, progress)?;
+            let records = metrics::read(&config.output.dir.join("metrics.jsonl"))?;
+            trainer.history = Quality::history(&records);
             trainer.logger = Some(logger.retrying(config.output.on_write_error == OnWriteError::Retry));
         }
         Ok(())
     }
 
     /// k-NN monitoring, if the config enables it and there are labels; `config` has this process's share of the batch.
-    fn knn_watch(&self, config: &Config, bank: &Arc<dyn Dataset>, bad: Arc<BadImages>) -> Result<Option<KnnWatch>> {
+    fn knn_watch(
+        &self,
+        config: &Config,
+        bank: &Arc<dyn Dataset>,
+        held_out: Option<Arc<dyn Dataset>>,
+        bad: Arc<BadImages>,
+    ) -> Result<Option<KnnWatch>> {
         if config.monitor.knn_every.is_none() {
             return Ok(None);
         }
@@ -198,7 +211,7 @@ impl Setup<'_> {
         if labelled.len() < bank.len() {
             log::info!("k-NN: using the {} labeled of {} training images", labelled.len(), bank.len());
         }
-        let mut queries = data::open_eval(&config.data).context("data.eval_path")?;
+        let mut queries = held_out;
         if queries.as_ref().is_some_and(|set| !setup::labelled(&**set)) {
             if config.data.eval_path.is_some() {
                 bail!(
@@ -219,6 +232,20 @@ impl Setup<'_> {
             augment: config.augment.clone(),
             options: extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone()),
         }))
+    }
+
+    /// Monitoring without labels on these images, if the config enables it; `config` as in [`Self::knn_watch`].
+    fn quality_watch(
+        &self,
+        config: &Config,
+        dataset: Arc<dyn Dataset>,
+        plan: &Plan,
+        bad: Arc<BadImages>,
+    ) -> Option<QualityWatch> {
+        let trained = plan.steps_per_epoch * self.config.train.batch_size as u64;
+        let plan = QualityPlan::new(&config.monitor, dataset.len(), trained, config.schedule.epochs)?;
+        let options = extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone());
+        Some(QualityWatch { dataset, plan, augment: config.augment.clone(), options })
     }
 
     /// Logs the parts of the run, and what is needed to reproduce it.

@@ -8,6 +8,7 @@ mod disk;
 mod killed;
 mod non_finite;
 mod old_runs;
+mod quality;
 mod repeat;
 mod resume;
 mod run;

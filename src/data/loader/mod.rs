@@ -251,17 +251,17 @@ impl EvalLoader {
         bad: Arc<BadImages>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let size = augment.size;
+        let bytes = augment.size * augment.size * 3;
         let view = move |_: u32, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]| {
             eval_view(&augment, image, scratch, out);
         };
-        Self::with_view(dataset, size, view, indices, batch_size, bad, options)
+        Self::with_view(dataset, bytes, view, indices, batch_size, bad, options)
     }
 
-    /// The same with other views, of `size` pixels: `view` makes one from an image and its position in the set.
+    /// The same with other views: `view` makes `view_bytes` bytes from an image and its position in the set.
     pub fn with_view(
         dataset: Arc<dyn Dataset>,
-        size: usize,
+        view_bytes: usize,
         view: impl Fn(u32, &Pixels, &mut Scratch, &mut [u8]) + Send + Sync + 'static,
         indices: Vec<u32>,
         batch_size: usize,
@@ -269,7 +269,6 @@ impl EvalLoader {
         options: LoaderOptions,
     ) -> Result<Self> {
         ensure!(batch_size > 0, "found batch size 0, expected at least 1");
-        let view_bytes = size * size * 3;
         let waiting = options.waiting(batch_size.min(indices.len()) * (view_bytes + LABEL_BYTES))?;
         let mut done = 0;
         let plan = move || {
