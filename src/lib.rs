@@ -18,7 +18,9 @@
 //! signals       SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP
 //! logging       terminal output, metrics.jsonl, TensorBoard
 //! augment       crops, flips, colors, blur: a view of an image
+//! drawing       pictures of images with lines of text
 //! preview       a picture of views side by side
+//! sheet         a picture of images in rows, with captions
 //! data          formats, decoding, the parallel loader
 //! model         encoders, heads, named parameters
 //! optim         LARS, SGD, AdamW, schedules
@@ -31,6 +33,7 @@
 //! config        the YAML config file with all sections
 //! cli           the command line
 //! run           code shared by the commands: hardware, processes, resuming, summaries
+//! report        runs as one page to look at
 //! commands      one file per command
 //! ```
 
@@ -42,6 +45,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod distributed;
+pub mod drawing;
 pub mod eval;
 pub mod export;
 pub mod files;
@@ -52,9 +56,11 @@ pub mod optim;
 pub mod pixels;
 pub mod preview;
 pub mod pytorch;
+pub mod report;
 pub mod rng;
 pub mod run;
 pub mod section;
+pub mod sheet;
 pub mod signals;
 pub mod train;
 

@@ -32,6 +32,9 @@ fn main() -> ExitCode {
         Command::KnnEval(args) => commands::knn_eval::run(args),
         Command::ExtractFeatures(args) => commands::extract_features::run(args),
         Command::ExportEncoder(args) => commands::export_encoder::run(args),
+        Command::Neighbors(args) => commands::neighbors::run(args),
+        Command::Duplicates(args) => commands::duplicates::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Preview(args) => commands::preview::run(args),
     };
     let outcome = std::panic::catch_unwind(|| {

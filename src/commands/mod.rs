@@ -2,9 +2,12 @@
 
 pub mod bench_loader;
 pub mod bench_step;
+pub mod duplicates;
 pub mod export_encoder;
 pub mod extract_features;
 pub mod knn_eval;
 pub mod linear_eval;
+pub mod neighbors;
 pub mod preview;
+pub mod report;
 pub mod train;

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::decode::DecodeOptions;
+use super::decode::{DecodeOptions, decode};
 use super::{Paths, formats, loader};
+use crate::pixels::Pixels;
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 
 /// `data.format`.
@@ -178,6 +180,13 @@ impl DataConfig {
     /// The path for formats that take no list.
     pub(super) fn only_path(&self) -> Option<&PathBuf> {
         self.path.as_ref().and_then(|paths| paths.first())
+    }
+
+    /// Decodes the bytes of an image as those of the set.
+    /// # Errors
+    /// They are no image, or a larger one than the config allows.
+    pub fn decode(&self, bytes: &[u8], out: &mut Pixels) -> Result<()> {
+        decode(bytes, self.decode_options(), out)
     }
 
     pub(super) fn decode_options(&self) -> DecodeOptions {

@@ -4,6 +4,7 @@ pub mod evaluation;
 pub mod gpu_peaks;
 pub mod machine;
 pub mod memory;
+pub mod pictures;
 pub mod ranks;
 pub mod resume;
 pub mod summary;

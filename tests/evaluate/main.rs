@@ -6,4 +6,6 @@ mod support;
 mod commands;
 mod encoder;
 mod export;
+mod looking;
 mod pytorch;
+mod report;
