@@ -18,11 +18,14 @@ pub struct ViewPairs {
 impl ViewPairs {
     /// The numbers, in f64.
     /// # Errors
-    /// Fewer than two images.
+    /// Fewer than two images; NaN or Inf.
     pub fn quality(&self) -> Result<Quality> {
         let _no_grad = tch::no_grad_guard();
         let images = self.representations[0].size()[0];
-        ensure!(images >= 2, "quality: found {images} images that can be read, expected at least 2");
+        ensure!(images >= 2, "found {images} images that can be read, expected at least 2");
+        let mut all = self.representations.iter().chain(&self.projections);
+        let finite = all.all(|rows| rows.sum(Kind::Double).double_value(&[]).is_finite());
+        ensure!(finite, "found NaN or Inf among the representations, expected numbers");
         let [first, second] = self.representations.each_ref().map(unit_rows);
         let [online, target] = self.projections.each_ref().map(unit_rows);
         let own = first.f_matmul(&second.tr())?; // cosine of view 1 of each image with view 2 of each, [N, N]
@@ -92,6 +95,7 @@ mod tests {
         near(quality.target_distance, 4.0);
         near(quality.random_cosine, 1.0);
         assert!(pairs(eye.narrow(0, 0, 1), eye.narrow(0, 0, 1)).quality().is_err());
+        assert!(pairs(&eye / 0.0, eye.copy()).quality().is_err());
         Ok(())
     }
 }

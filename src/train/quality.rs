@@ -69,9 +69,10 @@ pub struct QualityWatch {
 }
 
 impl QualityWatch {
-    /// The numbers; `None` if a signal to any process stopped it. Changes nothing in the networks.
+    /// The numbers; `None` if there are none, which is logged, or a signal to any process stopped it. Changes nothing in
+    /// the networks.
     /// # Errors
-    /// Unreadable images if the config says `fail`, or fewer than two that can be read.
+    /// Unreadable images if the config says `fail`.
     pub fn measure(&self, byol: &Byol) -> Result<Option<Quality>> {
         let indices = spread(self.dataset.len(), self.plan.images);
         let images =
@@ -81,7 +82,16 @@ impl QualityWatch {
             Err(error) if error.is::<Interrupted>() => return Ok(None),
             rows => rows?.0.values,
         };
-        both.pairs(&rows).quality().map(Some)
+        match both.pairs(&rows).quality() {
+            Ok(quality) => Ok(Some(quality)),
+            // A monitor stops no run. Where the weights are broken, the next step says so.
+            Err(error) => {
+                if self.options.group.is_first() {
+                    log::warn!("quality: {error:#}");
+                }
+                Ok(None)
+            }
+        }
     }
 }
 
