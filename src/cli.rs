@@ -2,10 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::eval::Branch;
 use crate::export::{Format, ImageSize};
+
+pub mod examples;
+mod tools;
+
+pub use tools::{CheckArgs, CompletionsArgs, ConfigCommand, ConfigsCommand, DataArgs, ManArgs, TrainArgs};
 
 /// BYOL pre-training of vision encoders on your own unlabeled images.
 #[derive(Debug, Parser)]
@@ -22,11 +27,26 @@ pub struct Cli {
     pub quiet: bool,
 }
 
+/// The command line, with examples at the end of every command's help.
+pub fn command() -> clap::Command {
+    examples::add(Cli::command())
+}
+
+/// The arguments of this process; wrong ones end it with a message.
+pub fn parse() -> Cli {
+    Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit())
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Pre-train an encoder; the run folder gets checkpoints, metrics and a summary.
     Train(TrainArgs),
+    /// Check a config before a long run: everything that train would refuse, memory, disk, and real steps for the time
+    /// to the end. The exit code is 0 if the run can start.
+    Check(CheckArgs),
+    /// Describe a data set: sizes, labels, bad files, duplicates, mean and standard deviation.
+    Data(DataArgs),
     /// Measure the speed of a part of the program on this machine; one line of JSON on stdout.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -41,12 +61,26 @@ pub enum Command {
     Duplicates(DuplicatesArgs),
     /// Write one or several runs as one HTML page: curves, settings, views, a map of the images, neighbors.
     Report(ReportArgs),
-    /// Write an encoder's features of a data set, with the labels, for numpy, PyTorch or scikit-learn.
+    /// Write an encoder's features of a data set, with the images' names and labels, for pandas, numpy, PyTorch and the
+    /// like.
     ExtractFeatures(ExtractFeaturesArgs),
     /// Export a trained encoder for other software; the file is read back and its outputs are compared.
     ExportEncoder(ExportArgs),
     /// Draw augmented views of your images into a picture, to check the augmentations before training.
     Preview(PreviewArgs),
+    /// List the built-in recipes, show one or copy it to a file; --config NAME takes one.
+    Configs {
+        /// What to do; without it the recipes are listed.
+        #[command(subcommand)]
+        command: Option<ConfigsCommand>,
+    },
+    /// Describe the keys of a config file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions of this command line for a shell.
+    Completions(CompletionsArgs),
+    /// Write man pages of all commands into a folder.
+    Man(ManArgs),
 }
 
 impl Command {
@@ -57,6 +91,12 @@ impl Command {
             Self::LinearEval(_) | Self::KnnEval(_) | Self::ExtractFeatures(_) => true,
             Self::Neighbors(_) | Self::Duplicates(_) => true,
             Self::Bench(BenchCommand::Loader(_)) | Self::ExportEncoder(_) | Self::Preview(_) | Self::Report(_) => false,
+            Self::Check(_)
+            | Self::Data(_)
+            | Self::Configs { .. }
+            | Self::Config(_)
+            | Self::Completions(_)
+            | Self::Man(_) => false,
         }
     }
 }
@@ -64,8 +104,8 @@ impl Command {
 /// A config file and its overrides.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// Config file, such as configs/quickstart.yaml.
-    #[arg(long)]
+    /// Config file, or the name of a built-in recipe (byol configs), such as quickstart.
+    #[arg(long, value_name = "FILE|NAME")]
     pub config: PathBuf,
     /// Override a key of the config; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
@@ -135,10 +175,10 @@ pub struct ExportArgs {
     /// File format.
     #[arg(long)]
     pub format: Format,
-    /// File to write.
-    #[arg(long, value_name = "FILE")]
+    /// File to write, or the folder for timm and hf.
+    #[arg(long, value_name = "FILE_OR_FOLDER")]
     pub output: PathBuf,
-    /// Overwrite the file if it exists.
+    /// Overwrite files that exist.
     #[arg(long)]
     pub force: bool,
     /// Which of the run's encoders; BatchNorm statistics of the target are recomputed on the images of --config.
@@ -175,24 +215,6 @@ fn image_size(text: &str) -> Result<ImageSize, String> {
     }
 }
 
-/// Arguments of `byol train`.
-#[derive(Debug, Args)]
-pub struct TrainArgs {
-    /// Which config.
-    #[command(flatten)]
-    pub source: ConfigArgs,
-    /// Resume from a checkpoint: `auto` for the latest valid one in the run's folder (a new run if there is none), or
-    /// the folder of a run or of a checkpoint.
-    #[arg(long, value_name = "auto|FOLDER")]
-    pub resume: Option<String>,
-    /// How many processes share each batch.
-    #[command(flatten)]
-    pub ranks: RanksArgs,
-    /// Resume even if keys that change the result differ from the checkpoint's config.
-    #[arg(long, requires = "resume")]
-    pub allow_config_change: bool,
-}
-
 /// Arguments of `byol preview`.
 #[derive(Debug, Args)]
 pub struct PreviewArgs {
@@ -209,6 +231,9 @@ pub struct PreviewArgs {
     /// train.seed).
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub draws: u32,
+    /// Channels to show as red, green and blue, from 1, or one to show in gray [default: 1,2,3, or 1 of one or two].
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub channels: Option<Vec<u32>>,
     /// Overwrite the output file if it exists.
     #[arg(long)]
     pub force: bool,
@@ -367,9 +392,12 @@ pub struct ExtractFeaturesArgs {
     /// The training images or the held-out ones.
     #[arg(long, value_enum, default_value_t)]
     pub split: SplitName,
-    /// FILE.safetensors, or a folder for features.npy, labels.npy and indices.npy.
+    /// FILE.parquet, FILE.csv or FILE.safetensors, or a folder for features.npy, labels.npy, indices.npy and names.txt.
     #[arg(long, value_name = "FILE_OR_FOLDER")]
     pub output: PathBuf,
+    /// Scale each vector to length 1.
+    #[arg(long)]
+    pub normalize: bool,
     /// Overwrite files that exist.
     #[arg(long)]
     pub force: bool,
@@ -387,11 +415,9 @@ pub enum SplitName {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_valid() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 
     /// Doc comments are what `--help` prints, and links in them only rustdoc understands.
@@ -404,7 +430,7 @@ mod tests {
             }
             command.get_subcommands_mut().for_each(check);
         }
-        let mut command = super::Cli::command();
+        let mut command = super::command();
         command.build();
         check(&mut command);
     }

@@ -67,7 +67,13 @@ impl Canvas {
 pub fn thumbnail(image: &Pixels, cell: u32) -> RgbImage {
     let (width, height) = (image.width as u32, image.height as u32);
     let (wide, high) = fit(width, height, cell);
-    scaled(&image.data, (width, height), (wide, high), wide > width || high > height)
+    scaled(&rgb(image), (width, height), (wide, high), wide > width || high > height)
+}
+
+/// The first three channels, or the first one in gray.
+fn rgb(image: &Pixels) -> Vec<u8> {
+    let shown = if image.channels < 3 { [0; 3] } else { [0, 1, 2] };
+    image.data.chunks_exact(image.channels).flat_map(|pixel| shown.map(|channel| pixel[channel])).collect()
 }
 
 /// Size at which an image fits a square cell: enlarged by an integer factor, or reduced, its aspect ratio kept.

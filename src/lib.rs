@@ -22,6 +22,7 @@
 //! preview       a picture of views side by side
 //! sheet         a picture of images in rows, with captions
 //! data          formats, decoding, the parallel loader
+//! inspect       what is in a data set
 //! model         encoders, heads, named parameters
 //! optim         LARS, SGD, AdamW, schedules
 //! distributed   data-parallel training with several processes
@@ -33,6 +34,7 @@
 //! config        the YAML config file with all sections
 //! cli           the command line
 //! run           code shared by the commands: hardware, processes, resuming, summaries
+//! choose        a config for some images and a machine
 //! report        runs as one page to look at
 //! commands      one file per command
 //! ```
@@ -40,6 +42,7 @@
 pub mod augment;
 pub mod byol;
 pub mod checkpoint;
+pub mod choose;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -50,6 +53,7 @@ pub mod eval;
 pub mod export;
 pub mod files;
 pub mod guide;
+pub mod inspect;
 pub mod logging;
 pub mod model;
 pub mod optim;

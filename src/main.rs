@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use byol::cli::{BenchCommand, Cli, Command};
+use byol::cli::{self, BenchCommand, Command};
 use byol::distributed::{Reported, refuse_ranks, say};
 use byol::{commands, logging};
-use clap::Parser;
 use native::{one_line, panic_line};
 
 /// Counts allocations for `byol bench`.
@@ -14,7 +13,7 @@ use native::{one_line, panic_line};
 static ALLOCATOR: native::Counted = native::Counted;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     logging::init(match (cli.verbose, cli.quiet) {
         (true, _) => log::LevelFilter::Debug,
         (_, true) => log::LevelFilter::Warn,
@@ -26,6 +25,8 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let run = || match &cli.command {
         Command::Train(args) => commands::train::run(args),
+        Command::Check(args) => commands::check::run(args),
+        Command::Data(args) => commands::data::run(args),
         Command::Bench(BenchCommand::Loader(args)) => commands::bench_loader::run(args),
         Command::Bench(BenchCommand::Step(args)) => commands::bench_step::run(args),
         Command::LinearEval(args) => commands::linear_eval::run(args),
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
         Command::Duplicates(args) => commands::duplicates::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Preview(args) => commands::preview::run(args),
+        Command::Configs { command } => commands::configs::run(command.as_ref()),
+        Command::Config(command) => commands::config::run(command),
+        Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
     };
     let outcome = std::panic::catch_unwind(|| {
         if !cli.command.shares_work() {

@@ -18,9 +18,21 @@ pub trait Section {
         Keys::Only(&[])
     }
 
+    /// Keys that version 0.1.0 did not have, with the values, as JSON, that mean what it did: a config with these has the
+    /// same fingerprint as without, and they do not differ from each other.
+    fn as_before(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[]
+    }
+
     /// Keys that were renamed, as (old name, new name). The field has the old name as a `serde(alias)`, so that old
     /// configs and checkpoints can be read.
     fn renamed(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
+    /// The keys that version 0.1.0 did not have, as dotted paths: at their default they do not count in the config's
+    /// fingerprint, so that it equals that of older versions.
+    fn added(&self) -> &'static [&'static str] {
         &[]
     }
 
@@ -55,26 +67,42 @@ impl Keys {
     }
 }
 
-/// Collects the values that are out of range.
+/// Collects the values that are out of range, and the ranges.
 #[derive(Default)]
-pub struct Problems(Vec<(String, String)>);
+pub struct Problems {
+    found: Vec<(String, String)>,
+    ranges: Vec<Range>,
+}
+
+/// The numbers that a key accepts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Range {
+    /// Key within the section.
+    pub key: String,
+    /// The smallest.
+    pub low: f64,
+    /// The largest, if there is one.
+    pub high: Option<f64>,
+}
 
 impl Problems {
     /// Reports `key` unless its value is right.
     pub fn require(&mut self, right: bool, key: &str, found: impl Shown, expected: impl Display) {
         if !right {
-            self.0.push((key.to_string(), format!("found {}, expected {expected}", found.shown())));
+            self.found.push((key.to_string(), format!("found {}, expected {expected}", found.shown())));
         }
     }
 
     /// Reports a number outside `range`, and NaN.
     pub fn range<T: PartialOrd + Shown>(&mut self, key: &str, value: T, range: RangeInclusive<T>) {
+        self.note(key, range.start(), Some(range.end()));
         let expected = format!("{} to {}", range.start().shown(), range.end().shown());
         self.require(range.contains(&value), key, value, expected);
     }
 
     /// Reports a number outside `range`, unless null.
     pub fn range_or_null<T: PartialOrd + Shown>(&mut self, key: &str, value: Option<T>, range: RangeInclusive<T>) {
+        self.note(key, range.start(), Some(range.end()));
         if let Some(value) = value {
             let expected = format!("null or {} to {}", range.start().shown(), range.end().shown());
             self.require(range.contains(&value), key, value, expected);
@@ -83,17 +111,34 @@ impl Problems {
 
     /// Reports 0 if at least 1 is required.
     pub fn at_least_one<T: PartialOrd + Shown + From<u8>>(&mut self, key: &str, value: T) {
+        self.note(key, &T::from(1), None);
         self.require(value >= T::from(1), key, value, "at least 1");
     }
 
     /// As (key, "found X, expected Y").
     pub fn into_inner(self) -> Vec<(String, String)> {
-        self.0
+        self.found
+    }
+
+    /// The ranges of the keys that were checked against one.
+    pub fn into_ranges(self) -> Vec<Range> {
+        self.ranges
+    }
+
+    fn note<T: Shown>(&mut self, key: &str, low: &T, high: Option<&T>) {
+        let number = |value: &T| value.shown().parse::<f64>().ok();
+        if let Some(low) = number(low) {
+            self.ranges.push(Range { key: key.to_string(), low, high: high.and_then(number) });
+        }
     }
 
     /// Reports the problems of a section within this one.
     pub fn within(&mut self, name: &str, inner: &dyn Section) {
-        self.0.extend(inner.problems().into_iter().map(|(key, message)| (format!("{name}.{key}"), message)));
+        let mut problems = Problems::default();
+        inner.check(&mut problems);
+        self.found.extend(problems.found.into_iter().map(|(key, message)| (format!("{name}.{key}"), message)));
+        let ranges = problems.ranges.into_iter();
+        self.ranges.extend(ranges.map(|range| Range { key: format!("{name}.{}", range.key), ..range }));
     }
 }
 
@@ -207,6 +252,6 @@ mod tests {
             ("c", "found 0, expected null or 1 to 4"),
             ("e", "found 0, expected at least 1"),
         ];
-        assert_eq!(problems.0, expected.map(|(key, message)| (key.to_string(), message.to_string())));
+        assert_eq!(problems.found, expected.map(|(key, message)| (key.to_string(), message.to_string())));
     }
 }

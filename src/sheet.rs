@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn images_and_captions_lie_inside_the_sheet() {
         let mut sheet = Sheet::new(2, 5, "title", "about");
-        let image = Pixels { width: 2, height: 1, data: vec![200, 0, 0, 0, 0, 200] };
+        let image = Pixels { width: 2, height: 1, channels: 3, data: vec![200, 0, 0, 0, 0, 200] };
         sheet.image(1, 4, &image, ["0.993", "a-name-that-is-much-too-long-for-a-cell.jpeg"]);
         let picture = sheet.finish();
         let (left, top) = corner(1, 4);

@@ -3,11 +3,14 @@
     pip install -r scripts/exports/requirements.txt
     python scripts/exports/check.py --images FOLDER [--byol target/release/byol] [--work /tmp/exports] [--only CASE]
 
-Every encoder is trained for a few steps on drawn images, so that BatchNorm's statistics are its own. The lines of Python
-that the command prints are run as printed: the safetensors file into torchvision's network, whose features are the
-reference; TorchScript and ONNX, as default, with folded BatchNorm, with free image size, and without normalisation. The
-target encoder is compared with torch.optim.swa_utils.update_bn on the same images. Differences are the largest one over
-the largest feature; over 1e-4 the script fails.
+Every encoder is trained for a few steps on drawn images, so that BatchNorm's statistics are its own. The lines of
+Python that the command prints are run as printed: the safetensors file into torchvision's network, whose features are
+the reference; the PyTorch file, the folders for timm and transformers where these have the architecture, TorchScript
+and ONNX, as default, with folded BatchNorm, with free image size, and without normalisation. The preprocessing that
+timm and transformers read from their folders is compared with torchvision's, and the run's own encoder.safetensors
+with the export. guide.py beside this script runs what src/guide/exporting.md shows. The target encoder is compared
+with torch.optim.swa_utils.update_bn on the same images. Differences are the largest one over the largest feature;
+over 1e-4 the script fails.
 """
 
 import argparse
@@ -27,6 +30,7 @@ BOUND = 1e-4
 # name: arch, width, stem, size
 CASES = {
     "resnet18": ("resnet18", 1.0, "imagenet", 64),
+    "resnet34": ("resnet34", 1.0, "imagenet", 224),
     "resnet18 cifar": ("resnet18", 1.0, "cifar", 32),
     "resnet18 x0.5": ("resnet18", 0.5, "imagenet", 64),
     "resnet18 x0.5 cifar": ("resnet18", 0.5, "cifar", 32),
@@ -67,7 +71,7 @@ def byol(args, *command):
 
 def export(args, run, output, *extra):
     """The lines of Python that the command prints after its first line."""
-    form = {".safetensors": "safetensors", ".pt": "torchscript", ".onnx": "onnx"}[output.suffix]
+    form = {".pt": "torchscript", "": output.name}.get(output.suffix, output.suffix[1:])
     command = ["export-encoder", "--checkpoint", run, "--format", form, "--output", output, "--force", *extra]
     return byol(args, *command).split("\n", 1)[1]
 
@@ -78,16 +82,48 @@ def printed(lines, names):
     return names
 
 
+def shorter_side(size):
+    """The length that the shorter side is resized to."""
+    return size if size < 96 else round(size * 256 / 224)
+
+
 def photos(folder, size, count):
     """[N, 3, size, size] in 0..1 by torchvision's evaluation transform, and the Pillow images."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg", ".png"))[:count]
     if len(paths) < count:
         sys.exit(f"--images {folder}: found {len(paths)} JPEG or PNG files, expected {count}")
-    short = size if size < 96 else size * 256 // 224
-    transform = v2.Compose([v2.Resize(short, v2.InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.ToImage(),
-                            v2.ToDtype(torch.float32, scale=True)])
+    resize = v2.Resize(shorter_side(size), v2.InterpolationMode.BICUBIC)
+    transform = v2.Compose([resize, v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     images = [Image.open(p).convert("RGB") for p in paths]
     return torch.stack([transform(image) for image in images]), images
+
+
+def folders(args, run, folder, name, originals, normalised, expected):
+    """timm's and transformers' rows, as far as they have this encoder."""
+    arch, width, stem, _ = CASES[name]
+    plain = arch in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")
+    rows = {}
+    for form, has in [("timm", width == 1.0), ("hf", plain)]:
+        if stem != "imagenet" or not has:
+            command = ["export-encoder", "--checkpoint", run, "--format", form, "--output", folder / form, "--force"]
+            done = subprocess.run([args.byol, *map(str, command)], capture_output=True, text=True)
+            assert done.returncode == 1 and done.stderr.startswith(f"error: --format {form}: found "), done.stderr
+            continue
+        names = printed(export(args, run, folder / form), {})
+        if form == "timm":
+            rows["timm"] = distance(names["model"](normalised), expected)
+            images = torch.stack([names["transform"](image) for image in originals])
+        else:
+            rows["transformers"] = distance(names["model"](normalised).pooler_output.flatten(1), expected)
+            images = names["processor"](originals, return_tensors="pt")["pixel_values"]
+        # In levels of 255: both resize to whole ones, but not with the same arithmetic.
+        levels = ((images - normalised).abs() * torch.tensor(STD).view(1, 3, 1, 1) * 255).amax((1, 2, 3))
+        # transformers truncates half the margin beside the crop, where torchvision rounds it: images to leave out.
+        size, short = normalised.shape[-1], shorter_side(normalised.shape[-1])
+        margins = [short * max(image.size) // min(image.size) - size for image in originals]
+        same = [form == "timm" or round(margin / 2) == margin // 2 for margin in margins]
+        assert sum(same) > 8 and levels[torch.tensor(same)].max() < 1.01, levels
+    return rows
 
 
 def distance(found, expected):
@@ -124,6 +160,15 @@ def check_case(name, args):
         exact = model.double()(normalised.double())
         model.float()
         rows["torchvision fp32 (vs f64)"] = distance(expected, exact.float())
+
+        ended_with, written = (load_file(at / "encoder.safetensors") for at in (run, folder))
+        assert ended_with.keys() == written.keys() and all(torch.equal(v, written[k]) for k, v in ended_with.items())
+        other = printed(export(args, run, folder / "encoder.pth"), {})["model"]
+        other.fc = nn.Identity()
+        rows["pth"] = distance(other.eval()(normalised), expected)
+        mapped = torch.load(folder / "encoder.pth", weights_only=True, mmap=True)
+        assert mapped.keys() == written.keys() and all(torch.equal(v, written[k]) for k, v in mapped.items())
+        rows.update(folders(args, run, folder, name, originals, normalised, expected))
 
         names = printed(export(args, run, folder / "encoder.pt"), {"images": plain})
         rows["torchscript"] = distance(names["features"], expected)

@@ -50,7 +50,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Adds a color change. Contrast first applies the pending ones to three planes of `size` x `size` pixels.
+    /// Adds a color change. Contrast first applies the pending ones to the planes of `size` x `size` pixels.
     #[inline(always)]
     pub fn color(&mut self, op: ColorOp, planes: &mut [u8], size: usize) {
         let step = match op {
@@ -73,17 +73,22 @@ impl Steps {
         self.pending.push(Step::Solarize(f32::from(threshold)));
     }
 
-    /// Applies the pending changes to three planes.
+    /// Applies the pending changes to the planes.
     #[inline(always)]
-    pub fn flush(&mut self, planes: &mut [u8]) {
-        if !self.pending.is_empty() {
-            self.each(planes, |_| {});
+    pub fn flush(&mut self, planes: &mut [u8], size: usize) {
+        match (self.pending.is_empty(), planes.len() / plane_length(size)) {
+            (true, _) => {}
+            (_, 3) => self.each(planes, |_| {}),
+            _ => self.each_channel(planes),
         }
     }
 
     /// Applies the pending changes and returns the mean luma, rounded.
     #[inline(always)]
     fn mean_luma(&mut self, planes: &mut [u8], size: usize) -> f32 {
+        if planes.len() != 3 * plane_length(size) {
+            return self.mean_value(planes, size);
+        }
         let mut sums = [0.0; LANES];
         let mut left = size * size;
         self.each(
@@ -105,6 +110,29 @@ impl Steps {
         (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / (size * size) as f64 + 0.5) as u8 as f32
     }
 
+    /// Applies the pending changes and returns the mean over all channels, rounded: of one channel, as in torchvision.
+    #[inline(always)]
+    fn mean_value(&mut self, planes: &mut [u8], size: usize) -> f32 {
+        self.flush(planes, size);
+        let channels = planes.chunks_exact(plane_length(size)).map(|plane| &plane[..size * size]);
+        let sums = channels.map(|plane| plane.iter().map(|v| u64::from(*v)).sum::<u64>());
+        let (count, sum) = sums.fold((0, 0), |(count, sum), plane| (count + size * size, sum + plane));
+        (sum as f64 / count as f64 + 0.5) as u8 as f32
+    }
+
+    /// Applies the pending changes to any number of channels.
+    #[inline(always)]
+    fn each_channel(&mut self, planes: &mut [u8]) {
+        for group in planes.as_chunks_mut::<LANES>().0 {
+            let mut values = widen(group);
+            for step in &self.pending {
+                step.run_one(&mut values);
+            }
+            *group = narrow(&values);
+        }
+        self.pending.clear();
+    }
+
     /// Applies the pending changes and passes every group of pixels to `see`.
     #[inline(always)]
     fn each(&mut self, planes: &mut [u8], mut see: impl FnMut(&Colors)) {
@@ -124,10 +152,22 @@ impl Steps {
         self.pending.clear();
     }
 
-    /// Applies the pending changes and writes RGB pixels. `planes` are three, or one for a gray image.
+    /// Applies the pending changes and writes pixels of `channels` channels. `planes` are as many, or one for a gray
+    /// image in RGB.
     #[inline(always)]
-    pub fn finish(&mut self, planes: &[u8], size: usize, out: &mut [u8]) {
-        assert_eq!(out.len(), size * size * 3, "a view has size * size * 3 bytes");
+    pub fn finish(&mut self, planes: &mut [u8], size: usize, channels: usize, out: &mut [u8]) {
+        assert_eq!(out.len(), size * size * channels, "a view has size * size * channels bytes");
+        if channels == 3 {
+            return self.finish_rgb(planes, size, out);
+        }
+        self.flush(planes, size);
+        for (channel, plane) in planes.chunks_exact(plane_length(size)).enumerate() {
+            out[channel..].iter_mut().step_by(channels).zip(plane).for_each(|(out, v)| *out = *v);
+        }
+    }
+
+    #[inline(always)]
+    fn finish_rgb(&mut self, planes: &[u8], size: usize, out: &mut [u8]) {
         let plane = |channel: usize| planes.chunks_exact(plane_length(size)).nth(channel).unwrap_or(planes);
         let [red, green, blue] = [plane(0), plane(1), plane(2)];
         if self.pending.is_empty() {
@@ -152,6 +192,16 @@ impl Steps {
 }
 
 impl Step {
+    /// On values of one channel among any number. A config for other than RGB has no other steps.
+    #[inline(always)]
+    fn run_one(self, values: &mut [f32; LANES]) {
+        match self {
+            Self::Blend { from, factor } => values.iter_mut().for_each(|v| *v = blend(from, *v, factor)),
+            Self::Solarize(threshold) => values.iter_mut().for_each(|v| *v = solarized(*v, threshold)),
+            Self::Saturate(_) | Self::Hue(_) | Self::Grayscale => {}
+        }
+    }
+
     #[inline(always)]
     fn run(self, colors: &mut Colors) {
         match self {
@@ -171,10 +221,8 @@ impl Step {
             Self::Hue(shift) => shift_hue(colors, shift),
             Self::Grayscale => *colors = [luma(colors); 3],
             Self::Solarize(threshold) => {
-                // Not `if ... { *v } else { ... }`: that becomes a masked store, which is slow.
                 for v in colors.as_flattened_mut() {
-                    let mirror = if *v < threshold { 0.0 } else { 255.0 };
-                    *v = f32::abs(mirror - *v);
+                    *v = solarized(*v, threshold);
                 }
             }
         }
@@ -228,6 +276,14 @@ fn blend(from: f32, to: f32, factor: f32) -> f32 {
     let value = from + factor * (to - from);
     let value = if value > 0.0 { value } else { 0.0 };
     (if value < 255.0 { value } else { 255.0 }).floor()
+}
+
+/// The value, inverted from `threshold` on.
+#[inline(always)]
+fn solarized(v: f32, threshold: f32) -> f32 {
+    // Not `if ... { v } else { ... }`: that becomes a masked store, which is slow.
+    let mirror = if v < threshold { 0.0 } else { 255.0 };
+    f32::abs(mirror - v)
 }
 
 /// Converts to 8-bit HSV, adds `shift` (0 to 255) to the hue modulo 256 and converts back.
@@ -285,7 +341,7 @@ mod tests {
         let mut steps = Steps::default();
         ops.iter().for_each(|&op| steps.color(op, &mut planes, 1));
         let mut out = [0; 3];
-        steps.finish(&planes, 1, &mut out);
+        steps.finish(&mut planes, 1, 3, &mut out);
         out
     }
 
@@ -321,7 +377,7 @@ mod tests {
         let (mut steps, mut out) = (Steps::default(), vec![0; size * size * 3]);
         steps.color(ColorOp::Brightness(1.5), &mut planes, size);
         steps.color(ColorOp::Contrast(0.0), &mut planes, size);
-        steps.finish(&planes, size, &mut out);
+        steps.finish(&mut planes, size, 3, &mut out);
         assert!(out.iter().all(|v| *v == 150), "{out:?}");
     }
 

@@ -1,13 +1,15 @@
 //! Settings of the augmentation and their checks. Defaults are Table 6 of the paper
 //! (arXiv 2006.07733, appendix B); their meaning is torchvision's on 8-bit images.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ViewConfig;
-use crate::section::{Keys, Problems, Section};
+use super::stats::PerChannel;
+use crate::section::{Keys, Problems, Section, Words};
 
 /// Resampling kernel, both with antialiasing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
     /// Cubic convolution with a = -0.5, support 2.
@@ -18,15 +20,17 @@ pub enum Interpolation {
 }
 
 /// How an image becomes two views for training, or one for evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
     /// Side of a view, pixels, 8 to 1024 (224).
     pub size: usize,
-    /// Mean of red, green and blue to subtract, 0 to 1 as pixels on the 0..1 scale (ImageNet: 0.485, 0.456, 0.406).
-    pub mean: [f64; 3],
-    /// Standard deviation to divide by, above 0, at most 1 (ImageNet: 0.229, 0.224, 0.225).
-    pub std: [f64; 3],
+    /// Mean of each channel to subtract, 0 to 1 as pixels on the 0..1 scale, or `auto`: that of up to 512 training
+    /// images (RGB: ImageNet's 0.485, 0.456, 0.406; otherwise auto).
+    pub mean: PerChannel,
+    /// Standard deviation to divide by, above 0, at most 1, or `auto` (RGB: ImageNet's 0.229, 0.224, 0.225; otherwise
+    /// auto).
+    pub std: PerChannel,
     /// Evaluation: length of the short side before the center crop, pixels, at least `size`
     /// (by default `size` below 96, else `size * 256 / 224`).
     pub eval_resize: Option<usize>,
@@ -41,8 +45,8 @@ impl Default for AugmentConfig {
     fn default() -> Self {
         Self {
             size: 224,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
+            mean: [0.485, 0.456, 0.406].into(),
+            std: [0.229, 0.224, 0.225].into(),
             eval_resize: None,
             view1: ViewConfig::view1(),
             view2: ViewConfig::view2(),
@@ -51,6 +55,28 @@ impl Default for AugmentConfig {
 }
 
 impl AugmentConfig {
+    /// Channels of the images: those of the mean, 3 while it is `auto`.
+    pub fn channels(&self) -> usize {
+        if self.mean == PerChannel::Auto { 3 } else { self.mean.values().len() }
+    }
+
+    /// Bytes of a view.
+    pub fn view_bytes(&self) -> usize {
+        self.size * self.size * self.channels()
+    }
+
+    /// Reports the values that are for images of another number of channels.
+    pub fn check_channels(&self, channels: usize, problems: &mut Problems) {
+        let default = Self::default();
+        for (key, values, default) in [("mean", &self.mean, default.mean), ("std", &self.std, default.std)] {
+            let right = *values == PerChannel::Auto || values.values().len() == channels || *values == default;
+            let found = format!("{} numbers", values.values().len());
+            problems.require(right, key, Words(&found), format!("auto or {channels}, one for each channel"));
+        }
+        self.view1.check_channels("view1", channels, problems);
+        self.view2.check_channels("view2", channels, problems);
+    }
+
     /// Length of the short side before the evaluation crop, pixels.
     pub fn eval_side(&self) -> usize {
         let scaled = (self.size as f64 * 256.0 / 224.0).round() as usize;
@@ -63,14 +89,18 @@ impl Section for AugmentConfig {
     fn check(&self, problems: &mut Problems) {
         let size = self.size;
         problems.range("size", size, 8..=1024);
-        let scale = |values: [f64; 3]| match values.iter().any(|v| *v > 1.0 && v.is_finite()) {
+        let scale = |values: &[f64]| match values.iter().any(|v| *v > 1.0 && v.is_finite()) {
             true => ", on the 0..1 scale; divide by 255",
             false => "",
         };
-        let right = self.mean.iter().all(|v| (0.0..=1.0).contains(v));
-        problems.require(right, "mean", self.mean, format!("three numbers from 0 to 1{}", scale(self.mean)));
-        let right = self.std.iter().all(|v| *v > 0.0 && *v <= 1.0);
-        problems.require(right, "std", self.std, format!("three numbers above 0, at most 1{}", scale(self.std)));
+        let right = |values: &PerChannel, inside: fn(&f64) -> bool| {
+            *values == PerChannel::Auto || !values.values().is_empty() && values.values().iter().all(inside)
+        };
+        let (mean, std) = (self.mean.values(), self.std.values());
+        let expected = format!("auto or a number from 0 to 1 for each channel{}", scale(mean));
+        problems.require(right(&self.mean, |v| (0.0..=1.0).contains(v)), "mean", mean, expected);
+        let expected = format!("auto or a number above 0, at most 1, for each channel{}", scale(std));
+        problems.require(right(&self.std, |v| *v > 0.0 && *v <= 1.0), "std", std, expected);
         let side = self.eval_side();
         problems.require(side >= size, "eval_resize", side, format!("null or at least size ({size})"));
         self.view1.check("view1", size, problems);
@@ -150,7 +180,7 @@ mod tests {
         let message = |key: &str| &problems.iter().find(|(k, _)| k == key).unwrap().1;
         assert_eq!(message("view1.crop_scale"), "found [0.5, 0.2], expected [low, high] with 0 < low <= high <= 1");
         assert!(message("view1.blur_sigma").contains("at sigma 2 it is 13 px"));
-        let nan = AugmentConfig { mean: [f64::NAN; 3], std: [f64::INFINITY; 3], ..Default::default() };
+        let nan = AugmentConfig { mean: [f64::NAN; 3].into(), std: [f64::INFINITY; 3].into(), ..Default::default() };
         assert_eq!(nan.problems().len(), 2);
         let window = |size| AugmentConfig { size, ..Default::default() }.problems().len();
         assert_eq!((window(12), window(13)), (2, 0));

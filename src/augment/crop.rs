@@ -15,6 +15,22 @@ pub struct Crop {
     pub height: usize,
 }
 
+/// What is needed, or held, of an image: a part of it, maybe at a lower resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The part, in pixels of the image.
+    pub crop: Crop,
+    /// Pixels of the image, in both directions, for one in memory: 1, 2, 4 or 8. As a wish, the most that will do.
+    pub reduction: usize,
+}
+
+impl Part {
+    /// Part and all of the image, pixel by pixel.
+    pub fn whole(width: usize, height: usize) -> Self {
+        Self { crop: Crop::whole(width, height), reduction: 1 }
+    }
+}
+
 impl Crop {
     /// The whole image.
     pub fn whole(width: usize, height: usize) -> Self {
@@ -27,6 +43,20 @@ impl Crop {
         let right = (self.left + self.width).max(other.left + other.width);
         let bottom = (self.top + self.height).max(other.top + other.height);
         Self { left, top, width: right - left, height: bottom - top }
+    }
+
+    /// The box of whole pixels that covers this one in an image reduced to 1/`reduction`, its sides rounded up.
+    pub fn reduced(self, reduction: usize) -> Self {
+        let (left, top) = (self.left / reduction, self.top / reduction);
+        let (right, bottom) = (self.left + self.width, self.top + self.height);
+        Self { left, top, width: right.div_ceil(reduction) - left, height: bottom.div_ceil(reduction) - top }
+    }
+
+    /// The most that the image may be reduced, 1, 2, 4 or 8, so that the box still has at least twice the view's
+    /// `width` and `height` in pixels: what the antialiased resize then takes away, a reduction has not touched.
+    pub fn reduction(self, width: usize, height: usize) -> usize {
+        let enough = |by: &usize| self.width >= 2 * width * by && self.height >= 2 * height * by;
+        [8, 4, 2].into_iter().find(enough).unwrap_or(1)
     }
 
     /// Draws up to 10 boxes, of uniform area and log-uniform aspect, and takes the first that fits;

@@ -14,12 +14,14 @@ mod config;
 mod crop;
 mod resize;
 mod stages;
+mod stats;
 mod view;
 
 pub use color::ColorOp;
 pub use config::{AugmentConfig, Interpolation};
-pub use crop::Crop;
+pub use crop::{Crop, Part};
 pub use stages::Stages;
+pub use stats::PerChannel;
 pub use view::{Draws, Scratch, ViewConfig, apply};
 
 use crate::pixels::Pixels;
@@ -33,6 +35,13 @@ impl AugmentConfig {
     pub fn draw(&self, width: usize, height: usize, seed: u64, epoch: u64, index: u64) -> [Draws; 2] {
         [(&self.view1, 0), (&self.view2, 1)]
             .map(|(view, part)| view.draw(width, height, &mut Stream::new(seed, Purpose::Augment, epoch, index, part)))
+    }
+
+    /// What these views need of the image.
+    pub fn wanted(&self, draws: &[Draws; 2]) -> Part {
+        let [first, second] = draws.each_ref().map(|draws| draws.crop);
+        let reduction = [first, second].map(|crop| crop.reduction(self.size, self.size)).into_iter().min();
+        Part { crop: first.around(second), reduction: reduction.unwrap_or(1) }
     }
 
     /// Makes both views; see [`apply`].
@@ -70,11 +79,11 @@ pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, 
     let Scratch { resizer, steps, planes, .. } = scratch;
     widest(
         #[inline(always)]
-        || resizer.run(image, whole, target, Interpolation::Bicubic, planes),
+        || resizer.run(image, whole, 1, target, Interpolation::Bicubic, planes),
     );
     widest(
         #[inline(always)]
-        || steps.finish(planes, size, out),
+        || steps.finish(planes, size, image.channels, out),
     );
 }
 
@@ -84,7 +93,7 @@ mod tests {
 
     fn noise(width: usize, height: usize) -> Pixels {
         let mut rng = Stream::new(9, Purpose::Synthetic, 0, 0, 0);
-        Pixels { width, height, data: (0..width * height * 3).map(|_| rng.below(256) as u8).collect() }
+        Pixels { width, height, channels: 3, data: (0..width * height * 3).map(|_| rng.below(256) as u8).collect() }
     }
 
     /// Within 5 standard deviations of `p` in `n` trials.

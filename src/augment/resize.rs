@@ -13,8 +13,6 @@ use crate::pixels::Pixels;
 
 /// Rows resampled together.
 const ROWS: usize = 8;
-/// Lanes of such a block: red, green and blue of every row.
-const BLOCK: usize = ROWS * 3;
 /// Lanes of an output row computed together, in four arrays of `ROWS`.
 const CHUNK: usize = 4 * ROWS;
 /// Fractional bits of the weights.
@@ -32,6 +30,25 @@ pub(super) struct Target {
     pub flip: bool,
 }
 
+/// The input along one axis: a stretch of it, of which the ends may lie between pixels.
+#[derive(Clone, Copy)]
+struct Input {
+    /// Pixels that cover the stretch.
+    pixels: usize,
+    /// Where it starts, 0 to 1.
+    start: f64,
+    /// Its length in pixels.
+    length: f64,
+}
+
+impl Input {
+    /// The `length` pixels from `start` on of an axis, of which `pixels` of `reduction` each cover them.
+    fn new(start: usize, length: usize, reduction: usize, pixels: usize) -> Self {
+        let reduced = |length: usize| length as f64 / reduction as f64;
+        Self { pixels, start: reduced(start % reduction), length: reduced(length) }
+    }
+}
+
 /// Weights of the input pixels for each output pixel along one axis.
 #[derive(Default)]
 struct Taps {
@@ -46,7 +63,7 @@ struct Taps {
 impl Taps {
     /// Sets the weights of the output pixels `wanted` of `output`.
     #[inline(always)]
-    fn fill(&mut self, kernel: Interpolation, input: usize, output: usize, wanted: Range<usize>) {
+    fn fill(&mut self, kernel: Interpolation, input: Input, output: usize, wanted: Range<usize>) {
         match kernel {
             Interpolation::Bicubic => self.fill_with(cubic, 2.0, input, output, wanted),
             Interpolation::Bilinear => self.fill_with(triangle, 1.0, input, output, wanted),
@@ -58,20 +75,20 @@ impl Taps {
         &mut self,
         filter: impl Fn(f64) -> f64,
         reach: f64,
-        input: usize,
+        input: Input,
         output: usize,
         wanted: Range<usize>,
     ) {
-        let scale = input as f64 / output as f64;
+        let scale = input.length / output as f64;
         let (support, shrink) = (reach * scale.max(1.0), 1.0 / scale.max(1.0));
         self.stride = support.ceil() as usize * 2 + 1;
         self.spans.clear();
         self.weights.clear();
         self.weights.resize(wanted.len() * self.stride, 0);
         for (i, weights) in wanted.zip(self.weights.chunks_exact_mut(self.stride)) {
-            let center = (i as f64 + 0.5) * scale;
+            let center = input.start + (i as f64 + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(input);
+            let end = ((center + support + 0.5) as usize).min(input.pixels);
             self.spans.push((first, end));
             self.exact.clear();
             self.exact.extend((first..end).map(|x| filter((x as f64 - center + 0.5) * shrink)));
@@ -121,14 +138,25 @@ pub(super) struct Resizer {
 }
 
 impl Resizer {
-    /// Resizes the crop of `image` to `target`. `planes` becomes red, green and blue,
-    /// [`plane_length`] bytes each.
+    /// Resizes the crop of `image`, counted in `reduction` pixels for one of it, to `target`. `planes` becomes one
+    /// plane for each channel, of [`plane_length`] bytes.
     #[inline(always)]
-    pub fn run(&mut self, image: &Pixels, crop: Crop, target: Target, kernel: Interpolation, planes: &mut Vec<u8>) {
+    pub fn run(
+        &mut self,
+        image: &Pixels,
+        crop: Crop,
+        reduction: usize,
+        target: Target,
+        kernel: Interpolation,
+        planes: &mut Vec<u8>,
+    ) {
         let Target { width, height, left, top, size, .. } = target;
-        self.across.fill(kernel, crop.width, width, left..left + size);
-        self.down.fill(kernel, crop.height, height, top..top + size);
-        planes.resize(plane_length(size) * 3, 0);
+        let (wanted, crop) = (crop, crop.reduced(reduction));
+        let across = Input::new(wanted.left, wanted.width, reduction, crop.width);
+        let down = Input::new(wanted.top, wanted.height, reduction, crop.height);
+        self.across.fill(kernel, across, width, left..left + size);
+        self.down.fill(kernel, down, height, top..top + size);
+        planes.resize(plane_length(size) * image.channels, 0);
         // Pillow's rule since version 13; older versions always start with the rows.
         if crop.height > height + 2 * crop.width.saturating_sub(width) {
             self.columns_first(image, crop, target, planes);
@@ -139,15 +167,16 @@ impl Resizer {
 
     #[inline(always)]
     fn rows_first(&mut self, image: &Pixels, crop: Crop, target: Target, planes: &mut [u8]) {
-        let size = target.size;
+        let (size, channels) = (target.size, image.channels);
         let mut made = self.down.spans[0].0;
-        self.ring.clear(size * 3, self.down.stride + ROWS - 1);
-        self.rows.resize(size * 3, 0);
+        self.ring.clear(size * channels, self.down.stride + ROWS - 1);
+        self.rows.resize(size * channels, 0);
         for y in 0..size {
             while made < self.down.spans[y].1 {
                 // Past the last row it is repeated, and not used.
-                self.block.gather(crop.width, |lane| crop.row(image, (made + lane).min(crop.height - 1)));
-                self.block.resample(&self.across, target.flip);
+                let row = |lane: usize| crop.row(image, (made + lane).min(crop.height - 1));
+                self.block.gather(crop.width * channels, row);
+                self.block.resample(&self.across, channels, target.flip);
                 (0..ROWS).for_each(|lane| self.ring.row_mut(made + lane).copy_from_slice(self.block.row(lane)));
                 made += ROWS;
             }
@@ -158,15 +187,15 @@ impl Resizer {
 
     #[inline(always)]
     fn columns_first(&mut self, image: &Pixels, crop: Crop, target: Target, planes: &mut [u8]) {
-        let (size, stride) = (target.size, crop.width * 3);
+        let (size, stride) = (target.size, crop.width * image.channels);
         self.rows.resize(ROWS * stride, 0);
         for start in (0..size).step_by(ROWS) {
             let lines = start..(start + ROWS).min(size);
             for (y, out) in lines.clone().zip(self.rows.chunks_exact_mut(stride)) {
                 resample_down(&self.down, y, |row| crop.row(image, row), out);
             }
-            self.block.gather(crop.width, |lane| &self.rows[lane * stride..][..stride]);
-            self.block.resample(&self.across, target.flip);
+            self.block.gather(stride, |lane| &self.rows[lane * stride..][..stride]);
+            self.block.resample(&self.across, image.channels, target.flip);
             lines.zip(0..).for_each(|(y, lane)| store(self.block.row(lane), size, y, planes));
         }
     }
@@ -176,25 +205,25 @@ impl Crop {
     /// The bytes of row `y` of the crop.
     #[inline(always)]
     fn row<'a>(&self, image: &'a Pixels, y: usize) -> &'a [u8] {
-        &image.data[((self.top + y) * image.width + self.left) * 3..][..self.width * 3]
+        let start = ((self.top + y) * image.width + self.left) * image.channels;
+        &image.data[start..][..self.width * image.channels]
     }
 }
 
 /// `ROWS` rows side by side.
 #[derive(Default)]
 struct Block {
-    /// `columns[x]`: the reds of all rows, the greens, the blues.
+    /// `columns[x]`: the first channel of all rows, the second, and so on.
     columns: Vec<u8>,
-    /// The output: first all reds, `ROWS` for each pixel, then all greens, all blues; and the same row by row.
+    /// The output: first all of channel 0, `ROWS` for each pixel, then the next channel; and the same row by row.
     made: Vec<u8>,
     spare: Vec<u8>,
 }
 
 impl Block {
-    /// Takes the rows `row(0)` to `row(ROWS - 1)`, RGB.
+    /// Takes the rows `row(0)` to `row(ROWS - 1)` of `n` bytes.
     #[inline(always)]
-    fn gather<'a>(&mut self, width: usize, row: impl Fn(usize) -> &'a [u8]) {
-        let n = width * 3;
+    fn gather<'a>(&mut self, n: usize, row: impl Fn(usize) -> &'a [u8]) {
         self.columns.resize(n * ROWS, 0);
         self.spare.resize(self.spare.len().max(n * ROWS), 0);
         // Interleaving at doubled distance each time is a transposition: rows 0 4, then 0 2 4 6, then all.
@@ -210,10 +239,26 @@ impl Block {
 
     /// Resamples horizontally. The rows are then at [`Self::row`].
     #[inline(always)]
-    fn resample(&mut self, taps: &Taps, flip: bool) {
+    fn resample(&mut self, taps: &Taps, channels: usize, flip: bool) {
+        let length = taps.spans.len() * channels * ROWS;
+        self.made.resize(length, 0);
+        self.spare.resize(self.spare.len().max(length), 0);
+        match channels {
+            3 => self.across_rgb(taps, flip),
+            _ => self.across_any(taps, channels, flip),
+        }
+        // The inverse transposition: even and odd rows, then rows equal modulo 4, modulo 8.
+        let (made, spare) = (&mut self.made[..], &mut self.spare[..length]);
+        let half = length / 2;
+        separate(made, spare);
+        spare.chunks_exact(half).zip(made.chunks_exact_mut(half)).for_each(|(pairs, out)| separate(pairs, out));
+        made.chunks_exact(half / 2).zip(spare.chunks_exact_mut(half / 2)).for_each(|(pairs, out)| separate(pairs, out));
+    }
+
+    /// The three channels of a pixel together.
+    #[inline(always)]
+    fn across_rgb(&mut self, taps: &Taps, flip: bool) {
         let size = taps.spans.len();
-        self.made.resize(size * BLOCK, 0);
-        self.spare.resize(self.spare.len().max(size * BLOCK), 0);
         let columns = self.columns.as_chunks::<ROWS>().0.as_chunks::<3>().0;
         let (red, rest) = self.made.as_chunks_mut::<ROWS>().0.split_at_mut(size);
         let (green, blue) = rest.split_at_mut(size);
@@ -223,15 +268,24 @@ impl Block {
             let taps = weights.iter().zip(first..).map_while(|(weight, x)| Some((weight, columns.get(x)?)));
             weigh(taps, [&mut red[to], &mut green[to], &mut blue[to]]);
         }
-        // The inverse transposition: even and odd rows, then rows equal modulo 4, modulo 8.
-        let (made, spare) = (&mut self.made[..], &mut self.spare[..size * BLOCK]);
-        let half = size * BLOCK / 2;
-        separate(made, spare);
-        spare.chunks_exact(half).zip(made.chunks_exact_mut(half)).for_each(|(pairs, out)| separate(pairs, out));
-        made.chunks_exact(half / 2).zip(spare.chunks_exact_mut(half / 2)).for_each(|(pairs, out)| separate(pairs, out));
     }
 
-    /// Resampled row `lane`: its reds, greens and blues.
+    /// One channel after the other.
+    #[inline(always)]
+    fn across_any(&mut self, taps: &Taps, channels: usize, flip: bool) {
+        let size = taps.spans.len();
+        let columns = self.columns.as_chunks::<ROWS>().0;
+        for (channel, made) in self.made.as_chunks_mut::<ROWS>().0.chunks_exact_mut(size).enumerate() {
+            for x in 0..size {
+                let (first, weights) = taps.at(x);
+                let to = if flip { size - 1 - x } else { x };
+                let lanes = columns[first * channels + channel..].iter().step_by(channels);
+                weigh(weights.iter().zip(lanes.map(std::array::from_ref)), [&mut made[to]]);
+            }
+        }
+    }
+
+    /// Resampled row `lane`: all of its channel 0, then the next channel.
     #[inline(always)]
     fn row(&self, lane: usize) -> &[u8] {
         let n = self.made.len() / ROWS;
@@ -343,17 +397,19 @@ mod tests {
 
     /// Both passes in integers, directly from the definition.
     fn slow(image: &Pixels, crop: Crop, size: usize, kernel: Interpolation) -> Vec<u8> {
+        let channels = image.channels;
         let (mut across, mut down) = (Taps::default(), Taps::default());
-        across.fill(kernel, crop.width, size, 0..size);
-        down.fill(kernel, crop.height, size, 0..size);
+        across.fill(kernel, Input::new(0, crop.width, 1, crop.width), size, 0..size);
+        down.fill(kernel, Input::new(0, crop.height, 1, crop.height), size, 0..size);
         let pass = |taps: &Taps, i: usize, at: &dyn Fn(usize) -> u8| {
             let (first, weights) = taps.at(i);
             let products = (first..).zip(weights).map(|(k, &w)| i64::from(w) * i64::from(at(k)));
             ((products.sum::<i64>() + (1 << 21)) >> 22).clamp(0, 255) as u8
         };
-        let at = |x: usize, y: usize, c: usize| image.data[((crop.top + y) * image.width + crop.left + x) * 3 + c];
+        let at =
+            |x: usize, y: usize, c: usize| image.data[((crop.top + y) * image.width + crop.left + x) * channels + c];
         let columns_first = crop.height > size + 2 * crop.width.saturating_sub(size);
-        let mut out = vec![0; size * size * 3];
+        let mut out = vec![0; size * size * channels];
         for (i, v) in out.iter_mut().enumerate() {
             let (c, y, x) = (i / (size * size), i / size % size, i % size);
             *v = if columns_first {
@@ -368,21 +424,25 @@ mod tests {
     #[test]
     fn crops_equal_plain_integer_sums() {
         let (width, height) = (90, 130);
-        let data = (0..width * height * 3).map(|i: usize| (i * i * 13 + i / 7) as u8).collect();
-        let image = Pixels { width, height, data };
         let mut resizer = Resizer::default();
         let mut planes = Vec::new();
         // Half, third and quarter sizes make exact halves, which are rounded up.
-        for (w, h) in [(16, 16), (32, 32), (48, 48), (64, 64), (1, 1), (90, 130), (90, 40), (20, 130), (5, 7), (17, 18)]
-        {
-            for (kernel, size) in
-                [(Interpolation::Bicubic, 16), (Interpolation::Bilinear, 16), (Interpolation::Bicubic, 21)]
-            {
+        let crops = [(16, 16), (32, 32), (48, 48), (64, 64), (1, 1), (90, 130), (90, 40), (20, 130), (5, 7), (17, 18)];
+        let kernels = [(Interpolation::Bicubic, 16), (Interpolation::Bilinear, 16), (Interpolation::Bicubic, 21)];
+        for channels in [3, 1, 2, 4, 13] {
+            let data = (0..width * height * channels).map(|i: usize| (i * i * 13 + i / 7) as u8).collect();
+            let image = Pixels { width, height, channels, data };
+            for ((w, h), (kernel, size)) in crops.into_iter().flat_map(|crop| kernels.map(|kernel| (crop, kernel))) {
                 let crop = Crop { left: (width - w) / 2, top: (height - h) / 3, width: w, height: h };
-                let target = Target { width: size, height: size, left: 0, top: 0, size, flip: false };
-                resizer.run(&image, crop, target, kernel, &mut planes);
+                let mut target = Target { width: size, height: size, left: 0, top: 0, size, flip: false };
+                resizer.run(&image, crop, 1, target, kernel, &mut planes);
                 let made: Vec<&[u8]> = planes.chunks(plane_length(size)).map(|plane| &plane[..size * size]).collect();
-                assert!(made.concat() == slow(&image, crop, size, kernel), "{w} x {h} to {size}, {kernel:?}");
+                let made = made.concat();
+                assert!(made == slow(&image, crop, size, kernel), "{channels}: {w} x {h} to {size}, {kernel:?}");
+                target.flip = true;
+                resizer.run(&image, crop, 1, target, kernel, &mut planes);
+                let flipped = planes.chunks(plane_length(size)).flat_map(|plane| plane[..size * size].chunks(size));
+                assert!(flipped.eq(made.chunks(size).map(|row| row.iter().rev().copied().collect::<Vec<_>>())));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! One view: its settings, the random choices made from them, and the pixels. To add an operation, put its settings,
 //! its [`Draws`] and its call in [`apply`] here, and its pixels in a file of its own.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Interpolation;
@@ -15,7 +16,7 @@ use crate::section::{Problems, Shown};
 use native::simd::widest;
 
 /// The random operations of one view, in the order of its fields. In parentheses: the default, the paper's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default = "ViewConfig::view1", deny_unknown_fields)]
 pub struct ViewConfig {
     /// Area of the crop as a fraction of the image, low and high, in 0 to 1 (0.08, 1).
@@ -140,11 +141,30 @@ impl ViewConfig {
     }
 }
 
+impl ViewConfig {
+    /// Reports the operations that images of so many channels do not have. Of one channel the saturation and the hue are
+    /// none, as in torchvision.
+    pub(super) fn check_channels(&self, view: &str, channels: usize, problems: &mut Problems) {
+        let jitter = if self.jitter_prob > 0.0 { 1.0 } else { 0.0 };
+        for (name, value) in [
+            ("saturation", self.saturation * jitter),
+            ("hue", self.hue * jitter),
+            ("grayscale_prob", self.grayscale_prob),
+        ] {
+            let expected = format!("0: it is for RGB, the images have {channels} channels");
+            problems.require(matches!(channels, 1 | 3) || value == 0.0, &format!("{view}.{name}"), value, expected);
+        }
+    }
+}
+
 /// The random choices of one view.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draws {
     /// Part of the image to keep.
     pub crop: Crop,
+    /// Pixels that `crop` counts, in both directions, for one of the image in memory: above 1 if that was decoded at a
+    /// lower resolution.
+    pub reduction: usize,
     /// Horizontal flip.
     pub flip: bool,
     /// Color changes, first to last.
@@ -177,6 +197,7 @@ impl ViewConfig {
         let solarize = rng.chance(self.solarize_prob);
         Draws {
             crop: Crop::random(width, height, self.crop_scale, self.crop_ratio, rng),
+            reduction: 1,
             flip,
             color: color.map(|(strength, op)| (jitter && strength > 0.0).then_some(op)),
             grayscale,
@@ -192,14 +213,15 @@ pub struct Scratch {
     pub(super) resizer: Resizer,
     blur: Blur,
     pub(super) steps: Steps,
-    /// Red, green and blue, `size * size` bytes each plus padding.
+    /// The channels, `size * size` bytes each plus padding.
     pub(super) planes: Vec<u8>,
     /// If set, the time of every stage is added to it.
     pub stages: Option<Stages>,
 }
 
-/// Makes one view of `image` from `draws`: `out` becomes RGB, `out[(y * size + x) * 3 + channel]`.
-/// Panics unless `out` has `size * size * 3` bytes and the crop lies inside the image.
+/// Makes one view of `image` from `draws`: `out[(y * size + x) * channels + channel]`, with the image's channels.
+/// Saturation, hue and grayscale are for RGB, and leave other images as they are.
+/// Panics unless `out` has `size * size * channels` bytes and the crop lies inside the image.
 pub fn apply(
     image: &Pixels,
     draws: &Draws,
@@ -213,7 +235,7 @@ pub fn apply(
     let target = Target { width: size, height: size, left: 0, top: 0, size, flip: draws.flip };
     widest(
         #[inline(always)]
-        || resizer.run(image, draws.crop, target, interpolation, planes),
+        || resizer.run(image, draws.crop, draws.reduction, target, interpolation, planes),
     );
     laps.end(|stages| &mut stages.resize);
     for &op in draws.color.iter().flatten() {
@@ -229,10 +251,10 @@ pub fn apply(
     if let Some(sigma) = draws.blur {
         widest(
             #[inline(always)]
-            || steps.flush(planes),
+            || steps.flush(planes, size),
         );
         laps.end(|stages| &mut stages.color);
-        if draws.grayscale {
+        if draws.grayscale && image.channels == 3 {
             // All planes are equal and stay so: one is enough.
             planes = &mut planes[..plane_length(size)];
         }
@@ -249,7 +271,7 @@ pub fn apply(
     }
     widest(
         #[inline(always)]
-        || steps.finish(planes, size, out),
+        || steps.finish(planes, size, image.channels, out),
     );
     laps.end(|stages| &mut stages.color);
 }

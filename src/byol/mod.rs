@@ -18,7 +18,7 @@ use ema::Ema;
 pub use ranks::{Ranks, StopRequest};
 pub use state::Snapshot;
 
-/// The two views of a micro-batch: v from T and v' from T', each `[N, 3, H, W]`, normalized.
+/// The two views of a micro-batch: v from T and v' from T', each `[N, C, H, W]`, normalized.
 pub type Views = [Tensor; 2];
 
 /// The networks and their optimizer.

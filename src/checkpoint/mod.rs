@@ -25,6 +25,25 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 
+/// The time that a run with `schedule.hours` has taken, and the schedule that this led to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    /// The run's length in hours.
+    pub hours: f64,
+    /// Seconds of all sessions so far.
+    pub seconds: f64,
+    /// Seconds of an evaluation.
+    pub evaluation_seconds: f64,
+    /// Seconds of a checkpoint.
+    pub checkpoint_seconds: f64,
+    /// Steps of the schedule.
+    pub schedule_steps: u64,
+    /// Steps of its warmup.
+    pub warmup_steps: u64,
+    /// Steps that the schedule is ahead of the run.
+    pub ahead: i64,
+}
+
 /// A checkpoint's metadata, `manifest.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
@@ -71,6 +90,9 @@ pub struct Manifest {
     /// of steps per epoch.
     #[serde(default)]
     pub schedule_offset: i64,
+    /// Of a run with `schedule.hours`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
     /// k-NN top-1 of the encoder before training, if measured.
     pub knn_random: Option<f64>,
     /// The folder the run was started in, against which relative paths in its config are resolved.
@@ -106,6 +128,7 @@ impl Manifest {
             processes: 1,
             precision: String::new(),
             schedule_offset: 0,
+            pace: None,
             knn_random: None,
             started_in: std::env::current_dir().ok(),
             config,
@@ -131,17 +154,25 @@ impl Manifest {
     }
 }
 
-/// Writes the checkpoint of `manifest.step` below `root` atomically, then removes all but the latest `keep`.
+/// Writes the checkpoint of `manifest.step` below `root` atomically, with these other files, then removes all but the
+/// latest `keep`.
 /// # Errors
 /// What could not be written and how much space it needs; earlier checkpoints are kept.
-pub fn save(root: &Path, byol: &Byol, mut manifest: Manifest, keep: usize) -> Result<PathBuf> {
+pub fn save(
+    root: &Path,
+    byol: &Byol,
+    mut manifest: Manifest,
+    others: Vec<(&str, Vec<u8>)>,
+    keep: usize,
+) -> Result<PathBuf> {
     manifest.batches_tracked = byol.batches_tracked();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let files = [
+    let mut files = vec![
         (MODEL, serialize(&byol.state_dict(), metadata.clone())?),
         (OPTIMIZER, serialize(&byol.optimizer.state(), metadata)?),
         (MANIFEST, serde_json::to_vec_pretty(&manifest)?),
     ];
+    files.extend(others);
     let folder = folder::write(root, manifest.step, &files)?;
     clean(root, keep);
     Ok(folder)

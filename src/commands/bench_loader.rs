@@ -10,11 +10,13 @@ use serde::Serialize;
 use crate::augment::{Scratch, Stages};
 use crate::cli::BenchLoaderArgs;
 use crate::config::Config;
+use crate::data::Dataset;
 use crate::data::loader::sampler::Sampler;
 use crate::data::loader::{BadImages, Loader, load_for_views};
-use crate::data::{self, Dataset};
+use crate::distributed::Group;
 use crate::files;
 use crate::pixels::Pixels;
+use crate::run::images;
 
 /// The line of JSON on stdout.
 #[derive(Serialize)]
@@ -57,9 +59,10 @@ struct StageTimes {
 /// Runs the command.
 pub fn run(args: &BenchLoaderArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
-    let config = Config::load(&args.source.config, &args.source.set)?;
+    let mut config = Config::load(&args.source.config, &args.source.set)?;
     let place = |key: &str| Config::place(&args.source.config, &args.source.set, key);
-    let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", place("data.path")))?;
+    let path = format!("{}: data.path", place("data.path"));
+    let dataset = images::open_train(&mut config, &Group::single(), true).context(path)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = args.workers.or(config.data.workers).unwrap_or(cores);
     let batch = config.train.micro_batch().min(dataset.len());
@@ -121,8 +124,8 @@ fn stages(
     bad: &Arc<BadImages>,
     time: Duration,
 ) -> Result<StageTimes> {
-    let side = config.augment.size;
-    let (mut first, mut second) = (vec![0; side * side * 3], vec![0; side * side * 3]);
+    let bytes = config.augment.view_bytes();
+    let (mut first, mut second) = (vec![0; bytes], vec![0; bytes]);
     let (mut pixels, mut scratch) = (Pixels::default(), Scratch::default());
     let (mut decode, mut images) = (Duration::ZERO, 0);
     let order = sampler.epoch_order(0);

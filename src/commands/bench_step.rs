@@ -7,20 +7,15 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::byol::Byol;
 use crate::byol::timing::{self, Part, Times};
 use crate::cli::BenchStepArgs;
 use crate::config::Config;
-use crate::data;
-use crate::data::loader::sampler::Sampler;
-use crate::data::loader::{BadImages, Batch, Loader, LoaderOptions};
 use crate::distributed::Group;
-use crate::rng::{Purpose, Stream};
-use crate::run::gpu_peaks;
-use crate::run::machine::{self as setup, Machine};
+use crate::run::machine::Machine;
 use crate::run::ranks::{self, Shared};
-use crate::train::{Executor, Feed, Plan};
-use native::stream::{self, PendingScalars};
+use crate::run::trial::Trial;
+use crate::run::{gpu_peaks, images};
+use native::stream;
 use tch::Device;
 
 /// Steps before the measured ones: buffers are allocated, kernels chosen, on a GPU a graph is recorded and compared.
@@ -110,82 +105,6 @@ impl Parts {
     }
 }
 
-/// Where batches come from.
-enum Source {
-    Loader(Box<Loader>),
-    Noise(Batch),
-}
-
-/// What is measured.
-struct Bench {
-    source: Source,
-    feed: Feed,
-    byol: Byol,
-    executor: Executor,
-    plan: Plan,
-    micro_batches: usize,
-    /// Of the step before.
-    pending: Option<PendingScalars>,
-}
-
-impl Bench {
-    fn new(
-        config: &Config,
-        machine: &Machine,
-        synthetic: bool,
-        group: &Group,
-        source_of: impl Fn(&str) -> String,
-    ) -> Result<Self> {
-        let (train, world) = (&config.train, group.world());
-        ranks::check_shares(config, world).with_context(|| source_of("train.batch_size"))?;
-        let open = || data::open_train(&config.data).with_context(|| format!("{}: data.path", source_of("data.path")));
-        let dataset = if synthetic { None } else { Some(open()?) };
-        let images = dataset.as_ref().map_or(train.batch_size, |set| set.len());
-        let plan = Plan::new(images, train, &config.optimizer, &config.schedule, &config.ema)
-            .with_context(|| source_of("train.batch_size"))?;
-        let source = match dataset {
-            None => Source::Noise(noise(train.micro_batch() / world, config.augment.size)),
-            Some(dataset) => {
-                let sampler = Sampler::new(images, train.batch_size, train.accumulation_steps, train.seed)?;
-                ranks::agree_on_data(group, "data", &*dataset)?;
-                let bad = BadImages::new(config.data.on_bad_image);
-                let own = LoaderOptions { rank: group.rank(), world, ..machine.loader };
-                let loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, own)?;
-                Source::Loader(Box::new(loader))
-            }
-        };
-        let executor = setup::executor(config, machine, group)?;
-        let byol = setup::byol(config, machine, group)?;
-        let feed = Feed::new(&config.augment, machine.device, machine.image_layout(config))?;
-        Ok(Self { source, feed, byol, executor, plan, micro_batches: train.accumulation_steps, pending: None })
-    }
-
-    /// One step; returns the seconds of waiting for data.
-    fn step(&mut self, step: u64) -> Result<f64> {
-        let start = Instant::now();
-        let fresh = match &mut self.source {
-            Source::Loader(loader) => (0..self.micro_batches).map(|_| loader.next_batch()).collect::<Result<_>>()?,
-            Source::Noise(_) => Vec::new(),
-        };
-        let waited = start.elapsed().as_secs_f64();
-        let batches: Vec<&Batch> = match &self.source {
-            Source::Loader(_) => fresh.iter().collect(),
-            Source::Noise(batch) => vec![batch; self.micro_batches],
-        };
-        let rates = self.plan.rates(step);
-        let output = self.executor.step(&mut self.byol, &mut self.feed, &batches, rates)?;
-        // As in training, the host reads the numbers of the step before.
-        let numbers = output.fetch()?;
-        if let Some(before) = self.pending.replace(numbers) {
-            before.get()?;
-        }
-        if let Source::Loader(loader) = &self.source {
-            fresh.into_iter().for_each(|batch| loader.recycle(batch));
-        }
-        Ok(waited)
-    }
-}
-
 /// Measurements of a series of steps.
 struct Measured {
     /// Of each step, sorted.
@@ -209,27 +128,20 @@ impl Measured {
     }
 }
 
-impl Bench {
-    /// Waits for the device (`torch.cuda.synchronize`).
-    fn wait(&mut self) -> Result<()> {
-        self.pending.take().map_or(Ok(()), |numbers| numbers.get().map(|_| ()))
+/// Steps `first` and those after it.
+fn measure_steps(trial: &mut Trial, first: u64, steps: u64, group: &Group) -> Result<Measured> {
+    let (mut seconds, mut waited) = (Vec::with_capacity(steps as usize), 0.0);
+    let communicated = group.waited();
+    let (whole, mut started) = (Instant::now(), Instant::now());
+    for step in first..first + steps {
+        waited += trial.step(step)?;
+        seconds.push(started.elapsed().as_secs_f64());
+        started = Instant::now();
     }
-
-    /// Steps `first` and those after it.
-    fn measure(&mut self, first: u64, steps: u64, group: &Group) -> Result<Measured> {
-        let (mut seconds, mut waited) = (Vec::with_capacity(steps as usize), 0.0);
-        let communicated = group.waited();
-        let (whole, mut started) = (Instant::now(), Instant::now());
-        for step in first..first + steps {
-            waited += self.step(step)?;
-            seconds.push(started.elapsed().as_secs_f64());
-            started = Instant::now();
-        }
-        self.wait()?;
-        let total = whole.elapsed().as_secs_f64();
-        seconds.sort_by(f64::total_cmp);
-        Ok(Measured { seconds, total, waited, communicated: (group.waited() - communicated).as_secs_f64() })
-    }
+    trial.wait()?;
+    let total = whole.elapsed().as_secs_f64();
+    seconds.sort_by(f64::total_cmp);
+    Ok(Measured { seconds, total, waited, communicated: (group.waited() - communicated).as_secs_f64() })
 }
 
 /// Runs the command.
@@ -248,17 +160,26 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
 
 fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Group) -> Result<Report> {
     let source_of = |key: &str| Config::place(&args.source.config, &args.source.set, key);
-    let mut bench = Bench::new(config, machine, args.synthetic, group, source_of)?;
-    (0..WARM_UP).try_for_each(|step| bench.step(step).map(drop))?;
-    bench.wait()?;
-    let cuda_graph = bench.executor.replays();
+    let mut config = config.clone();
+    let dataset = if args.synthetic {
+        images::assume_noise(&mut config);
+        None
+    } else {
+        let opened = images::open_train(&mut config, group, true);
+        Some(opened.with_context(|| format!("{}: data.path", source_of("data.path")))?)
+    };
+    let config = &config;
+    let mut trial = Trial::new(config, machine, dataset, group, &source_of)?;
+    (0..WARM_UP).try_for_each(|step| trial.step(step).map(drop))?;
+    trial.wait()?;
+    let cuda_graph = trial.executor.replays();
     let resident = native::resident_bytes();
-    let measured = bench.measure(WARM_UP, args.steps.into(), group)?;
+    let measured = measure_steps(&mut trial, WARM_UP, args.steps.into(), group)?;
     let device_mb = device_mb(machine.device)?;
     let resident_mb = [resident, native::resident_bytes()].map(|bytes| bytes as f64 / 1e6);
-    bench.executor.stop_replaying();
+    trial.executor.stop_replaying();
     let (first, by_part) = (WARM_UP + u64::from(args.steps), TIMED_BY_PART.min(args.steps.into()));
-    let by_parts = || (first..first + by_part).try_for_each(|step| bench.step(step).map(drop));
+    let by_parts = || (first..first + by_part).try_for_each(|step| trial.step(step).map(drop));
     let (result, times) = timing::measure(machine.device, by_parts);
     result?;
 
@@ -269,7 +190,7 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Gro
     let known = machine.device == Device::Cpu;
     let [communication_seconds, communication_share] = [0, 1].map(|at| known.then(|| sums[at] / processes as f64));
     let images_per_second = (steps * config.train.batch_size) as f64 / measured.total;
-    let tflops = bench.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
+    let tflops = trial.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
     let peak_tflops = gpu_peaks::tflops(machine.device, machine.bf16, config.train.allow_tf32);
     Ok(Report {
         bench: "step",
@@ -297,13 +218,6 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Gro
         share_of_peak: peak_tflops.map(|peak| tflops / (peak * processes as f64)),
         tflops,
     })
-}
-
-/// A micro-batch of random bytes.
-fn noise(images: usize, size: usize) -> Batch {
-    let mut random = Stream::new(0, Purpose::Verify, 0, 0, 0);
-    let mut view = || (0..images * size * size * 3).map(|_| random.below(256) as u8).collect();
-    Batch { views: [view(), view()], labels: vec![-1; images], indices: vec![0; images], ..Batch::default() }
 }
 
 fn device_mb(device: Device) -> Result<Option<[f64; 2]>> {

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::checkpoint;
+use crate::augment::PerChannel;
 use crate::cli::ExportArgs;
 use crate::config::Config;
 use crate::data;
@@ -31,7 +31,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     };
     check_network(args)?;
     format.check_options(&graph)?;
-    checkpoint::check_output(&args.output, args.force)?;
+    export::check_output(format, &args.output, args.force)?;
     // The export is made and verified on the CPU in fp32, whatever the run was trained on.
     native::set_threads(native::default_threads(tch::Device::Cpu).0);
     let options = EncoderOptions { which: args.network, ..EncoderOptions::default() };
@@ -39,16 +39,21 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     if is_part_of(&args.output, &encoder.source) {
         bail!("--output {}: is the input of the export; choose another name", args.output.display());
     }
+    format.check_encoder(&encoder.config)?;
     format.check_size(encoder.params.count())?;
     let config = match &encoder.run {
         Some(run) => Config::of_run(&run.config)?,
         None => Config { augment: encoder.augment.clone(), ..Config::default() },
     };
-    let config = Config::load_over(config, args.config.as_deref(), &args.set)?;
-    if (encoder.augment.mean, encoder.augment.std) != (config.augment.mean, config.augment.std) {
+    let mut config = Config::load_over(config, args.config.as_deref(), &args.set)?;
+    if let Some(run) = &encoder.run {
+        config.adopt(&run.config)?;
+    }
+    check_channels(&encoder, &config)?;
+    if (&encoder.augment.mean, &encoder.augment.std) != (&config.augment.mean, &config.augment.std) {
         let (ours, theirs) = (&config.augment, &encoder.augment);
-        let known =
-            format!("mean {:?} and std {:?} instead of {:?} and {:?}", ours.mean, ours.std, theirs.mean, theirs.std);
+        let known = [&ours.mean, &ours.std, &theirs.mean, &theirs.std].map(PerChannel::values);
+        let known = format!("mean {:?} and std {:?} instead of {:?} and {:?}", known[0], known[1], known[2], known[3]);
         log::warn!("{known}, as --config or --set say");
     }
     encoder.augment = config.augment.clone();
@@ -72,6 +77,20 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     // A closed stdout is not a failure of the export.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(0)
+}
+
+/// Fails unless mean and std have a number for each of the encoder's channels.
+fn check_channels(encoder: &Encoder, config: &Config) -> Result<()> {
+    let (channels, augment) = (encoder.config.channels as usize, &config.augment);
+    for (key, values) in [("mean", augment.mean.values()), ("std", augment.std.values())] {
+        let count = values.len();
+        ensure!(
+            count == channels,
+            "augment.{key}: found {count} numbers, expected {channels}, one for each channel of the encoder's images; \
+             add --set augment.{key}=[...]"
+        );
+    }
+    Ok(())
 }
 
 /// What `--network target` needs.
@@ -110,14 +129,20 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
     let (device, channels_last) = (machine.device, config.train.channels_last);
     let options = EncoderOptions { which: encoder.which, device, channels_last, ..EncoderOptions::default() };
     let mut there = Encoder::open(&encoder.source, &options)?;
-    let (size, mean, std) = (config.augment.size as i64, config.augment.mean, config.augment.std);
-    let normalizer = Normalizer::new(mean, std, device, ImageLayout { channels_last, bf16: false })?;
+    let (augment, size) = (&config.augment, config.augment.size as i64);
+    let normalizer = Normalizer::new(
+        augment.mean.values(),
+        augment.std.values(),
+        device,
+        ImageLayout { channels_last, bf16: false },
+    )?;
+    let channels = encoder.config.channels;
     let (bar, mut done) = (Bar::new("BatchNorm's statistics", count), 0);
     let batches = loader.map(|batch| {
         let batch = batch?;
         bar.set(done);
         done += batch.labels.len();
-        let shape = [batch.labels.len() as i64, size, size, 3];
+        let shape = [batch.labels.len() as i64, size, size, channels];
         normalizer.bytes(&batch.pixels, shape)
     });
     encoder.batches_tracked = there.recompute_batchnorm(batches)?;

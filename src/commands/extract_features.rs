@@ -1,17 +1,24 @@
-//! `byol extract-features`: features and labels of a data set, for numpy, scikit-learn and the like.
+//! `byol extract-features`: features, names and labels of a data set's images, for pandas, numpy and the like.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::json;
+use tch::Tensor;
 
 use crate::cli::{ExtractFeaturesArgs, SplitName};
-use crate::eval::{FeatureWriter, Images, View, stream};
+use crate::eval::{FeatureWriter, Images, Table, View, stream};
 use crate::run::evaluation::{Evaluation, print};
 
 /// Runs the command; the value is the process's exit code.
 pub fn run(args: &ExtractFeaturesArgs) -> Result<u8> {
-    let asked = |_: &_| json!({"command": "extract-features", "--split": format!("{:?}", args.split)});
+    let asked = |_: &_| {
+        json!({
+            "command": "extract-features",
+            "--split": format!("{:?}", args.split),
+            "--normalize": args.normalize,
+        })
+    };
     Evaluation::run(&args.encoder, asked, |evaluation| write(evaluation, args))
 }
 
@@ -25,10 +32,11 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         "byol": env!("CARGO_PKG_VERSION"),
         "checkpoint": encoder.source.display().to_string(),
         "split": split,
-        "class_names": serde_json::to_string(&set.class_names())?,
+        "normalized": args.normalize.to_string(),
     });
     let dim = encoder.net.feature_dim;
-    let create = || FeatureWriter::create(&args.output, dim, metadata, args.force);
+    let table = Table { dim: dim as usize, classes: set.class_names(), metadata };
+    let create = || FeatureWriter::create(&args.output, table, args.force);
     let mut writer = evaluation.is_first().then(create).transpose()?;
     log::info!("{}", evaluation.encoder_line());
     let (started, indices) = (Instant::now(), (0..set.len() as u32).collect());
@@ -38,7 +46,10 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         done += batch.labels.len();
         unlabelled += batch.labels.iter().filter(|&&label| label < 0).count();
         bar.iter().for_each(|bar| bar.set(done));
-        writer.as_mut().map_or(Ok(()), |writer| writer.write(&batch.features, &batch.labels, &batch.indices))
+        let Some(writer) = &mut writer else { return Ok(()) };
+        let features = if args.normalize { unit_length(&batch.features)? } else { batch.features };
+        let names: Vec<String> = batch.indices.iter().map(|&index| set.name(index as usize)).collect();
+        writer.write(&features, &batch.labels, &batch.indices, &names)
     })?;
     drop(bar);
     let Some(writer) = writer else { return Ok(()) };
@@ -57,4 +68,11 @@ fn write(evaluation: &Evaluation, args: &ExtractFeaturesArgs) -> Result<()> {
         args.output.display(),
         rows as f64 / seconds
     ))
+}
+
+/// `torch.nn.functional.normalize`.
+fn unit_length(features: &Tensor) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let length = features.f_norm_scalaropt_dim(2, [1], true)?;
+    Ok(features.f_div(&length.f_clamp_min(1e-12)?)?)
 }

@@ -5,27 +5,30 @@ use std::io::{Cursor, Write};
 use anyhow::{Context, Result, bail};
 use image::ImageFormat;
 
-use crate::augment::{Crop, Scratch, two_views};
+use crate::augment::{Part, Scratch, two_views};
 use crate::checkpoint;
 use crate::cli::PreviewArgs;
 use crate::config::Config;
+use crate::data::Dataset;
 use crate::data::loader::BadImages;
-use crate::data::{self, Dataset};
+use crate::distributed::Group;
 use crate::files;
 use crate::pixels::Pixels;
 use crate::preview::{Layout, Picture};
 use crate::rng::{Purpose, Stream};
+use crate::run::images;
 
 /// Runs the command; the value is the process's exit code.
 pub fn run(args: &PreviewArgs) -> Result<u8> {
     files::end_clean_on_signals()?;
-    let config = Config::load(&args.source.config, &args.source.set)?;
+    let mut config = Config::load(&args.source.config, &args.source.set)?;
     if !args.output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         bail!("--output: found {}, expected a name ending in .png", args.output.display());
     }
     checkpoint::check_output(&args.output, args.force)?;
     let place = || format!("{}: data.path", Config::place(&args.source.config, &args.source.set, "data.path"));
-    let dataset = data::open_train(&config.data).with_context(place)?;
+    let dataset = images::open_train(&mut config, &Group::single(), true).with_context(place)?;
+    let channels = shown_channels(args.channels.as_deref(), config.channels())?;
     let bad = BadImages::new(config.data.on_bad_image);
 
     let indices = spread(dataset.len(), args.images as usize);
@@ -38,20 +41,21 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
 
     let names = dataset.class_names();
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
-    let mut views = [vec![0; size * size * 3], vec![0; size * size * 3]];
+    let mut views = [vec![0; config.augment.view_bytes()], vec![0; config.augment.view_bytes()]];
     for (row, &wanted) in indices.iter().enumerate() {
-        let (found, _) = bad.load_next(&*dataset, wanted, &mut Crop::whole, &mut image)?;
+        let (found, _) = bad.load_next(&*dataset, wanted, &mut Part::whole, &mut image)?;
         let mut lines = label(&*dataset, &names, found, &image);
         if found != wanted {
             lines.push(format!("replaces unreadable #{wanted}"));
         }
-        picture.original(row, &lines, &image);
+        picture.original(row, &lines, &colored(&image, channels));
         for draw in 0..draws {
             let [first, second] = &mut views;
             // As in the loader, a replacement gets the random choices of the image that it replaces.
             two_views(&config.augment, &image, seed, draw as u64, wanted as u64, &mut scratch, [first, second]);
-            picture.view(row, 1 + draw, first);
-            picture.view(row, 1 + draws + draw, second);
+            for (column, view) in [(1 + draw, first), (1 + draws + draw, second)] {
+                picture.view(row, column, &colors(view, image.channels, channels));
+            }
         }
     }
 
@@ -75,6 +79,30 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.height(),
     );
     Ok(0)
+}
+
+/// The channels that are shown as red, green and blue: those asked for, the first three, or the first in gray.
+fn shown_channels(asked: Option<&[u32]>, channels: usize) -> Result<[usize; 3]> {
+    let shown = match asked {
+        None if channels < 3 => [1; 3],
+        None => [1, 2, 3],
+        Some(&[one]) => [one; 3],
+        Some(&[red, green, blue]) => [red, green, blue],
+        Some(other) => bail!("--channels: found {} numbers, expected one or three", other.len()),
+    };
+    if let Some(channel) = shown.iter().find(|channel| **channel as usize > channels) {
+        bail!("--channels: found {channel}, expected 1 to {channels}, the number of channels of the images");
+    }
+    Ok(shown.map(|channel| channel as usize - 1))
+}
+
+/// These channels of pixels of `channels` channels, as RGB.
+fn colors(bytes: &[u8], channels: usize, shown: [usize; 3]) -> Vec<u8> {
+    bytes.chunks_exact(channels).flat_map(|pixel| shown.map(|channel| pixel[channel])).collect()
+}
+
+fn colored(image: &Pixels, shown: [usize; 3]) -> Pixels {
+    Pixels { channels: 3, data: colors(&image.data, image.channels, shown), ..*image }
 }
 
 /// Indices of `wanted` of `len` images, in order: one at random from each of as many equal parts, so that sets

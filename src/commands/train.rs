@@ -1,5 +1,6 @@
 //! `byol train`: a config becomes the parts of a run, the parts a [`Trainer`], its outcome a summary.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,26 +10,30 @@ use tch::Device;
 
 use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
+use crate::choose::Source;
 use crate::cli::TrainArgs;
 use crate::config::Config;
 use crate::data::loader::sampler::Sampler;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, Format};
 use crate::distributed::Group;
 use crate::eval;
 use crate::logging::progress::Progress;
 use crate::logging::{Logger, Quality, metrics};
+use crate::model::SyncBatchNorm;
 use crate::run::evaluation::extract_options;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
 use crate::run::resume::{self, Resume};
-use crate::run::{memory, summary};
+use crate::run::{images, memory, summary};
 use crate::signals::Signals;
-use crate::train::{Feed, KnnWatch, OnWriteError, Plan, QualityPlan, QualityWatch, RunFolder, Saver, Trainer};
+use crate::train::updates::{self, RunKind};
+use crate::train::{Feed, Hours, KnnWatch, OnWriteError, Plan, QualityPlan, QualityWatch, RunFolder, Saver, Trainer};
 
 /// Runs the command; the value is the process's exit code.
 pub fn run(args: &TrainArgs) -> Result<u8> {
-    let config = Config::load(&args.source.config, &args.source.set)?;
+    let Some(source) = Source::of(args)? else { return Ok(0) };
+    let config = Config::load(&source.config, &source.set)?;
     // These change no weights, so a resumed run may change them, but all processes need the same.
     let (end, monitor) = (config.train.max_steps, &config.monitor);
     let arguments = json!({"command": "train", "train.max_steps": end, "monitor": monitor});
@@ -37,8 +42,10 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
         let started = Instant::now();
         let signals = Signals::default();
         signals.install_nonfatal()?;
-        let folder = take_folder(args, &config, &group)?;
-        let setup = Setup { args, config: &config, machine, group, signals };
+        let folder = take_folder(args.resume.is_some(), &config, &group)?;
+        let (resume, allow_config_change) = (args.resume.as_deref(), args.allow_config_change);
+        let own = config.clone();
+        let mut setup = Setup { resume, allow_config_change, source: &source, config: own, machine, group, signals };
         let outcome = native::caught(|| setup.run(folder, started));
         if let (Err(error), true) = (&outcome, setup.group.is_first()) {
             summary::fail(&config.output.dir, error, started);
@@ -48,13 +55,13 @@ pub fn run(args: &TrainArgs) -> Result<u8> {
 }
 
 /// The run's folder, which must not contain a run already, unless that is resumed.
-fn take_folder(args: &TrainArgs, config: &Config, group: &Group) -> Result<RunFolder> {
+pub(super) fn take_folder(resumed: bool, config: &Config, group: &Group) -> Result<RunFolder> {
     let dir = &config.output.dir;
     if !group.is_first() {
         return Ok(RunFolder::for_worker(dir));
     }
     let folder = RunFolder::take(dir)?;
-    if args.resume.is_none() && !checkpoint::list(&folder.checkpoints()).is_empty() {
+    if !resumed && !checkpoint::list(&folder.checkpoints()).is_empty() {
         bail!(
             "output.dir: {} already contains a run; add --resume auto to continue it, or choose another folder with --set \
              output.dir=...",
@@ -65,23 +72,30 @@ fn take_folder(args: &TrainArgs, config: &Config, group: &Group) -> Result<RunFo
 }
 
 /// What a run is built from.
-struct Setup<'a> {
-    args: &'a TrainArgs,
-    config: &'a Config,
-    machine: Machine,
+pub(super) struct Setup<'a> {
+    /// `--resume`.
+    pub resume: Option<&'a str>,
+    /// `--allow-config-change`.
+    pub allow_config_change: bool,
+    /// Where the config is from.
+    pub source: &'a Source,
+    /// The config.
+    pub config: Config,
+    /// Device, precision, threads.
+    pub machine: Machine,
     /// The processes that share each batch.
-    group: Arc<Group>,
-    signals: Signals,
+    pub group: Arc<Group>,
+    /// Signals of this process.
+    pub signals: Signals,
 }
 
 impl Setup<'_> {
     /// Builds the run and trains; the value is the exit code.
-    fn run(&self, folder: RunFolder, started: Instant) -> Result<u8> {
-        let (config, machine, group) = (self.config, &self.machine, &self.group);
-        let source = |key: &str| Config::place(&self.args.source.config, &self.args.source.set, key);
-        ranks::check_shares(config, group.world()).with_context(|| source("train.batch_size"))?;
-        let executor = setup::executor(config, machine, group)?;
-        let dataset = data::open_train(&config.data).with_context(|| format!("{}: data.path", source("data.path")))?;
+    fn run(&mut self, folder: RunFolder, started: Instant) -> Result<u8> {
+        ranks::check_shares(&self.config, self.group.world()).with_context(|| self.place("train.batch_size"))?;
+        let executor = setup::executor(&self.config, &self.machine, &self.group)?;
+        let dataset = self.open_images(&folder.checkpoints())?;
+        let (config, machine, group) = (&self.config, &self.machine, &self.group);
         let mut share = config.clone();
         share.train.batch_size /= group.world();
         if group.is_first() {
@@ -89,7 +103,7 @@ impl Setup<'_> {
         }
         self.signals.listen()?; // until here their default action, terminating the process, loses nothing
         let mut plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
-            .with_context(|| source("train.batch_size"))?;
+            .with_context(|| self.place("train.batch_size"))?;
         let bad = BadImages::new(config.data.on_bad_image);
         let monitored = config.monitor.knn_every.is_some() || config.monitor.quality_every.is_some();
         let held_out = if monitored { data::open_eval(&config.data).context("data.eval_path")? } else { None };
@@ -97,13 +111,18 @@ impl Setup<'_> {
         let quality = self.quality_watch(&share, held_out.unwrap_or(dataset.clone()), &plan, bad.clone());
         let byol = setup::byol(config, machine, group)?;
         let mut manifest = self.manifest(&*dataset, &plan)?;
+        if config.schedule.hours.is_some() {
+            Hours::begin(&mut plan);
+        }
         if self.resume(&folder, &byol, &*dataset, &mut plan, &mut manifest)? {
             log::info!("nothing left to do: {} has finished all {} steps", folder.path().display(), manifest.step);
             return Ok(0);
         }
+        let hours = config.schedule.hours.or(manifest.pace.as_ref().map(|pace| pace.hours));
+        let hours = hours.map(|hours| Hours::new(hours, manifest.pace.as_ref(), started, manifest.step));
         let saver = Saver::new(folder, config.output.clone(), manifest.step);
         let mut trainer = Trainer {
-            loader: self.loader(dataset, &plan, manifest.step, bad.clone())?,
+            loader: self.loader(dataset.clone(), &plan, manifest.step, bad.clone())?,
             feed: Feed::new(&config.augment, machine.device, machine.image_layout(config))?,
             logger: None,
             group: group.clone(),
@@ -112,6 +131,8 @@ impl Setup<'_> {
             byol,
             plan,
             executor,
+            hours,
+            kind: RunKind::new(config.data.format == Format::Synthetic, config.augment.size),
             knn,
             quality,
             history: Vec::new(),
@@ -122,11 +143,28 @@ impl Setup<'_> {
         summary::begin(&mut trainer)?;
         let outcome = trainer.run(&self.signals)?;
         let skipped = ranks::bad_images(&bad, group)?;
+        images::report_clipped(&*dataset, config, group)?;
         summary::summarize(&mut trainer, &outcome, skipped, started)
     }
 
+    /// Where a key was set.
+    fn place(&self, key: &str) -> String {
+        self.source.place(key)
+    }
+
+    /// Opens the training images, and completes the config by what they need, or by what the run that is resumed found.
+    pub fn open_images(&mut self, checkpoints: &Path) -> Result<Arc<dyn Dataset>> {
+        if let (Some(from), true) = (self.resume, self.group.is_first())
+            && let Some(saved) = resume::config_of(from, checkpoints)
+        {
+            self.config.adopt(&saved)?;
+        }
+        let path = format!("{}: data.path", self.place("data.path"));
+        images::open_train(&mut self.config, &self.group, true).context(path)
+    }
+
     fn manifest(&self, dataset: &dyn Dataset, plan: &Plan) -> Result<Manifest> {
-        let (config, machine) = (self.config, &self.machine);
+        let (config, machine) = (&self.config, &self.machine);
         Ok(Manifest {
             total_steps: plan.total_steps,
             steps_per_epoch: plan.steps_per_epoch,
@@ -152,10 +190,10 @@ impl Setup<'_> {
         plan: &mut Plan,
         manifest: &mut Manifest,
     ) -> Result<bool> {
-        if let (Some(from), true) = (&self.args.resume, self.group.is_first()) {
-            let allow_config_change = self.args.allow_config_change;
+        if let (Some(from), true) = (self.resume, self.group.is_first()) {
+            let allow_config_change = self.allow_config_change;
             let checkpoints = &folder.checkpoints();
-            Resume { from, checkpoints, config: self.config, allow_config_change }.load(byol, plan, manifest)?;
+            Resume { from, checkpoints, config: &self.config, allow_config_change }.load(byol, plan, manifest)?;
         }
         let finished = manifest.step == manifest.total_steps && summary::finished(folder.path(), manifest.step);
         ranks::agree_on_data(&self.group, "data", dataset)?;
@@ -163,7 +201,7 @@ impl Setup<'_> {
     }
 
     fn loader(&self, dataset: Arc<dyn Dataset>, plan: &Plan, step: u64, bad: Arc<BadImages>) -> Result<Loader> {
-        let (config, group) = (self.config, &self.group);
+        let (config, group) = (&self.config, &self.group);
         let parts = config.train.accumulation_steps;
         let sampler = Sampler::new(dataset.len(), config.train.batch_size, parts, config.train.seed)?;
         let first = plan.position(step) * parts as u64;
@@ -173,14 +211,21 @@ impl Setup<'_> {
 
     /// Writes what is needed to reproduce the run, logs it, and opens its metrics.
     fn begin(&self, trainer: &mut Trainer) -> Result<()> {
-        let (config, manifest, plan) = (self.config, &trainer.manifest, &trainer.plan);
+        let (config, manifest, plan) = (&self.config, &trainer.manifest, &trainer.plan);
         let folder = &mut trainer.saver.folder;
-        folder.put("config.yaml", config.to_yaml()?.into_bytes())?;
+        let yaml = match &self.source.text {
+            Some(text) if self.source.set.is_empty() => text.clone(),
+            _ => config.to_yaml()?,
+        };
+        folder.put("config.yaml", yaml.into_bytes())?;
         folder.put("manifest.json", serde_json::to_vec_pretty(manifest)?)?;
         self.announce(manifest, &trainer.byol, plan);
+        self.warn(plan, &trainer.kind);
         if self.group.is_first() {
             let resumed = (manifest.step > 0).then_some(manifest.step);
-            let progress = Progress::new(plan.total_steps, plan.steps_per_epoch, manifest.step, plan.offset());
+            let total = if Hours::is_planned(plan.total_steps) { plan.total_steps } else { 0 };
+            let progress = Progress::new(total, plan.steps_per_epoch, manifest.step, plan.offset());
+            let progress = progress.with_batch(config.train.batch_size);
             let logger = Logger::open(&config.output.dir, resumed, config.monitor.tensorboard, progress)?;
             let records = metrics::read(&config.output.dir.join("metrics.jsonl"))?;
             trainer.history = Quality::history(&records);
@@ -190,7 +235,7 @@ impl Setup<'_> {
     }
 
     /// k-NN monitoring, if the config enables it and there are labels; `config` has this process's share of the batch.
-    fn knn_watch(
+    pub fn knn_watch(
         &self,
         config: &Config,
         bank: &Arc<dyn Dataset>,
@@ -248,17 +293,31 @@ impl Setup<'_> {
         Some(QualityWatch { dataset, plan, augment: config.augment.clone(), options })
     }
 
+    /// Warns of a run that is too short, or of too few images for BatchNorm.
+    fn warn(&self, plan: &Plan, kind: &RunKind) {
+        let (config, world) = (&self.config, self.group.world());
+        if Hours::is_planned(plan.total_steps) {
+            log::info!("{} updates", plan.total_steps);
+            updates::warn_if_few(plan.total_steps, kind);
+        }
+        let apart = if config.model.sync_batchnorm == SyncBatchNorm::Off { world } else { 1 };
+        updates::warn_of_batch_norm(config.train.micro_batch() / apart, kind);
+    }
+
     /// Logs the parts of the run, and what is needed to reproduce it.
     fn announce(&self, manifest: &Manifest, byol: &Byol, plan: &Plan) {
-        let (config, workers, world) = (self.config, self.machine.loader.workers, self.group.world());
+        let (config, workers, world) = (&self.config, self.machine.loader.workers, self.group.world());
         let each = if world > 1 { format!(" in each of {world} processes") } else { String::new() };
         let cpu = if byol.device == Device::Cpu { format!(", {} threads", manifest.threads) } else { String::new() };
+        let length = match Hours::is_planned(plan.total_steps) {
+            true => format!("{} epochs", config.schedule.epochs),
+            false => format!("{} hours", config.schedule.hours.unwrap_or_default()),
+        };
         log::info!(
-            "{} images, {} a step, {} steps an epoch, {} epochs; {} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
+            "{} images, {} a step, {} steps an epoch, {length}; {} with {:.2} M parameters on {}{cpu} in {}, {workers} loader workers{each}; peak lr {:.4}",
             manifest.images,
             config.train.batch_size,
             plan.steps_per_epoch,
-            config.schedule.epochs,
             config.model.arch,
             byol.online.params.count() as f64 / 1e6,
             manifest.device,

@@ -1,5 +1,8 @@
 //! The configuration of a run: one YAML file, one typed section per concern, unknown keys refused.
 
+mod commented;
+pub mod recipes;
+pub mod schema;
 mod source;
 mod wording;
 
@@ -7,20 +10,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::augment::AugmentConfig;
+use crate::augment::{AugmentConfig, PerChannel};
+use crate::data::values::{Channels, ValueRange};
 use crate::data::{self, DataConfig};
 use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::files;
 use crate::model::ModelConfig;
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
-use crate::section::{Problems, Section};
+use crate::section::{Problems, Range, Section};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
 
 /// A whole config file. Every section and every key may be omitted: the default is the paper's main run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The images.
@@ -72,6 +77,7 @@ impl Config {
         for path in paths {
             *path = files::expanded(path)?;
         }
+        config.connect();
         let problems = config.problems();
         if problems.is_empty() {
             source::note(&outdated);
@@ -92,7 +98,57 @@ impl Config {
     /// # Errors
     /// Keys or values that this version does not know.
     pub fn of_run(saved: &serde_json::Value) -> Result<Self> {
-        serde_json::from_value(saved.clone()).context("the checkpoint's config")
+        let mut config: Self = serde_json::from_value(saved.clone()).context("the checkpoint's config")?;
+        config.adopt(saved)?;
+        Ok(config)
+    }
+
+    /// For keys that are `auto` here and that a run finds out from its images: takes what the run with the config `saved`
+    /// found. Runs of versions without these keys had 8-bit RGB.
+    /// # Errors
+    /// Values that this version does not know.
+    pub fn adopt(&mut self, saved: &serde_json::Value) -> Result<()> {
+        fn of<T: serde::de::DeserializeOwned>(saved: &serde_json::Value, path: &str, without: T) -> Result<T> {
+            let value = saved.pointer(path).cloned();
+            value
+                .map_or(Ok(without), serde_json::from_value)
+                .with_context(|| format!("the checkpoint's config: {path}"))
+        }
+        if self.data.channels == Channels::Auto {
+            self.data.channels = of(saved, "/data/channels", Channels::Count(3))?;
+        }
+        if self.data.value_range == ValueRange::Auto {
+            self.data.value_range = of(saved, "/data/value_range", ValueRange::Full)?;
+        }
+        self.connect();
+        let (default, other) = (AugmentConfig::default(), self.channels() != 3);
+        let augment = &mut self.augment;
+        for (own, path, default) in
+            [(&mut augment.mean, "/augment/mean", default.mean), (&mut augment.std, "/augment/std", default.std)]
+        {
+            if *own == PerChannel::Auto || other && *own == default {
+                *own = of(saved, path, own.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of channels of the images; 3 until the images have been looked at.
+    pub fn channels(&self) -> usize {
+        self.data.channels.count().unwrap_or(3)
+    }
+
+    /// Passes the number of channels on to the model.
+    pub fn connect(&mut self) {
+        self.model.channels = self.channels() as i64;
+    }
+
+    /// Keys whose values are for other images than those of so many channels.
+    pub fn channel_problems(&self, channels: usize) -> Vec<(String, String)> {
+        let mut problems = Problems::default();
+        self.augment.check_channels(channels, &mut problems);
+        let found = problems.into_inner().into_iter();
+        found.map(|(key, message)| (format!("augment.{key}"), message)).collect()
     }
 
     /// Where a key was set, for errors that depend on the data: the override, or file and line.
@@ -107,6 +163,18 @@ impl Config {
     /// The config as YAML, every key written out.
     pub fn to_yaml(&self) -> Result<String> {
         Ok(serde_yaml::to_string(self)?)
+    }
+
+    /// The numbers that each key accepts, where they are a range.
+    pub fn ranges() -> Vec<Range> {
+        let mut problems = Problems::default();
+        Self::default().sections().iter().for_each(|(name, section)| problems.within(name, *section));
+        problems.into_ranges()
+    }
+
+    /// Whether `--set` has changed this key or a section around it.
+    pub fn is_overridden(overrides: &[String], key: &str) -> bool {
+        source::overridden(overrides, key).is_some()
     }
 
     /// Every section with its name.
@@ -131,7 +199,18 @@ impl Config {
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Problems::default();
         self.sections().iter().for_each(|(name, section)| problems.within(name, *section));
-        problems.into_inner()
+        let mut problems = problems.into_inner();
+        problems.extend(self.data.channels.count().into_iter().flat_map(|count| self.channel_problems(count)));
+        problems
+    }
+
+    /// Whether a leaf means what the version did that did not have its key yet.
+    fn is_as_before(&self, key: &str, value: &str) -> bool {
+        let (section, key) = key.split_once('.').unwrap_or((key, ""));
+        let sections = self.sections();
+        let added =
+            sections.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, section)| section.as_before());
+        added.iter().any(|(name, values)| *name == key && values.contains(&value))
     }
 
     /// Keys that were renamed, as (old path, new path).
@@ -144,20 +223,29 @@ impl Config {
     }
 
     /// Whether a key changes the result of training.
-    fn has_effect(&self, key: &str) -> bool {
+    pub(crate) fn has_effect(&self, key: &str) -> bool {
         let (section, key) = key.split_once('.').unwrap_or((key, ""));
         let sections = self.sections();
         let section = sections.iter().find(|(name, _)| *name == section);
         section.is_none_or(|(_, section)| !section.no_effect().contains(key))
     }
 
+    /// Whether version 0.1.0 did not have a key.
+    fn is_added(&self, key: &str) -> bool {
+        let (section, key) = key.split_once('.').unwrap_or((key, ""));
+        self.sections().iter().any(|(name, added)| *name == section && added.added().contains(&key))
+    }
+
     /// SHA-256 (hex) over the keys that change the result of training, see [`Self::differences`]. Renamed keys count by
-    /// their first name, so that the hash equals that of older versions.
+    /// their first name, and added ones not at their default, so that the hash equals that of older versions.
     /// # Errors
     /// Values that JSON cannot hold.
     pub fn fingerprint(&self) -> Result<String> {
         let mut leaves: BTreeMap<String, String> = leaves(&serde_json::to_value(self)?).into_iter().collect();
-        leaves.retain(|key, _| self.has_effect(key));
+        let defaults: BTreeMap<_, _> = self::leaves(&serde_json::to_value(Self::default())?).into_iter().collect();
+        let added = |key: &str, value: &String| self.is_added(key) && defaults.get(key) == Some(value);
+        let same = |key: &str, value: &String| added(key, value) || self.is_as_before(key, value);
+        leaves.retain(|key, value| self.has_effect(key) && !same(key, value));
         for (old, new) in self.renamed() {
             leaves.remove(&new).and_then(|value| leaves.insert(old, value));
         }
@@ -182,7 +270,8 @@ impl Config {
         let absent = "absent".to_string();
         let changed = leaves(&own).into_iter().filter_map(|(key, ours)| {
             let theirs = theirs.get(&key).unwrap_or(&absent);
-            (self.has_effect(&key) && ours != *theirs).then(|| format!("{key}: {ours}, was {theirs}"))
+            let same = ours == *theirs || self.is_as_before(&key, &ours) && self.is_as_before(&key, theirs);
+            (self.has_effect(&key) && !same).then(|| format!("{key}: {ours}, was {theirs}"))
         });
         let unknown = unknown.into_iter().filter(|(key, _)| self.has_effect(key));
         Ok(changed.chain(unknown.map(|(key, value)| format!("{key}: unknown, was {value}"))).collect())

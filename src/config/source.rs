@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_yaml::Value;
 
 use super::wording::{current_name, is_about_values, plain, split_path, suggestion};
-use super::{Config, join, leaves};
+use super::{Config, join, leaves, recipes};
 use crate::distributed::{self, RankInfo};
 use crate::files;
 
@@ -28,7 +28,14 @@ pub(super) struct Source {
 impl Source {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = files::read_text_or_pipe(path, MAX_BYTES).with_context(|| format!("config {name}"))?;
+        if let Some(recipe) = recipes::named(path) {
+            return Ok(Self { name: format!("{name} (built in)"), text: recipe.text.to_string() });
+        }
+        let hint = || match recipes::near(path) {
+            Some(recipe) => format!("config {name} (there is a built-in recipe: --config {})", recipe.name),
+            None => format!("config {name}"),
+        };
+        let bytes = files::read_text_or_pipe(path, MAX_BYTES).with_context(hint)?;
         let text = String::from_utf8(bytes).map_err(|e| {
             anyhow!("config {name}: byte {} is not UTF-8; is this a text file?", e.utf8_error().valid_up_to())
         })?;

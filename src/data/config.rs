@@ -3,43 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::decode::{DecodeOptions, decode};
+use super::formats::Format;
+use super::values::{Axes, Channels, ValueRange, Values};
 use super::{Paths, formats, loader};
 use crate::pixels::Pixels;
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 
-/// `data.format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// Generated on the fly; needs no files.
-    #[default]
-    Synthetic,
-    /// Parquet shards with encoded images, as Hugging Face datasets publish them.
-    Parquet,
-    /// A folder of image files, one subfolder per class or none, or a text file that lists them.
-    ImageFolder,
-    /// Tar shards as the webdataset tool writes them.
-    Webdataset,
-    /// The binary version of CIFAR-10.
-    Cifar10,
-    /// The binary version of CIFAR-100, with its fine labels.
-    Cifar100,
-    /// The binary version of STL-10.
-    Stl10,
-}
-
-impl Format {
-    /// Whether the held-out images are part of the set.
-    fn has_own_test_set(self) -> bool {
-        matches!(self, Self::Cifar10 | Self::Cifar100 | Self::Stl10)
-    }
-}
-
 /// Which part of the names of a webdataset shard's members is the key that a sample shares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyRule {
     /// Up to the first dot behind the last slash, as in the webdataset tool: `a.seg.png` belongs to `a.png`.
@@ -50,7 +25,7 @@ pub enum KeyRule {
 }
 
 /// What to do with an image that cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadImage {
     /// Log it once, count it, and train on the next readable image instead.
@@ -60,11 +35,26 @@ pub enum OnBadImage {
     Fail,
 }
 
+/// JPEGs of more pixels are decoded at a lower resolution where that will do. The images of sets like ImageNet, which
+/// were reduced for download, have fewer, photos from a camera more.
+const SCALED_ABOVE: usize = 4_000_000;
+
+/// Whether large JPEGs are decoded at a lower resolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaledDecoding {
+    /// JPEGs of more than 4 million pixels, where both crops leave at least twice the view's pixels in each direction.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// Section `data` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// `synthetic`, `parquet`, `image_folder`, `webdataset`, `cifar10`, `cifar100` or `stl10`. Default synthetic.
+    /// The kind of data set, one of [`Format`]. Default synthetic.
     pub format: Format,
     /// The training images: a path or a list of paths, in which `~` and `$NAME` are replaced. Parquet and webdataset: a
     /// file, a brace pattern (`train-{000..123}.tar`) or a folder of shards (those named `train*`, or else all), also
@@ -84,6 +74,17 @@ pub struct DataConfig {
     /// The images of STL-10 to train on: `train` (5 000 with labels), `unlabeled` (100 000) or `train+unlabeled`.
     /// Default `train+unlabeled`.
     pub split: Option<formats::stl10::Split>,
+    /// Channels of the images, 1 to 64. Others are converted where that has a meaning: gray is repeated, color becomes
+    /// luma, alpha is dropped unless 4 are asked for; the rest count as bad images. Default auto, from a look at up to
+    /// 1024 of the training images: their number, or 3 if gray and color are mixed.
+    pub channels: Channels,
+    /// What becomes 0 and 255 in the pipeline of bytes: `[low, high]`, or such a pair for each channel; values outside
+    /// are clipped and counted. `full`: the range of the file's type, 0 to 255 of 8 bits, 0 to 1 of floats, and of
+    /// larger integers their high byte. Default auto: full for 8-bit files; for deeper ones the percentiles 0.1 and
+    /// 99.9 of each channel in up to 512 of the training images.
+    pub value_range: ValueRange,
+    /// Order of the axes of `.npy` files with three: `hwc` (height, width, channels) or `chw`. Default hwc.
+    pub axes: Axes,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,
     /// Parquet column with the classes, numbers or text. Default: `label`, `labels`, `fine_label`, `class`, `category`,
@@ -99,6 +100,9 @@ pub struct DataConfig {
     pub on_bad_image: OnBadImage,
     /// Apply the EXIF orientation of images. Default true.
     pub exif_orientation: bool,
+    /// `auto` or `off`. In training, a JPEG of more than 4 million pixels is decoded at 1/2, 1/4 or 1/8 of its size where
+    /// both crops then still have at least twice the view's pixels in each direction. Default auto.
+    pub scaled_decoding: ScaledDecoding,
     /// Images of more pixels count as bad; at least 1. They take up to 32 bytes per pixel and worker
     /// while they are decoded. Default 100 000 000.
     pub max_pixels: usize,
@@ -130,12 +134,16 @@ impl Default for DataConfig {
             root: None,
             key: KeyRule::default(),
             split: None,
+            channels: Channels::Auto,
+            value_range: ValueRange::Auto,
+            axes: Axes::Hwc,
             image_column: None,
             label_column: None,
             limit: None,
             fraction: None,
             on_bad_image: OnBadImage::default(),
             exif_orientation: true,
+            scaled_decoding: ScaledDecoding::default(),
             max_pixels: 100_000_000,
             max_bytes: 64 << 20,
             cache_bytes: 1 << 30,
@@ -189,9 +197,16 @@ impl DataConfig {
         decode(bytes, self.decode_options(), out)
     }
 
+    /// Channels and range of the images, 8-bit RGB where they are `auto`.
+    pub(super) fn values(&self) -> Values {
+        let channels = self.channels.count().unwrap_or(Values::default().channels);
+        Values { channels, range: self.value_range.clone(), axes: self.axes }
+    }
+
     pub(super) fn decode_options(&self) -> DecodeOptions {
-        let Self { max_pixels, max_bytes, exif_orientation, .. } = *self;
-        DecodeOptions { max_pixels, max_bytes, exif_orientation }
+        let Self { max_pixels, max_bytes, exif_orientation, scaled_decoding, .. } = *self;
+        let scaled_above = if scaled_decoding == ScaledDecoding::Auto { SCALED_ABOVE } else { usize::MAX };
+        DecodeOptions { max_pixels, max_bytes, exif_orientation, scaled_above }
     }
 }
 
@@ -220,6 +235,8 @@ impl Section for DataConfig {
         problems.range_or_null("limit", self.limit, 1..=u32::MAX as usize);
         let fraction = self.fraction.unwrap_or(1.0);
         problems.require(fraction > 0.0 && fraction <= 1.0, "fraction", fraction, "null or above 0, at most 1");
+        self.channels.check(problems);
+        self.value_range.check(self.channels, problems);
         problems.range("max_pixels", self.max_pixels, 1..=u32::MAX as usize);
         problems.at_least_one("max_bytes", self.max_bytes);
         problems.range_or_null("workers", self.workers, 1..=1024);
@@ -231,6 +248,14 @@ impl Section for DataConfig {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let sets = [&mut self.path, &mut self.eval_path].into_iter().flatten().flat_map(|paths| paths.iter_mut());
         sets.chain(&mut self.spill_dir).chain(&mut self.root).collect()
+    }
+
+    fn added(&self) -> &'static [&'static str] {
+        &["scaled_decoding"]
+    }
+
+    fn as_before(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[("channels", &["\"auto\"", "3"]), ("value_range", &["\"auto\"", "\"full\""]), ("axes", &["\"hwc\""])]
     }
 
     fn no_effect(&self) -> Keys {

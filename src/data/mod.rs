@@ -9,22 +9,27 @@ use std::sync::Arc;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-use crate::augment::Crop;
+use crate::augment::Part;
 use crate::files;
 use crate::pixels::Pixels;
 
 mod config;
+mod converted;
 pub mod decode;
 pub mod formats;
 pub mod loader;
+pub mod measure;
 mod paths;
 pub mod subset;
+pub mod values;
 
-pub use config::{DataConfig, Format, KeyRule, OnBadImage};
+pub use config::{DataConfig, KeyRule, OnBadImage, ScaledDecoding};
+pub use converted::converted;
+pub use formats::Format;
 pub use paths::Paths;
 
-/// Called with an image's width and height, returns the part of it that is needed.
-pub type CropFor<'a> = dyn FnMut(usize, usize) -> Crop + 'a;
+/// Called with an image's width and height, returns the part of it that is needed, and the lowest resolution.
+pub type PartFor<'a> = dyn FnMut(usize, usize) -> Part + 'a;
 
 /// A set of images that any thread can read in any order.
 pub trait Dataset: Send + Sync {
@@ -37,15 +42,29 @@ pub trait Dataset: Send + Sync {
     /// Decodes an image into `out`, reusing its memory. Fails for an unreadable image.
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()>;
     /// Decodes at least the part of an image that `want` returns, which may be cheaper, and returns the part that `out`
-    /// holds. The pixels of the wanted part equal those of the whole image; others may differ. `want` is called once,
-    /// or at most once for an unreadable image; whether an image is unreadable does not depend on it.
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    /// holds, at the wanted resolution or a higher one. Unless reduced, the pixels of the wanted part equal those of the
+    /// whole image; others may differ. `want` is called once, or at most once for an unreadable image; whether an image
+    /// is unreadable does not depend on it.
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         self.load(index, out)?;
         want(out.width, out.height);
-        Ok(Crop::whole(out.width, out.height))
+        Ok(Part::whole(out.width, out.height))
+    }
+    /// Passes the encoded bytes of an image to `work`; `false`, without a call, for a set that has none but holds
+    /// pixels.
+    fn with_encoded(&self, _index: usize, _work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        Ok(false)
+    }
+    /// How many values were clipped to `data.value_range`, and of how many, in the images loaded so far; zeros where
+    /// nothing is clipped.
+    fn clipped(&self) -> [u64; 2] {
+        [0; 2]
     }
     /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
+    /// The name of an image within the set, the same wherever the set is: `cat/1.png` below the root, the member
+    /// `shard.tar/1.png`, the row `file.parquet/17`, the record `data_batch_1.bin/17`.
+    fn name(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
     /// run reads the same set.
     fn fingerprint(&self) -> String;
@@ -55,30 +74,16 @@ pub trait Dataset: Send + Sync {
     }
 }
 
-/// Opens the training images, reduced to `fraction` and `limit`.
+/// Opens the training images, reduced to `fraction` and `limit`. While `channels` or `value_range` are `auto`, they are
+/// read as 8-bit RGB ([`measure`] finds what they are).
 pub fn open_train(config: &DataConfig) -> Result<Arc<dyn Dataset>> {
-    let all: Arc<dyn Dataset> = match config.format {
-        Format::Synthetic => Arc::new(formats::synthetic::Synthetic::train(&config.synthetic)),
-        Format::Parquet => Arc::new(formats::parquet::Parquet::open_train(config)?),
-        Format::ImageFolder => Arc::new(formats::image_folder::ImageFolder::open_train(config)?),
-        Format::Webdataset => Arc::new(formats::webdataset::WebDataset::open_train(config)?),
-        Format::Cifar10 | Format::Cifar100 => Arc::new(formats::cifar::Cifar::open_train(config)?),
-        Format::Stl10 => Arc::new(formats::stl10::Stl10::open_train(config)?),
-    };
-    subset::subset(all, config.fraction, config.limit)
+    Ok(converted(subset::subset(formats::open_train(config)?, config.fraction, config.limit)?, config))
 }
 
 /// Opens the held-out images, all of them, with labels of the same meaning; `None` if the
 /// configuration names none and none are found beside the training images.
 pub fn open_eval(config: &DataConfig) -> Result<Option<Arc<dyn Dataset>>> {
-    Ok(match config.format {
-        Format::Synthetic => Some(Arc::new(formats::synthetic::Synthetic::eval(&config.synthetic))),
-        Format::Parquet => formats::parquet::Parquet::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::ImageFolder => formats::image_folder::ImageFolder::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Webdataset => formats::webdataset::WebDataset::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Cifar10 | Format::Cifar100 => formats::cifar::Cifar::open_eval(config)?.map(|set| Arc::new(set) as _),
-        Format::Stl10 => formats::stl10::Stl10::open_eval(config)?.map(|set| Arc::new(set) as _),
-    })
+    Ok(formats::open_eval(config)?.map(|set| converted(set, config)))
 }
 
 /// SHA-256 (hex) of a list of texts.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{CropFor, Dataset, digest};
-use crate::augment::Crop;
+use super::{Dataset, PartFor, digest};
+use crate::augment::Part;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
 
@@ -66,12 +66,24 @@ impl Dataset for Subset {
         self.inner.load(self.indices[index] as usize, out)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
         self.inner.load_part(self.indices[index] as usize, want, out)
+    }
+
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        self.inner.with_encoded(self.indices[index] as usize, work)
+    }
+
+    fn clipped(&self) -> [u64; 2] {
+        self.inner.clipped()
     }
 
     fn describe(&self, index: usize) -> String {
         self.inner.describe(self.indices[index] as usize)
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.inner.name(self.indices[index] as usize)
     }
 
     fn fingerprint(&self) -> String {

@@ -11,6 +11,7 @@ mod launch;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::section::{Keys, Problems, Section};
@@ -21,7 +22,7 @@ pub use group::{Agreement, Group};
 pub use launch::{end_with_launcher, launch, launched};
 
 /// `dist.backend`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// gloo on the CPU, nccl on CUDA.
@@ -33,7 +34,7 @@ pub enum Backend {
 }
 
 /// Section `dist`: runs of several processes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistConfig {
     /// auto, nccl or gloo. Default auto. With nccl `--nproc 1` makes a process group of one.

@@ -1,12 +1,13 @@
 //! Section `linear_eval` of a config: the paper's protocols (arXiv 2006.07733, appendix C.1), all of it configurable.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
 use crate::section::{Keys, Problems, Section, Words, distinct};
 
 /// `linear_eval.features`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FeatureMode {
     /// Cached below 96 px, augmented from there on.
@@ -19,7 +20,7 @@ pub enum FeatureMode {
 }
 
 /// `linear_eval.solver`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Solver {
     /// SGD. L-BFGS is exact, but takes minutes for some thousand images.
@@ -32,7 +33,7 @@ pub enum Solver {
 }
 
 /// `linear_eval.class_weights`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassWeights {
     /// Every image counts the same.
@@ -44,7 +45,7 @@ pub enum ClassWeights {
 
 /// Section `linear_eval`. Learning rates are for 256 images a step and scaled by `batch_size / 256`, as in DeepMind's
 /// code; they decay to 0 along half a cosine, without warmup.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinearEvalConfig {
     /// auto, cached or augmented. Default auto.

@@ -3,14 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::branch::Branch;
 use super::foreign;
 use crate::augment::AugmentConfig;
+use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
+use crate::data::values::ValueRange;
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
 use native::Autocast;
 
@@ -47,6 +49,8 @@ pub struct Encoder {
     pub config: EncoderConfig,
     /// Preprocessing of images: only `size`, `mean`, `std` and `eval_resize` are used.
     pub augment: AugmentConfig,
+    /// Which values became 0 and 255 in its images; `Auto` if that is not known.
+    pub value_range: ValueRange,
     /// The run's checkpoint manifest, with its whole config; `None` for a foreign file.
     pub run: Option<Manifest>,
     /// Which of the run's encoders.
@@ -99,18 +103,44 @@ impl Encoder {
     }
 
     fn of_checkpoint(folder: &Path, options: &EncoderOptions) -> Result<Self> {
-        let manifest = checkpoint::read_manifest(folder)?;
-        let section =
-            |name: &str| (manifest.config[name].clone(), format!("{}: its config's {name}", folder.display()));
-        let (model, place) = section("model");
-        let config = serde_json::from_value::<ModelConfig>(model).context(place)?.encoder();
-        let (augment, place) = section("augment");
-        let augment = serde_json::from_value(augment).context(place)?;
-        let batches_tracked = manifest.batches_tracked[options.which as usize];
-        let encoder = Self::empty(config, augment, Some(manifest), batches_tracked, folder, options);
+        let encoder = Self::of_manifest(checkpoint::read_manifest(folder)?, folder, options)?;
         let prefix = format!("{}.encoder.", options.which.name());
         checkpoint::load_part(folder, &prefix, &encoder.params.state_dict(0))?;
         encoder.finished(options)
+    }
+
+    /// The online encoder of a run in training, copied to the CPU; `checkpoint` is where the same weights are saved.
+    /// # Errors
+    /// The networks are not those of the manifest's config.
+    pub fn of_online(byol: &Byol, manifest: Manifest, checkpoint: &Path) -> Result<Self> {
+        let manifest = Manifest { batches_tracked: byol.batches_tracked(), ..manifest };
+        let encoder = Self::of_manifest(manifest, checkpoint, &EncoderOptions::default())?;
+        let _no_grad = tch::no_grad_guard();
+        let (own, trained) = (&encoder.params, &byol.online.params);
+        for (own, trained) in [(&own.parameters, &trained.parameters), (&own.buffers, &trained.buffers)] {
+            let trained = trained.iter().filter(|named| named.name.starts_with("encoder."));
+            for (to, from) in own.iter().zip(trained) {
+                ensure!(from.name.ends_with(&to.name), "found {}, expected encoder.{}", from.name, to.name);
+                to.tensor.shallow_clone().f_copy_(&from.tensor)?;
+            }
+        }
+        Ok(encoder)
+    }
+
+    /// The encoder of a run's config, its tensors zeros.
+    fn of_manifest(manifest: Manifest, folder: &Path, options: &EncoderOptions) -> Result<Self> {
+        let section =
+            |name: &str| (manifest.config[name].clone(), format!("{}: its config's {name}", folder.display()));
+        let (model, place) = section("model");
+        let mut config = serde_json::from_value::<ModelConfig>(model).context(place)?.encoder();
+        config.channels = manifest.config["data"]["channels"].as_i64().unwrap_or(config.channels);
+        let value_range = manifest.config["data"]["value_range"].clone();
+        let (augment, place) = section("augment");
+        let augment = serde_json::from_value(augment).context(place)?;
+        let batches_tracked = manifest.batches_tracked[options.which as usize];
+        let mut encoder = Self::empty(config, augment, Some(manifest), batches_tracked, folder, options);
+        encoder.value_range = serde_json::from_value(value_range).unwrap_or(ValueRange::Full);
+        Ok(encoder)
     }
 
     fn of_file(path: &Path, options: &EncoderOptions) -> Result<Self> {
@@ -127,7 +157,8 @@ impl Encoder {
             }
             (chosen, found) => chosen.as_ref().or(found.as_ref()).cloned().unwrap_or_default(),
         };
-        let encoder = Self::empty(file.config, augment, None, file.batches_tracked, path, options);
+        let mut encoder = Self::empty(file.config, augment, None, file.batches_tracked, path, options);
+        encoder.value_range = file.value_range.clone();
         file.load_into(&encoder.params).with_context(|| path.display().to_string())?;
         encoder.finished(options)
     }
@@ -145,7 +176,21 @@ impl Encoder {
         let (which, device, bf16) = (options.which, options.device, options.bf16);
         let (augment, source) = (options.augment.clone().unwrap_or(augment), source.to_path_buf());
         let channels_last = options.channels_last;
-        Self { net, params, config, augment, run, which, batches_tracked, device, bf16, channels_last, source }
+        let value_range = ValueRange::Auto;
+        Self {
+            net,
+            params,
+            config,
+            augment,
+            value_range,
+            run,
+            which,
+            batches_tracked,
+            device,
+            bf16,
+            channels_last,
+            source,
+        }
     }
 
     fn finished(mut self, options: &EncoderOptions) -> Result<Self> {
@@ -199,8 +244,8 @@ impl Encoder {
         if self.channels_last {
             params.to_channels_last();
         }
-        let (config, augment, run) = (self.config, self.augment.clone(), self.run.clone());
-        Self { net, params, config, augment, run, batches_tracked: 0, source: self.source.clone(), ..*self }
+        let (augment, value_range, run) = (self.augment.clone(), self.value_range.clone(), self.run.clone());
+        Self { net, params, augment, value_range, run, batches_tracked: 0, source: self.source.clone(), ..*self }
     }
 
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with

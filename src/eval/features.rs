@@ -122,7 +122,7 @@ pub struct Images<'a> {
 }
 
 impl<'a> Images<'a> {
-    /// Normalized images `[N, 3, H, W]` on `device`, batch by batch, with their labels and positions, loaded ahead.
+    /// Normalized images `[N, C, H, W]` on `device`, batch by batch, with their labels and positions, loaded ahead.
     /// Unreadable images are skipped if the options allow it, so that N may be 0.
     /// # Errors
     /// Items fail for bad images if the options make them fatal.
@@ -133,8 +133,8 @@ impl<'a> Images<'a> {
     ) -> Result<impl Iterator<Item = Result<(Tensor, EvalBatch)>> + use<'a>> {
         let Self { dataset, indices, view, augment } = self;
         let (set, bad, workers) = (dataset.clone(), options.bad.clone(), options.loader);
-        let (size, batch) = (augment.size, options.batch_size);
-        let bytes = view.count() * size * size * 3;
+        let (size, channels, batch) = (augment.size, augment.channels(), options.batch_size);
+        let bytes = view.count() * augment.view_bytes();
         let loader = match view {
             View::Plain => EvalLoader::new(set, augment.clone(), indices, batch, bad, workers)?,
             View::Pair { seed } => {
@@ -157,10 +157,10 @@ impl<'a> Images<'a> {
             }
         };
         let layout = ImageLayout { channels_last: options.channels_last, bf16: false };
-        let normalizer = Normalizer::new(augment.mean, augment.std, device, layout)?;
+        let normalizer = Normalizer::new(augment.mean.values(), augment.std.values(), device, layout)?;
         Ok(loader.map(move |batch| {
             let batch = batch?;
-            let shape = [(batch.labels.len() * view.count()) as i64, size as i64, size as i64, 3];
+            let shape = [(batch.labels.len() * view.count()) as i64, size as i64, size as i64, channels as i64];
             Ok((normalizer.bytes(&batch.pixels, shape)?, batch))
         }))
     }

@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::branch::Branch;
 use crate::augment::AugmentConfig;
 use crate::checkpoint::{load_views, views};
+use crate::data::values::ValueRange;
 use crate::files;
 use crate::model::{Arch, EncoderConfig, Params};
 use crate::pytorch;
@@ -34,6 +35,8 @@ pub(super) struct EncoderFile<'a> {
     pub config: EncoderConfig,
     /// `None` if the file is not an export of this program.
     pub augment: Option<AugmentConfig>,
+    /// `Auto` if the file does not say it.
+    pub value_range: ValueRange,
     pub batches_tracked: i64,
 }
 
@@ -73,7 +76,9 @@ impl<'a> EncoderFile<'a> {
         let config = EncoderConfig::recognize(&shapes)?;
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| anyhow!("reading its header: {e}"))?;
         let augment = metadata.metadata().as_ref().map(inputs).transpose()?.flatten();
-        Ok(Self { found, config, augment, batches_tracked })
+        let value_range = metadata.metadata().as_ref().and_then(|metadata| metadata.get("value_range"));
+        let value_range = value_range.map(|text| value_of("value_range", text)).transpose()?.unwrap_or_default();
+        Ok(Self { found, config, augment, value_range, batches_tracked })
     }
 
     /// Copies the tensors into an encoder of this config.
@@ -111,6 +116,10 @@ fn prefix(all: &BTreeMap<String, TensorView>, which: Branch) -> Result<String> {
     }
 }
 
+fn value_of<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).with_context(|| format!("metadata {key}: found {text:?}"))
+}
+
 /// Size, mean, std and resize of an export of this program.
 fn inputs(metadata: &HashMap<String, String>) -> Result<Option<AugmentConfig>> {
     if !metadata.contains_key("byol") {
@@ -118,7 +127,7 @@ fn inputs(metadata: &HashMap<String, String>) -> Result<Option<AugmentConfig>> {
     }
     fn value<T: serde::de::DeserializeOwned>(metadata: &HashMap<String, String>, key: &str) -> Result<T> {
         let text = metadata.get(key).with_context(|| format!("metadata: found no {key}"))?;
-        serde_json::from_str(text).with_context(|| format!("metadata {key}: found {text:?}"))
+        value_of(key, text)
     }
     let augment = AugmentConfig {
         size: value(metadata, "image_size")?,

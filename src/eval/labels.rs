@@ -130,6 +130,9 @@ pub(super) mod tests {
         fn describe(&self, index: usize) -> String {
             format!("image {index}")
         }
+        fn name(&self, index: usize) -> String {
+            self.describe(index)
+        }
         fn fingerprint(&self) -> String {
             String::new()
         }

@@ -32,4 +32,4 @@ pub use logistic::{Classifier, Fit, Logistic};
 pub use nearest::{Nearest, duplicates};
 pub use probe::Probes;
 pub use quality::ViewPairs;
-pub use store::FeatureWriter;
+pub use store::{FeatureWriter, Table};

@@ -1,25 +1,33 @@
-//! A trained encoder for other software: torchvision-named weights, a TorchScript module or an ONNX model, each
-//! read back from the written file and compared with the encoder before success is reported.
+//! A trained encoder for other software: weights for torchvision, timm and transformers, a TorchScript module or an ONNX
+//! model, each read back from what was written and compared with the encoder before success is reported.
 //! To add a format, write a file with an [`Exporter`], and add it to [`Format::ALL`].
 
+mod hf;
 mod onnx;
 mod onnx_proto;
 mod onnx_run;
+mod pth;
 mod safetensors;
+mod timm;
 mod torchscript;
+mod torchvision;
 
 use std::fmt;
+use std::fs;
 use std::ops::Deref;
 use std::panic::RefUnwindSafe;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use tch::Tensor;
 
-use crate::checkpoint::write_file;
+use crate::augment::AugmentConfig;
+use crate::checkpoint::{self, write_file};
+use crate::data::values::ValueRange;
 use crate::eval::{Encoder, Represent};
+use crate::model::EncoderConfig;
 use crate::rng::{Purpose, Stream};
 use native::{ImageLayout, Normalizer};
 
@@ -43,6 +51,13 @@ pub trait Exporter: Sync + RefUnwindSafe {
     /// Refuses options that it does not support.
     fn check_options(&self, options: &ExportOptions) -> Result<()>;
 
+    /// Refuses encoders that it cannot describe.
+    /// # Errors
+    /// What was found, what it has, and what to do.
+    fn check_encoder(&self, _config: &EncoderConfig) -> Result<()> {
+        Ok(())
+    }
+
     /// Refuses more parameters than it can hold.
     /// # Errors
     /// The limit, the size found and what to do.
@@ -60,16 +75,29 @@ pub trait Exporter: Sync + RefUnwindSafe {
         options.image_size.unwrap_or(ImageSize::Fixed(encoder.augment.size as i64))
     }
 
-    /// The file's bytes.
+    /// The names of its files, if it is a folder.
+    fn files(&self) -> Option<&'static [&'static str]> {
+        None
+    }
+
+    /// What is written.
     /// # Errors
     /// The encoder does not fit into the format.
-    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>>;
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents>;
 
-    /// Reads a file back.
+    /// Reads a file or folder back.
     fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader>;
 
     /// The lines of Python that load `file`, a name as it stands between quotes.
     fn load_in_python(&self, encoder: &Encoder, options: &ExportOptions, file: &str) -> String;
+}
+
+/// What an export consists of.
+pub enum Contents {
+    /// One file.
+    File(Vec<u8>),
+    /// The files of a folder by name. The last one is that which readers begin with.
+    Folder(Vec<(&'static str, Vec<u8>)>),
 }
 
 /// What an opened export computes: images to features.
@@ -80,8 +108,25 @@ pub type Reader = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
 pub struct Format(&'static dyn Exporter);
 
 impl Format {
+    /// Weights under torchvision's names.
+    pub const SAFETENSORS: Self = Self(&safetensors::Safetensors);
+
     /// All formats.
-    pub const ALL: [Self; 3] = [Self(&safetensors::Safetensors), Self(&torchscript::TorchScript), Self(&onnx::Onnx)];
+    pub const ALL: [Self; 6] = [
+        Self::SAFETENSORS,
+        Self(&pth::Pth),
+        Self(&timm::Timm),
+        Self(&hf::Hf),
+        Self(&torchscript::TorchScript),
+        Self(&onnx::Onnx),
+    ];
+}
+
+/// What `--format safetensors` writes.
+/// # Errors
+/// Out of memory.
+pub fn encoder_file(encoder: &Encoder) -> Result<Vec<u8>> {
+    safetensors::weights(encoder, &ExportOptions::default(), &encoder.params.state_dict(encoder.batches_tracked))
 }
 
 impl Deref for Format {
@@ -167,11 +212,33 @@ impl Difference {
     }
 }
 
-/// Writes the encoder to `output` atomically. It must be on the CPU, in fp32 and contiguous (not channels-last).
+/// Checks before any work that `output` can be written.
+/// # Errors
+/// A file of the export exists and `force` is not set; a folder instead of a file, or the reverse; no folder to write to.
+pub fn check_output(format: Format, output: &Path, force: bool) -> Result<()> {
+    let Some(names) = format.files() else { return checkpoint::check_output(output, force) };
+    let (name, format) = (output.display(), format.name());
+    ensure!(!output.is_file(), "--output: found the file {name}, expected the name of a folder for --format {format}");
+    if output.is_dir() {
+        return names.iter().try_for_each(|name| checkpoint::check_output(&output.join(name), force));
+    }
+    checkpoint::check_output(output, force)
+}
+
+/// Writes the encoder to `output`, each file atomically. It must be on the CPU, in fp32 and contiguous (not
+/// channels-last).
 /// # Errors
 /// It does not fit into the format; the disk is full.
 pub fn write(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> Result<()> {
-    write_file(output, &format.serialize(encoder, options)?)
+    let files = match format.serialize(encoder, options)? {
+        Contents::File(bytes) => return write_file(output, &bytes),
+        Contents::Folder(files) => files,
+    };
+    fs::create_dir_all(output).with_context(|| format!("--output: cannot create {}", output.display()))?;
+    // Without the file that readers begin with, a folder that is not complete is none to them.
+    let first_read = files.last().map(|(name, _)| output.join(name)).filter(|path| path.exists());
+    first_read.map_or(Ok(()), |path| fs::remove_file(&path).with_context(|| format!("removing {}", path.display())))?;
+    files.iter().try_for_each(|(name, bytes)| write_file(&output.join(name), bytes))
 }
 
 /// Reads the written file back, runs it on a batch of random images, and compares its features with the encoder's.
@@ -185,16 +252,17 @@ pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output
     };
     let (mut expected, mut found) = (Vec::new(), Vec::new());
     for size in sizes {
-        let shape = [BATCH, size, size, 3];
+        let shape = [BATCH, size, size, encoder.config.channels];
         let mut random = Stream::new(0, Purpose::Verify, 0, size as u64, 0);
         let bytes: Vec<u8> = (0..shape.iter().product()).map(|_: i64| random.below(256) as u8).collect();
-        let (mean, std) = (encoder.augment.mean, encoder.augment.std);
-        let normalized =
-            |mean, std| Normalizer::new(mean, std, encoder.device, ImageLayout::default())?.bytes(&bytes, shape);
+        let (mean, std) = (encoder.augment.mean.values(), encoder.augment.std.values());
+        let normalized = |mean: &[f64], std: &[f64]| {
+            Normalizer::new(mean, std, encoder.device, ImageLayout::default())?.bytes(&bytes, shape)
+        };
         let images = normalized(mean, std)?;
         expected.push(encoder.represent(&images)?);
         let plain = format.normalizes(options);
-        found.push(written(&if plain { normalized([0.0; 3], [1.0; 3])? } else { images })?);
+        found.push(written(&if plain { normalized(&vec![0.0; mean.len()], &vec![1.0; std.len()])? } else { images })?);
     }
     Difference::between(&Tensor::f_cat(&expected, 0)?, &Tensor::f_cat(&found, 0)?)
 }
@@ -211,32 +279,52 @@ fn shapes_in_python(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Str
         ImageSize::Fixed(side) => format!("{side}, {side}"),
         ImageSize::Dynamic => "H, W".into(),
     };
-    let input = if normalizes { "RGB in 0..1" } else { "normalized RGB" };
-    format!("# images: float32 [N, 3, {side}], {input}; features: [N, {}]", encoder.net.feature_dim)
+    let (channels, pixels) = (encoder.config.channels, pixels(encoder));
+    let input = if normalizes { format!("{pixels} in 0..1") } else { format!("normalized {pixels}") };
+    format!("# images: float32 [N, {channels}, {side}], {input}; features: [N, {}]", encoder.net.feature_dim)
+}
+
+/// What the channels are.
+fn pixels(encoder: &Encoder) -> String {
+    match (encoder.config.channels, &encoder.value_range) {
+        (3, ValueRange::Auto | ValueRange::Full) => "RGB".into(),
+        (channels, ValueRange::Auto | ValueRange::Full) => format!("{channels} channels"),
+        // As metadata, by name: the ranges of 64 channels are no comment.
+        (channels, _) => format!("{channels} channels (value_range in the metadata)"),
+    }
+}
+
+/// How images are preprocessed for an export of this image size.
+fn inputs(encoder: &Encoder, size: ImageSize) -> AugmentConfig {
+    let mut augment = encoder.augment.clone();
+    if let ImageSize::Fixed(size) = size {
+        // Chosen for the run's size; for another one the rule gives it.
+        augment.eval_resize = augment.eval_resize.filter(|_| size == augment.size as i64);
+        augment.size = size as usize;
+    }
+    augment
 }
 
 /// A file's metadata, for readers and for [`Encoder::open`]; values are JSON.
 fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String, String)> {
-    let (config, augment) = (&encoder.config, &encoder.augment);
-    let size = match size {
-        ImageSize::Fixed(size) => size,
-        ImageSize::Dynamic => augment.size as i64,
-    };
-    // Chosen for the run's size; for another one the rule gives it.
-    let resize = augment.eval_resize.filter(|_| size == augment.size as i64);
+    let (config, augment) = (&encoder.config, inputs(encoder, size));
     let mut entries = vec![
         ("byol", env!("CARGO_PKG_VERSION").to_string()),
         ("arch", config.arch.to_string()),
         ("width", config.width.to_string()),
         ("stem", config.stem.to_string()),
         ("feature_dim", encoder.net.feature_dim.to_string()),
-        ("mean", format!("{:?}", augment.mean)),
-        ("std", format!("{:?}", augment.std)),
-        ("image_size", size.to_string()),
-        ("eval_resize", resize.map_or("null".into(), |pixels| pixels.to_string())),
-        ("input", if normalizes { "RGB in 0..1" } else { "RGB in 0..1, (x - mean) / std" }.into()),
+        ("channels", config.channels.to_string()),
+        ("mean", format!("{:?}", augment.mean.values())),
+        ("std", format!("{:?}", augment.std.values())),
+        ("image_size", augment.size.to_string()),
+        ("eval_resize", augment.eval_resize.map_or("null".into(), |pixels| pixels.to_string())),
+        ("input", format!("{} in 0..1{}", pixels(encoder), if normalizes { "" } else { ", (x - mean) / std" })),
         ("source", encoder.source.display().to_string()),
     ];
+    if encoder.value_range != ValueRange::Auto {
+        entries.push(("value_range", serde_json::to_string(&encoder.value_range).unwrap_or_default()));
+    }
     if let Some(run) = &encoder.run {
         entries.push(("network", encoder.which.name().into()));
         entries.push(("step", run.step.to_string()));

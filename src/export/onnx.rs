@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use super::onnx_proto::{
     Attribute, Entry, FLOAT, Graph, Length, Model, Node, OPSET, OperatorSet, TensorData, float_value,
 };
-use super::{ExportOptions, Exporter, ImageSize, Reader, metadata, onnx_run, shapes_in_python};
+use super::{Contents, ExportOptions, Exporter, ImageSize, Reader, metadata, onnx_run, shapes_in_python};
 use crate::eval::Encoder;
 use crate::model::{BATCH_NORM_EPS, Layer, Op};
 
@@ -57,7 +57,7 @@ impl Exporter for Onnx {
         Ok(())
     }
 
-    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>> {
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents> {
         let _no_grad = tch::no_grad_guard();
         let (size, normalizes) = (self.image_size(encoder, options), self.normalizes(options));
         let mut builder = Builder { fold: options.fold_batchnorm, ..Builder::default() };
@@ -71,7 +71,7 @@ impl Exporter for Onnx {
             node: builder.nodes,
             name: "encoder".into(),
             initializer: builder.tensors,
-            input: vec![float_value(INPUT, vec![free("batch"), Length::Fixed(3), height, width])],
+            input: vec![float_value(INPUT, vec![free("batch"), Length::Fixed(encoder.config.channels), height, width])],
             output: vec![float_value(OUTPUT, vec![free("batch"), Length::Fixed(encoder.net.feature_dim)])],
         };
         let metadata = metadata(encoder, size, normalizes).into_iter();
@@ -83,7 +83,7 @@ impl Exporter for Onnx {
             opset_import: vec![OperatorSet { domain: String::new(), version: OPSET }],
             metadata_props: metadata.map(|(key, value)| Entry { key, value }).collect(),
         };
-        Ok(model.encode_to_vec())
+        Ok(Contents::File(model.encode_to_vec()))
     }
 
     fn open(&self, _: &Encoder, path: &Path) -> Result<Reader> {
@@ -113,8 +113,8 @@ impl Builder {
     fn encoder(&mut self, encoder: &Encoder, normalize: bool) -> Result<()> {
         let mut x = INPUT.to_string();
         if normalize {
-            for (op, name, values) in [("Sub", "mean", encoder.augment.mean), ("Div", "std", encoder.augment.std)] {
-                let values = Tensor::from_slice(&values).reshape([1, 3, 1, 1]);
+            for (op, name, values) in [("Sub", "mean", &encoder.augment.mean), ("Div", "std", &encoder.augment.std)] {
+                let values = Tensor::from_slice(values.values()).reshape([1, -1, 1, 1]);
                 let constant = self.tensor(format!("input.{name}"), &values)?;
                 x = self.node(op, &format!("normalize.{name}"), vec![x, constant], vec![]);
             }

@@ -9,7 +9,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Resource, getrlimit};
 use tch::{CModule, Kind, Tensor};
 
-use super::{ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
+use super::{Contents, ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
+use crate::augment::PerChannel;
 use crate::eval::Encoder;
 
 /// More than the graph of the deepest encoder takes, besides its weights.
@@ -35,7 +36,7 @@ impl Exporter for TorchScript {
             bail!("--fold-batchnorm: is for --format onnx; torchscript always folds");
         }
         if options.image_size.is_some() {
-            bail!("--image-size: is for --format onnx and safetensors; a torchscript module takes any size");
+            bail!("--image-size: is for the other formats; a torchscript module takes any size");
         }
         Ok(())
     }
@@ -45,7 +46,7 @@ impl Exporter for TorchScript {
         ImageSize::Dynamic
     }
 
-    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Vec<u8>> {
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents> {
         // libtorch writes to paths only, and aborts the process if the disk is full: it gets a memfd, which is
         // subject to nothing but the limit on file sizes.
         let tensors = encoder.params.parameters.iter().chain(&encoder.params.buffers);
@@ -62,8 +63,9 @@ impl Exporter for TorchScript {
         let path = &PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
         let _no_grad = tch::no_grad_guard();
         let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
-        let [mean, std] = [mean, std].map(|v| Tensor::from_slice(v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
-        let example = Tensor::f_zeros([2, 3, 64, 64], (Kind::Float, encoder.device))?;
+        let of = |values: &PerChannel| Tensor::from_slice(values.values()).to_kind(Kind::Float).reshape([1, -1, 1, 1]);
+        let [mean, std] = [mean, std].map(of);
+        let example = Tensor::f_zeros([2, encoder.config.channels, 64, 64], (Kind::Float, encoder.device))?;
         let normalizes = self.normalizes(options);
         let mut forward = |inputs: &[Tensor]| {
             let x = if normalizes { (&inputs[0] - &mean) / &std } else { inputs[0].shallow_clone() };
@@ -71,7 +73,7 @@ impl Exporter for TorchScript {
         };
         CModule::create_by_tracing("Encoder", "forward", &[example], &mut forward)?.save(path)?;
         native::freeze_torchscript(path)?;
-        fs::read(path).context("reading the module back")
+        fs::read(path).map(Contents::File).context("reading the module back")
     }
 
     fn open(&self, _: &Encoder, path: &Path) -> Result<Reader> {

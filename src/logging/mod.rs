@@ -174,6 +174,9 @@ pub trait Sink {
 
     /// Called after every update with the number of updates done.
     fn advance(&self, _done: u64) {}
+
+    /// Called when the number of updates of the run changes.
+    fn set_total(&self, _total: u64) {}
 }
 
 /// Sends a run's metrics to every sink.
@@ -206,6 +209,11 @@ impl Logger {
     /// Moves the progress bars to `done` updates.
     pub fn advance(&self, done: u64) {
         self.sinks.iter().for_each(|sink| sink.advance(done));
+    }
+
+    /// Sets the number of updates of the run.
+    pub fn set_total(&self, total: u64) {
+        self.sinks.iter().for_each(|sink| sink.set_total(total));
     }
 
     /// Records and shows the numbers of an interval; they have been written when this returns.

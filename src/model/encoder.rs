@@ -37,7 +37,8 @@ impl EncoderConfig {
 
 impl fmt::Display for EncoderConfig {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} of width {} with stem {}", self.arch, self.width, self.stem)
+        write!(f, "{} of width {} with stem {}", self.arch, self.width, self.stem)?;
+        if self.channels == 3 { Ok(()) } else { write!(f, " for images of {} channels", self.channels) }
     }
 }
 
@@ -91,7 +92,7 @@ impl Encoder {
         Self { layers, steps, feature_dim }
     }
 
-    /// Images `[N, 3, H, W]` to representations `[N, feature_dim]`. In training BatchNorm normalizes by the batch's
+    /// Images `[N, C, H, W]` to representations `[N, feature_dim]`. In training BatchNorm normalizes by the batch's
     /// statistics, otherwise by the running ones.
     pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         let mut values = vec![Some(images.shallow_clone())];

@@ -112,7 +112,11 @@ impl Layer {
 
 /// Shapes of all values for images of `side` pixels: the images', then each layer's output.
 pub fn shapes(layers: &[Layer], side: i64) -> Vec<Shape> {
-    let mut shapes = vec![Shape { channels: 3, side }];
+    let channels = layers.iter().find_map(|layer| match layer.op {
+        Op::Conv { input, .. } => Some(input),
+        _ => None,
+    });
+    let mut shapes = vec![Shape { channels: channels.unwrap_or(3), side }];
     for layer in layers {
         shapes.push(layer.op.output(shapes[layer.inputs[0]]));
     }

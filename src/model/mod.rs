@@ -13,6 +13,7 @@ mod size;
 
 use std::cell::Cell;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -27,7 +28,7 @@ pub use resnet::{Arch, Stem};
 pub use size::Size;
 
 /// Section `model` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// Encoder: resnet18, resnet34, resnet50, resnet101, resnet152, resnet200, resnext50_32x4d, resnext101_32x8d,
@@ -50,10 +51,17 @@ pub struct ModelConfig {
     /// BatchNorm's statistics over the batches of all processes of a run (`on`), or of each alone (`off`). Default
     /// auto: on.
     pub sync_batchnorm: SyncBatchNorm,
+    /// Channels of the images: not a key, but what `data.channels` is.
+    #[serde(skip, default = "rgb")]
+    pub channels: i64,
+}
+
+fn rgb() -> i64 {
+    3
 }
 
 /// `model.sync_batchnorm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncBatchNorm {
     /// On if there are several processes.
@@ -76,6 +84,7 @@ impl Default for ModelConfig {
             predictor_hidden: 4096,
             output_bias: false,
             sync_batchnorm: SyncBatchNorm::Auto,
+            channels: rgb(),
         }
     }
 }
@@ -83,8 +92,8 @@ impl Default for ModelConfig {
 impl ModelConfig {
     /// The encoder's architecture.
     pub fn encoder(&self) -> EncoderConfig {
-        let &Self { arch, width, stem, zero_init_residual, .. } = self;
-        EncoderConfig { arch, width, stem, zero_init_residual }
+        let &Self { arch, width, stem, zero_init_residual, channels, .. } = self;
+        EncoderConfig { arch, width, stem, zero_init_residual, channels }
     }
 }
 
@@ -99,6 +108,8 @@ pub struct EncoderConfig {
     pub stem: Stem,
     /// Start the last BatchNorm of every residual block at 0, so that blocks start as identities.
     pub zero_init_residual: bool,
+    /// Channels of the images.
+    pub channels: i64,
 }
 
 impl Section for ModelConfig {
@@ -152,7 +163,7 @@ impl Network {
         Self { encoder, projector, predictor, projection_dim: dim, params, batches_tracked: Cell::new(0) }
     }
 
-    /// z = g(f(x)): images `[N, 3, H, W]` to projections `[N, projection_dim]`, in train mode.
+    /// z = g(f(x)): images `[N, C, H, W]` to projections `[N, projection_dim]`, in train mode.
     pub fn project(&self, images: &Tensor) -> Tensor {
         self.batches_tracked.set(self.batches_tracked.get() + 1);
         self.projector.forward(&self.encoder.forward(images, true), true)
@@ -164,7 +175,7 @@ impl Network {
         predictor.forward(projections, true)
     }
 
-    /// f(x) with the running statistics: `[N, 3, H, W]` to fp32 representations `[N, feature_dim]`.
+    /// f(x) with the running statistics: `[N, C, H, W]` to fp32 representations `[N, feature_dim]`.
     pub fn represent(&self, images: &Tensor) -> Tensor {
         self.encoder.forward(images, false).to_kind(Kind::Float)
     }

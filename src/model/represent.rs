@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 
 /// Any encoder of images into representations.
 pub trait Represent {
-    /// Normalized images `[N, 3, H, W]` on [`Self::device`] to fp32 representations `[N, feature_dim]`; BatchNorm
+    /// Normalized images `[N, C, H, W]` on [`Self::device`] to fp32 representations `[N, feature_dim]`; BatchNorm
     /// with its running statistics.
     fn represent(&self, images: &Tensor) -> Result<Tensor>;
     /// Its device.

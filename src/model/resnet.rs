@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::EncoderConfig;
 use super::graph::{Graph, Layer, Op};
 
 /// `model.arch`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Arch {
     /// Basic blocks 2, 2, 2, 2.
@@ -81,7 +82,7 @@ impl Arch {
 }
 
 /// `model.stem`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Stem {
     /// 7x7 convolution of stride 2, then 3x3 max-pooling of stride 2.
@@ -102,7 +103,7 @@ pub(super) fn layers(config: &EncoderConfig) -> Vec<Layer> {
         Stem::Imagenet => (7, 2),
         Stem::Cifar => (3, 1),
     };
-    let mut x = conv_bn(&mut graph, ["conv1", "bn1"], 0, Conv::new(3, base, kernel, stride), 1.0);
+    let mut x = conv_bn(&mut graph, ["conv1", "bn1"], 0, Conv::new(config.channels, base, kernel, stride), 1.0);
     x = graph.push("relu", Op::Relu, &[x]);
     if config.stem == Stem::Imagenet {
         x = graph.push("maxpool", Op::MaxPool { kernel: 3, stride: 2, padding: 1 }, &[x]);
@@ -180,9 +181,11 @@ fn residual(graph: &mut Graph, name: &str, x: usize, convs: &[Conv], zero_init: 
 /// # Errors
 /// Missing, or of another kind.
 pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<EncoderConfig>> {
-    let (channels, kernel) = match found.get(STEM).map(Vec::as_slice) {
-        Some(&[output, 3, height, width]) if height == width => (output, height),
-        Some(shape) => bail!("{STEM}: found shape {shape:?}, expected that of a square convolution of RGB"),
+    let (channels, input, kernel) = match found.get(STEM).map(Vec::as_slice) {
+        Some(&[output, input @ 1..=64, height, width]) if height == width => (output, input, height),
+        Some(shape) => {
+            bail!("{STEM}: found shape {shape:?}, expected that of a square convolution of images of 1 to 64 channels")
+        }
         None => bail!("found no {STEM}, expected a ResNet with torchvision's names"),
     };
     let stem = match kernel {
@@ -194,5 +197,5 @@ pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<Encoder
         bail!("{STEM}: found {channels} output channels, expected 16 to 256 (width 0.25 to 4)");
     }
     let width = channels as f64 / 64.0;
-    Ok(Arch::ALL.map(|arch| EncoderConfig { arch, width, stem, zero_init_residual: false }).to_vec())
+    Ok(Arch::ALL.map(|arch| EncoderConfig { arch, width, stem, zero_init_residual: false, channels: input }).to_vec())
 }

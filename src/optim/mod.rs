@@ -7,6 +7,7 @@ mod schedule;
 mod sgd;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -17,7 +18,7 @@ use native::{self, foreach};
 pub use schedule::{EmaConfig, ScheduleConfig, TauSchedule, learning_rate, tau};
 
 /// `optimizer.name`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
     /// Layer-wise adaptive rates (arXiv 1708.03888) in DeepMind's form.
@@ -52,7 +53,7 @@ impl Algorithm {
 }
 
 /// Section `optimizer` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
     /// lars, sgd or adamw. Default lars.

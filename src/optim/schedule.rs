@@ -2,16 +2,21 @@
 
 use std::f64::consts::PI;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::section::{Problems, Section};
+use crate::section::{Keys, Problems, Section};
 
 /// Section `schedule` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
     /// Length of training in epochs. Default 1000.
     pub epochs: u64,
+    /// Train for so many hours, over all sessions of the run together: the number of epochs is set once the speed is
+    /// known, and corrected as it changes. `epochs` and `warmup_epochs` then only say how long the warmup is relative to
+    /// the run. Default null: train for `epochs`.
+    pub hours: Option<f64>,
     /// Epochs of linear warmup from 0, at most `epochs`. Default 10.
     pub warmup_epochs: f64,
     /// Final learning rate as a factor of the peak, 0 to 1. Default 0.
@@ -20,7 +25,7 @@ pub struct ScheduleConfig {
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { epochs: 1000, warmup_epochs: 10.0, final_lr_factor: 0.0 }
+        Self { epochs: 1000, hours: None, warmup_epochs: 10.0, final_lr_factor: 0.0 }
     }
 }
 
@@ -30,12 +35,18 @@ impl Section for ScheduleConfig {
         let (found, most) = (self.warmup_epochs, self.epochs);
         let right = (0.0..=most as f64).contains(&found);
         problems.require(right, "warmup_epochs", found, format!("0 to schedule.epochs ({most})"));
+        let right = self.hours.is_none_or(|hours| hours > 0.0 && hours <= 100_000.0);
+        problems.require(right, "hours", self.hours.unwrap_or_default(), "null or above 0, at most 100000");
         problems.range("final_lr_factor", self.final_lr_factor, 0.0..=1.0);
+    }
+
+    fn no_effect(&self) -> Keys {
+        Keys::Only(&["hours"]) // a run may be given more or less time when it is resumed
     }
 }
 
 /// `ema.schedule`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TauSchedule {
     /// From `base_tau` to 1 along half a cosine (paper, section 3.3).
@@ -45,7 +56,7 @@ pub enum TauSchedule {
 }
 
 /// Section `ema` of a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
     /// Weight of the old target in the first update, 0 to 1. Default 0.996.

@@ -3,6 +3,7 @@
 //! of each storage.
 
 mod pickle;
+mod write;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Cursor;
@@ -14,6 +15,7 @@ use safetensors::tensor::TensorView;
 use zip::{CompressionMethod, ZipArchive};
 
 use pickle::{Id, Object, Pickle};
+pub use write::from_tensors;
 
 /// Longest pickle read; the values of tensors are not part of it.
 const MAX_PICKLE: u64 = 64 << 20;

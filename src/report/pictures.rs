@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn small_pictures_keep_their_pixels_and_large_ones_are_reduced() -> Result<()> {
-        let image = |side: usize| Pixels { width: side, height: side / 2, data: vec![77; side * (side / 2) * 3] };
+        let image =
+            |side: usize| Pixels { width: side, height: side / 2, channels: 3, data: vec![77; side * (side / 2) * 3] };
         assert!(picture(&image(32))?.starts_with("data:image/png;base64,iVBORw0KGgo"));
         let large = picture(&image(400))?;
         assert!(large.starts_with("data:image/jpeg;base64,/9j/") && large.len() < 4000, "{}", large.len());

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::pictures::picture;
-use crate::augment::{Crop, Scratch, two_views};
+use crate::augment::{Part, Scratch, two_views};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::BadImages;
@@ -28,14 +28,14 @@ pub struct ViewRow {
 
 /// Views of some images, exactly as drawn in training.
 pub fn rows(config: &Config, train: &Arc<dyn Dataset>, bad: &BadImages) -> Result<Vec<ViewRow>> {
-    let (size, seed) = (config.augment.size, config.train.seed);
+    let (size, channels, seed) = (config.augment.size, config.augment.channels(), config.train.seed);
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let mut rows = Vec::new();
     for index in spread(train.len(), IMAGES.min(train.len())) {
-        bad.load_next(&**train, index as usize, &mut Crop::whole, &mut image)?;
+        bad.load_next(&**train, index as usize, &mut Part::whole, &mut image)?;
         let mut view = |epoch: u64| -> Result<[String; 2]> {
             let [mut first, mut second] =
-                [(); 2].map(|()| Pixels { width: size, height: size, data: vec![0; size * size * 3] });
+                [(); 2].map(|()| Pixels { width: size, height: size, channels, data: vec![0; size * size * channels] });
             let out = [&mut first.data[..], &mut second.data[..]];
             two_views(&config.augment, &image, seed, epoch, index.into(), &mut scratch, out);
             Ok([picture(&first)?, picture(&second)?])

@@ -1,5 +1,6 @@
 //! What the commands on a trained encoder share: its config, its data, the processes, and cleanup.
 
+use std::cell::RefCell;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,9 +13,12 @@ use crate::checkpoint::Manifest;
 use crate::cli::{EncoderArgs, SplitName};
 use crate::config::Config;
 use crate::data::loader::{BadImages, LoaderOptions};
+use crate::data::values::{Channels, ValueRange};
 use crate::data::{self, Dataset};
 use crate::distributed::Group;
 use crate::eval::{Encoder, EncoderOptions, ExtractOptions, Interrupted};
+use crate::model::EncoderConfig;
+use crate::run::images;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
 use crate::signals::Signals;
@@ -32,6 +36,8 @@ pub struct Evaluation {
     pub options: ExtractOptions,
     /// Fingerprint of the run's training images, unless the evaluation names other images.
     trained_on: Option<String>,
+    /// The training images, if they had to be looked at already.
+    opened: RefCell<Option<Arc<dyn Dataset>>>,
 }
 
 /// What is to be evaluated, and on what.
@@ -93,7 +99,10 @@ impl Evaluation {
             }
             None => Config::default(),
         };
-        let config = Config::load_over(base, args.config.as_deref(), &args.set)?;
+        let mut config = Config::load_over(base, args.config.as_deref(), &args.set)?;
+        if let Some(manifest) = &manifest {
+            config.adopt(&manifest.config)?;
+        }
         let foreign = manifest.is_none();
         let names_data = args.config.is_some() || args.set.iter().any(|text| text.starts_with("data."));
         if foreign && !names_data {
@@ -116,7 +125,7 @@ impl Evaluation {
             notes.iter().for_each(|note| log::info!("{note}"));
         }
         let known = !foreign || config.augment != AugmentConfig::default();
-        let encoder = Encoder::open(
+        let mut encoder = Encoder::open(
             &args.checkpoint,
             &EncoderOptions {
                 device: machine.device,
@@ -127,11 +136,24 @@ impl Evaluation {
             },
         )?;
         config.augment = encoder.augment.clone();
+        if config.data.channels == Channels::Auto {
+            config.data.channels = Channels::Count(encoder.config.channels as usize);
+        }
+        if config.data.value_range == ValueRange::Auto {
+            config.data.value_range = encoder.value_range.clone();
+        }
+        config.connect();
         check_architecture(&encoder, &config, foreign)?;
         group.agree("checkpoint", || {
             let step = encoder.run.as_ref().map_or(String::new(), |run| format!("step {}, ", run.step));
             Ok(format!("{step}weights {}", encoder.fingerprint()?))
         })?;
+        // Only a foreign file leaves anything open.
+        let opened = RefCell::new(match images::is_open(&config) {
+            true => Some(images::open_train(&mut config, &group, false).context("data.path")?),
+            false => None,
+        });
+        encoder.augment = config.augment.clone();
         let signals = Signals::default();
         signals.listen()?;
         let mut loader = machine.loader;
@@ -143,7 +165,7 @@ impl Evaluation {
         }
         let (progress, bad) = (group.is_first(), BadImages::new(config.data.on_bad_image));
         let options = ExtractOptions { progress, ..extract_options(&config, loader, bad, &signals, group) };
-        Ok(Self { config, machine, encoder, options, trained_on })
+        Ok(Self { config, machine, encoder, options, trained_on, opened })
     }
 
     /// The processes that share the images.
@@ -165,7 +187,10 @@ impl Evaluation {
 
     /// The training images.
     pub fn train_set(&self) -> Result<Arc<dyn Dataset>> {
-        let set = data::open_train(&self.config.data).context("data.path")?;
+        let set = match self.opened.take() {
+            Some(set) => set,
+            None => data::open_train(&self.config.data).context("data.path")?,
+        };
         ranks::agree_on_data(self.group(), "data.path", &*set)?;
         let (now, short) = (set.fingerprint(), |sum: &str| sum.chars().take(8).collect::<String>());
         if let Some(then) = self.trained_on.as_ref().filter(|then| **then != now && self.is_first()) {
@@ -278,7 +303,16 @@ pub fn extract_options(
 /// the config has one.
 fn check_architecture(encoder: &Encoder, config: &Config, foreign: bool) -> Result<()> {
     let (found, wanted) = (encoder.config, config.model.encoder());
-    let asked = !foreign || wanted != Config::default().model.encoder();
+    let default = EncoderConfig { channels: wanted.channels, ..Config::default().model.encoder() };
+    let asked = !foreign || wanted != default;
+    if found.channels != wanted.channels {
+        bail!(
+            "{}: found an encoder of images of {} channels, expected {} (data.channels)",
+            encoder.source.display(),
+            found.channels,
+            wanted.channels
+        );
+    }
     if asked && (found.arch, found.width, found.stem) != (wanted.arch, wanted.width, wanted.stem) {
         bail!(
             "{}: found {} of width {} with stem {}, the config's model is {} of width {} with stem {}; name the \

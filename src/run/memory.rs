@@ -45,7 +45,7 @@ impl Estimate {
         let bytes = if bf16 { 2 } else { 4 };
         // Both views are in flight until the backward pass; it and the target's passes hold a few layers more.
         let activations = micro * (2 * size.activations + 4 * size.largest) * bytes;
-        let images = 2 * 3 * side * side * micro;
+        let images = 2 * config.channels() as u64 * side * side * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
         let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
         // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a
@@ -84,7 +84,7 @@ impl Estimate {
 
     /// Peak on the host and, for a GPU, on that. While a graph is captured, the state before it is kept to compare
     /// with the eager step; unless the graph is required, it is dropped if memory runs out.
-    fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
+    pub fn peaks(&self, device: Device, graph: CudaGraph) -> (u64, Option<u64>) {
         let states = if graph == CudaGraph::On { 2 } else { 1 };
         let base = self.program + self.batches;
         match device {

@@ -2,9 +2,11 @@
 
 pub mod evaluation;
 pub mod gpu_peaks;
+pub mod images;
 pub mod machine;
 pub mod memory;
 pub mod pictures;
 pub mod ranks;
 pub mod resume;
 pub mod summary;
+pub mod trial;

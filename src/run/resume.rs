@@ -35,6 +35,10 @@ impl Resume<'_> {
         };
         let (before, position) = (saved.total_steps.saturating_sub(saved.step), position(&saved, plan));
         plan.place(saved.step, position);
+        if let Some(pace) = &saved.pace {
+            plan.stretch_to((pace.schedule_steps, pace.warmup_steps, pace.ahead));
+        }
+        manifest.pace = saved.pace.clone();
         move_to(manifest, plan, saved.step);
         manifest.knn_random = saved.knn_random;
         log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
@@ -105,7 +109,7 @@ impl Resume<'_> {
             );
         }
         let (position, end) = (position(saved, plan), plan.total_steps);
-        if position > end {
+        if position > end && saved.pace.is_none() {
             let ahead = position as i64 - saved.step as i64;
             bail!(
                 "--resume: the checkpoint is at step {}, but the run now ends at step {}",
@@ -122,6 +126,16 @@ impl Resume<'_> {
         }
         Ok(())
     }
+}
+
+/// The config of the run that `from`, the value of `--resume`, names; `None` if there is none that can be read.
+pub fn config_of(from: &str, checkpoints: &Path) -> Option<serde_json::Value> {
+    let folder = PathBuf::from(from);
+    let folders = match from {
+        "auto" => checkpoint::list(checkpoints),
+        _ => checkpoint::list(&folder.join("checkpoints")).into_iter().chain([folder]).collect(),
+    };
+    folders.iter().find_map(|folder| checkpoint::read_manifest(folder).ok()).map(|manifest| manifest.config)
 }
 
 /// A checkpoint's position in the new schedule: after as many epochs as in its own.
@@ -155,9 +169,16 @@ pub fn broadcast_state(
     let [online, target] = byol.batches_tracked().map(|count| count as f64);
     let random = manifest.knn_random.unwrap_or(f64::NAN);
     let (step, position) = (manifest.step as f64, plan.position(manifest.step) as f64);
-    let numbers = group.from_first(&[step, position, online, target, random, f64::from(finished)])?;
+    let pace = manifest.pace.as_ref().map(|pace| (pace.schedule_steps, pace.warmup_steps, pace.ahead));
+    let (schedule, warmup, ahead) = pace.unwrap_or_default(); // a schedule of 0 steps is none
+    let own =
+        [step, position, online, target, random, f64::from(finished), schedule as f64, warmup as f64, ahead as f64];
+    let numbers = group.from_first(&own)?;
     let step = numbers[0] as u64;
     plan.place(step, numbers[1] as u64);
+    if numbers[6] > 0.0 {
+        plan.stretch_to((numbers[6] as u64, numbers[7] as u64, numbers[8] as i64));
+    }
     move_to(manifest, plan, step);
     byol.set_batches_tracked([numbers[2] as i64, numbers[3] as i64]);
     manifest.knn_random = Some(numbers[4]).filter(|top1| top1.is_finite());

@@ -110,9 +110,10 @@ pub fn fail(run_dir: &Path, error: &anyhow::Error, started: Instant) {
     }
 }
 
-/// Writes the summary and prints the run's line, both in rank 0 only; the value is the process's exit code.
+/// Writes encoder and summary and prints the run's line, all in rank 0 only, and unless a signal ended the run the lines
+/// of Python that load the encoder; the value is the process's exit code.
 /// # Errors
-/// The summary, or pending metrics, cannot be written: the run is complete all the same, and the error says so.
+/// The encoder, the summary or pending metrics cannot be written: the run is complete all the same, and the error says so.
 pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, started: Instant) -> Result<u8> {
     let (ending, code) = match outcome.ending {
         Ending::Finished => ("finished", 0),
@@ -136,14 +137,47 @@ pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, start
     };
     let json = serde_json::to_vec_pretty(&summary)?;
     let logged = trainer.logger.as_mut().map_or(Ok(()), |logger| logger.finish());
-    let written = logged.and_then(|()| trainer.saver.folder.put(NAME, json));
-    let checkpoint = outcome.checkpoint.display();
-    written.with_context(|| format!("{checkpoint} was written, but not all of the metrics or the summary"))?;
+    // The summary comes last: a run that it calls finished has its encoder.
+    let exported = logged.and_then(|()| trainer.saver.export(&trainer.byol, &trainer.manifest));
+    let written = exported.and_then(|exported| trainer.saver.folder.put(NAME, json).map(|()| exported));
+    let rest = || format!("{} was written, but not all of metrics, encoder and summary", outcome.checkpoint.display());
+    let exported = written.with_context(rest)?;
     if trainer.group.is_first() {
         // Stdout may be closed; the run is complete all the same.
-        let _ = writeln!(std::io::stdout(), "{}", summary.line(outcome));
+        let mut stdout = std::io::stdout();
+        let _ = writeln!(stdout, "{}", summary.line(outcome));
+        if let (Some((path, lines)), 0) = (exported, code) {
+            let _ = writeln!(stdout, "{}, the encoder for other software; in Python:\n{lines}", path.display());
+        }
+        if outcome.ending != Ending::Finished {
+            return Ok(code);
+        }
+        let labeled = trainer.knn.is_some();
+        next_steps(trainer.saver.folder.path(), labeled).iter().for_each(|line| log::info!("{line}"));
     }
     Ok(code)
+}
+
+/// Commands to go on with after a run.
+fn next_steps(run_dir: &Path, labelled: bool) -> Vec<String> {
+    let run = quoted(&run_dir.display().to_string());
+    let file = |name: &str| quoted(&run_dir.join(name).display().to_string());
+    let evaluate = match labelled {
+        true => format!("byol linear-eval --checkpoint {run}"),
+        false => format!("byol linear-eval --checkpoint {run} --set data.path=LABELED_IMAGES"),
+    };
+    vec![
+        format!("evaluate: {evaluate}"),
+        format!("look:     byol preview --config {} --output {}", file("config.yaml"), file("views.png")),
+        format!("features: byol extract-features --checkpoint {run} --output {}", file("features")),
+        format!("export:   byol export-encoder --checkpoint {run} --format onnx --output {}", file("encoder.onnx")),
+    ]
+}
+
+/// A word of a shell command.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 impl Summary {
@@ -177,5 +211,18 @@ impl Summary {
             self.seconds,
             outcome.checkpoint.display()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_steps_have_the_runs_paths_as_a_shell_takes_them() {
+        let lines = next_steps(Path::new("runs/my photos"), true);
+        assert_eq!(lines[0], "evaluate: byol linear-eval --checkpoint 'runs/my photos'");
+        assert!(lines[3].ends_with("--output 'runs/my photos/encoder.onnx'"), "{}", lines[3]);
+        assert_eq!((quoted("it's"), quoted("a/b.c")), ("'it'\\''s'".into(), "a/b.c".into()));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::OnNonFinite;
@@ -9,7 +10,7 @@ use crate::section::{Keys, Problems, Section, Words, count_or_null};
 use native::DeviceChoice;
 
 /// `train.precision`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// bf16 if the device supports it, else fp32.
@@ -21,7 +22,7 @@ pub enum Precision {
 }
 
 /// `train.cuda_graph`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CudaGraph {
     /// On a GPU, if this build and the config allow it.
@@ -33,7 +34,7 @@ pub enum CudaGraph {
 }
 
 /// Section `train`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Seed of the initial weights, the order of images and the views. Default 0.
@@ -45,6 +46,7 @@ pub struct TrainConfig {
     /// auto, fp32 or bf16. Default auto.
     pub precision: Precision,
     /// auto, cpu, cuda or cuda:N. Default auto.
+    #[schemars(with = "String")]
     pub device: DeviceChoice,
     /// Threads of libtorch's CPU operators, 1 to 1024. Default null: automatic.
     #[serde(deserialize_with = "count_or_null")]
@@ -127,7 +129,7 @@ impl Section for TrainConfig {
 }
 
 /// `monitor.quality_every`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum QualityEvery {
     /// As often as costs under 2 % of the run.
@@ -138,7 +140,7 @@ pub enum QualityEvery {
 }
 
 /// Section `monitor`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MonitorConfig {
     /// Steps between log records, at least 1. Default 50.
@@ -203,7 +205,7 @@ impl Section for MonitorConfig {
 }
 
 /// `output.on_write_error`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnWriteError {
     /// Log it, keep existing files, and retry at the next checkpoint or record.
@@ -214,7 +216,7 @@ pub enum OnWriteError {
 }
 
 /// Section `output`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputConfig {
     /// The run's folder: checkpoints, metrics, resolved config. Default runs/byol.
@@ -227,6 +229,8 @@ pub struct OutputConfig {
     pub checkpoint_every_steps: Option<u64>,
     /// Latest checkpoints to keep, at least 1 (and as many of those set aside). Default 3.
     pub keep_checkpoints: usize,
+    /// Write `encoder.safetensors`, which a run's folder gets at its end, into each checkpoint too. Default false.
+    pub checkpoint_encoders: bool,
     /// When a checkpoint or a metrics record cannot be written: retry at the next one, or stop. Default retry. A run
     /// whose last checkpoint cannot be written fails either way.
     pub on_write_error: OnWriteError,
@@ -239,6 +243,7 @@ impl Default for OutputConfig {
             checkpoint_every_epochs: Some(1),
             checkpoint_every_steps: None,
             keep_checkpoints: 3,
+            checkpoint_encoders: false,
             on_write_error: OnWriteError::Retry,
         }
     }

@@ -17,7 +17,8 @@ const SLOTS: usize = 3;
 pub struct Feed {
     normalizer: Normalizer,
     device: Device,
-    size: i64,
+    /// Height, width and channels of a view.
+    shape: [i64; 3],
     /// For a GPU, made for the first batch.
     ring: Option<Ring>,
 }
@@ -25,24 +26,26 @@ pub struct Feed {
 impl Feed {
     /// `layout` is in bf16 if forward passes are, so that autocast has nothing to cast.
     pub fn new(augment: &AugmentConfig, device: Device, layout: ImageLayout) -> Result<Self> {
-        let normalizer = Normalizer::new(augment.mean, augment.std, device, layout)?;
-        Ok(Self { normalizer, device, size: augment.size as i64, ring: None })
+        let normalizer = Normalizer::new(augment.mean.values(), augment.std.values(), device, layout)?;
+        let shape = [augment.size, augment.size, augment.channels()].map(|length| length as i64);
+        Ok(Self { normalizer, device, shape, ring: None })
     }
 
     /// Both views of a micro-batch.
     pub fn views(&mut self, batch: &Batch) -> Result<Views> {
+        let [height, width, channels] = self.shape;
         if !self.device.is_cuda() {
-            let shape = [batch.indices.len() as i64, self.size, self.size, 3];
+            let shape = [batch.indices.len() as i64, height, width, channels];
             let view = |bytes: &[u8]| self.normalizer.bytes(bytes, shape);
             let views = [view(&batch.views[0])?, view(&batch.views[1])?];
             lap(Part::Normalize);
             return Ok(views);
         }
-        let (normalizer, size) = (&self.normalizer, self.size);
-        Self::send(&mut self.ring, self.device, batch, |bytes| normalized(normalizer, bytes, size))
+        let (normalizer, shape) = (&self.normalizer, self.shape);
+        Self::send(&mut self.ring, self.device, batch, |bytes| normalized(normalizer, bytes, shape))
     }
 
-    /// The bytes of a micro-batch's views to `to`, `[2 N, S, S, 3]` on the device, for [`Self::normalized`] to read.
+    /// The bytes of a micro-batch's views to `to`, `[2 N, H, W, channels]` on the device, for [`Self::normalized`] to read.
     pub fn copy(&mut self, batch: &Batch, to: &Tensor) -> Result<()> {
         if !self.device.is_cuda() {
             let halves = to.view([2, -1]);
@@ -54,13 +57,14 @@ impl Feed {
 
     /// An input for [`Self::copy`] to fill with a micro-batch of `images`.
     pub fn input(&self, images: usize) -> Result<Tensor> {
-        let shape = [2 * images as i64, self.size, self.size, 3];
+        let [height, width, channels] = self.shape;
+        let shape = [2 * images as i64, height, width, channels];
         Ok(Tensor::f_empty(shape, (tch::Kind::Uint8, self.device))?)
     }
 
     /// Views from such an input.
     pub fn normalized(&self, input: &Tensor) -> Result<Views> {
-        normalized(&self.normalizer, input, self.size)
+        normalized(&self.normalizer, input, self.shape)
     }
 
     fn send<T>(
@@ -83,8 +87,8 @@ impl Feed {
 }
 
 /// Bytes of both views, one after the other, as two tensors.
-fn normalized(normalizer: &Normalizer, bytes: &Tensor, size: i64) -> Result<Views> {
-    let both = bytes.view([2, -1, size, size, 3]);
+fn normalized(normalizer: &Normalizer, bytes: &Tensor, [height, width, channels]: [i64; 3]) -> Result<Views> {
+    let both = bytes.view([2, -1, height, width, channels]);
     let views = [normalizer.tensor(&both.get(0))?, normalizer.tensor(&both.get(1))?];
     lap(Part::Normalize);
     Ok(views)

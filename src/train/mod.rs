@@ -3,6 +3,7 @@
 mod config;
 mod executor;
 mod feed;
+mod hours;
 mod interval;
 mod monitor;
 mod non_finite;
@@ -13,10 +14,12 @@ mod saving;
 mod steps;
 mod trainer;
 pub mod trend;
+pub mod updates;
 
 pub use config::{CudaGraph, MonitorConfig, OnWriteError, OutputConfig, Precision, QualityEvery, TrainConfig};
 pub use executor::Executor;
 pub use feed::Feed;
+pub use hours::Hours;
 pub use monitor::{CollapseWatch, KnnWatch};
 pub use non_finite::{Guard, OnNonFinite, Stepped};
 pub use plan::Plan;

@@ -1,6 +1,7 @@
 //! NaN and Inf: detected in the step where they first occur, reported, and kept out of the weights.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -8,7 +9,7 @@ use crate::byol::{Byol, Numbers, Rates, StepOutput, Views};
 use crate::model::Named;
 
 /// `train.on_non_finite`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonFinite {
     /// Stop the run; the last valid checkpoint stays.

@@ -9,6 +9,11 @@ use super::run_folder::InUse;
 use super::{OnWriteError, OutputConfig, RunFolder};
 use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
+use crate::eval::Encoder;
+use crate::export::{self, ExportOptions, Format};
+
+/// The encoder for other software, in the run's folder, and in each checkpoint if the config asks for it.
+const ENCODER: &str = "encoder.safetensors";
 
 /// Writes the checkpoints of a run.
 pub struct Saver {
@@ -68,7 +73,12 @@ impl Saver {
         let checkpoints = self.folder.checkpoints();
         loop {
             self.folder.hold()?;
-            let Err(error) = checkpoint::save(&checkpoints, byol, manifest.clone(), keep) else { return Ok(()) };
+            let others = match self.output.checkpoint_encoders {
+                true => vec![(ENCODER, export::encoder_file(&self.encoder(byol, manifest)?)?)],
+                false => Vec::new(),
+            };
+            let saved = checkpoint::save(&checkpoints, byol, manifest.clone(), others, keep);
+            let Err(error) = saved else { return Ok(()) };
             let full = error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind);
             let there = checkpoint::list(&checkpoints).len();
             if !matches!(full, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) || there < 2 {
@@ -81,6 +91,26 @@ impl Saver {
                 return Err(error); // it could not be removed, which was logged
             }
         }
+    }
+
+    /// Writes the online encoder of the last checkpoint for other software, in rank 0 only; its path, and the lines of
+    /// Python that load it.
+    /// # Errors
+    /// It cannot be written.
+    pub fn export(&self, byol: &Byol, manifest: &Manifest) -> Result<Option<(PathBuf, String)>> {
+        if !self.folder.is_own() {
+            return Ok(None);
+        }
+        let (encoder, path) = (self.encoder(byol, manifest)?, self.folder.path().join(ENCODER));
+        let (format, options) = (Format::SAFETENSORS, ExportOptions::default());
+        export::write(&encoder, format, &options, &path)?;
+        let lines = export::load_in_python(&encoder, format, &options, &path);
+        Ok(Some((path, lines)))
+    }
+
+    fn encoder(&self, byol: &Byol, manifest: &Manifest) -> Result<Encoder> {
+        let checkpoint = checkpoint::path_of(&self.folder.checkpoints(), manifest.step);
+        Encoder::of_online(byol, manifest.clone(), &checkpoint)
     }
 
     /// Whether the last attempt failed.

@@ -8,7 +8,7 @@ use native::stream::PendingScalars;
 use tch::Device;
 
 use super::interval::Interval;
-use super::{CollapseWatch, Ending, Guard, Outcome, Stepped, Trainer, non_finite, trend};
+use super::{CollapseWatch, Ending, Guard, Hours, Outcome, Stepped, Trainer, non_finite, trend};
 use crate::byol::{Numbers, Rates, StepOutput, StopRequest};
 use crate::data::loader::Batch;
 use crate::logging::StepMetrics;
@@ -101,11 +101,15 @@ impl<'a> Steps<'a> {
 
     fn steps(&mut self) -> Result<Outcome> {
         self.evaluate_first()?;
-        for step in self.first..self.end {
-            let done = step + 1;
+        self.trainer.hours.iter_mut().for_each(Hours::steps_begin);
+        let mut done = self.first;
+        while done < self.end {
+            let step = done;
+            done += 1;
             let rates = self.trainer.plan.rates(step);
             let micro_batches = self.next_micro_batches(done)?;
             let (output, skipped) = self.step(micro_batches, rates).with_context(|| format!("step {done}"))?;
+            self.keep_to_hours(done)?;
             let mut due = self.due(done);
             if let Some(numbers) = self.check(done, &output, skipped, due)? {
                 due.request = due.request.or(numbers.request);
@@ -122,11 +126,43 @@ impl<'a> Steps<'a> {
                 return self.finish(Ending::Signal(code));
             }
             let wanted = self.wanted(done);
-            if wanted.knn || wanted.quality {
+            if done == self.end || (wanted.knn || wanted.quality) && self.has_time_to_evaluate()? {
                 self.evaluate(done, wanted)?;
             }
         }
         self.finish(if self.end == self.trainer.plan.total_steps { Ending::Finished } else { Ending::MaxSteps })
+    }
+
+    /// With `schedule.hours`: moves the end of the run to where the time is over.
+    fn keep_to_hours(&mut self, done: u64) -> Result<()> {
+        let Trainer { hours: Some(hours), group, plan, manifest, logger, train, .. } = &mut *self.trainer else {
+            return Ok(());
+        };
+        if !hours.is_due(done) {
+            return Ok(());
+        }
+        let own = hours.remaining(done).map_or(-1.0, |steps| steps as f64);
+        let remaining = group.from_first(&[own])?[0];
+        let remaining = (remaining >= 0.0).then_some(remaining as u64);
+        hours.look_again(done, remaining);
+        let Some(remaining) = remaining else { return Ok(()) };
+        plan.end_after(done, remaining);
+        manifest.total_steps = plan.total_steps;
+        self.end = train.max_steps.map_or(plan.total_steps, |max| max.min(plan.total_steps)).max(done);
+        logger.iter().for_each(|logger| logger.set_total(plan.total_steps));
+        if hours.announces(remaining) && group.is_first() {
+            let (total, epochs) = (plan.total_steps, plan.epochs(plan.total_steps));
+            log::info!("{epochs:.1} epochs fit, {total} updates (schedule.hours)");
+            super::updates::warn_if_few(total, &self.trainer.kind);
+        }
+        Ok(())
+    }
+
+    /// Whether an evaluation leaves time for the last one, where `schedule.hours` limits it.
+    fn has_time_to_evaluate(&self) -> Result<bool> {
+        let Some(hours) = &self.trainer.hours else { return Ok(true) };
+        let own = f64::from(u8::from(hours.has_time_to_evaluate()));
+        Ok(self.trainer.group.from_first(&[own])?[0] > 0.0)
     }
 
     fn share_cores(&mut self) {
@@ -262,12 +298,14 @@ impl<'a> Steps<'a> {
     /// k-NN accuracy and quality after `done` steps, each unless it is off, or a signal stops it.
     fn evaluate(&mut self, done: u64, wanted: Wanted) -> Result<()> {
         self.interval.pause();
-        let Trainer { knn, quality, history, byol, logger, plan, .. } = &mut *self.trainer;
+        let started = Instant::now();
+        let Trainer { knn, quality, history, byol, logger, plan, hours, .. } = &mut *self.trainer;
         let knn = knn.as_ref().filter(|_| wanted.knn);
         let top1 = knn.map(|knn| knn.top1(byol)).transpose().context("k-NN evaluation")?.flatten();
         if let (Some(logger), Some(top1)) = (&mut *logger, top1) {
             logger.knn(done, plan.epochs(done), top1)?;
         }
+        hours.iter_mut().for_each(|hours| hours.evaluated(started.elapsed().as_secs_f64()));
         self.knn_top1 = top1.or(self.knn_top1);
         let quality = quality.as_ref().filter(|_| wanted.quality);
         let found = quality.map(|watch| watch.measure(byol)).transpose().context("quality evaluation")?.flatten();

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
 use super::steps::Steps;
-use super::{Executor, Feed, KnnWatch, MonitorConfig, Plan, QualityWatch, Saver, TrainConfig, non_finite};
+use super::updates::RunKind;
+use super::{Executor, Feed, Hours, KnnWatch, MonitorConfig, Plan, QualityWatch, Saver, TrainConfig, non_finite};
 use crate::byol::Byol;
 use crate::checkpoint::Manifest;
 use crate::data::loader::Loader;
@@ -26,6 +28,8 @@ pub struct Trainer {
     pub feed: Feed,
     /// Runs the steps.
     pub executor: Executor,
+    /// The clock of a run with `schedule.hours`.
+    pub hours: Option<Hours>,
     /// k-NN accuracy, if there are labels and the config enables it.
     pub knn: Option<KnnWatch>,
     /// Quality without labels, if the config enables it.
@@ -38,6 +42,8 @@ pub struct Trainer {
     pub group: Arc<Group>,
     /// Metadata for checkpoints; its `step` is that of the last checkpoint.
     pub manifest: Manifest,
+    /// What the run's length is compared with.
+    pub kind: RunKind,
     /// The run's folder and its checkpoints.
     pub saver: Saver,
     /// Section `train`.
@@ -98,7 +104,11 @@ impl Trainer {
             bail!("step {done}: {}", self.not_finite(&format!("{name} is not finite")));
         }
         self.manifest.step = done;
-        self.saver.save(&self.byol, &self.manifest)
+        self.manifest.pace = self.hours.as_ref().map(|hours| hours.pace(&self.plan));
+        let started = Instant::now();
+        let saved = self.saver.save(&self.byol, &self.manifest);
+        self.hours.iter_mut().for_each(|hours| hours.saved(started.elapsed().as_secs_f64()));
+        saved
     }
 
     /// The error that `what` is not finite, with advice.

@@ -44,6 +44,24 @@ fn shipped_configs_load_and_have_their_recipes_numbers() {
         assert_eq!(config.augment.view1, Config::default().augment.view1, "{name}");
         assert_eq!(config.augment.view2, Config::default().augment.view2, "{name}");
     }
+    // Their originals: solo-learn (in the scale of this loss), lightly, DeepMind's README, the paper's appendix G.
+    for (name, base_lr, decay, eta, clip, tau, epochs, batch) in [
+        ("cifar10_resnet18.yaml", 0.5, 2e-5, 0.02, true, 0.99, 1000, 256),
+        ("cifar100_resnet18.yaml", 0.5, 2e-5, 0.02, true, 0.99, 1000, 256),
+        ("cifar10_sgd_resnet18.yaml", 0.03, 2e-3, 1e-3, false, 0.99, 800, 512),
+        ("imagenette_resnet18.yaml", 2.0, 1e-6, 1e-3, false, 0.996, 1000, 256),
+        ("imagenet100_resnet18.yaml", 0.5, 1e-5, 0.02, true, 0.99, 400, 256),
+        ("imagenet_resnet50_100ep_batch256.yaml", 0.45, 1e-6, 1e-3, false, 0.99, 100, 256),
+        ("imagenet_resnet50_1000ep_batch512.yaml", 0.4, 1.5e-6, 1e-3, false, 0.9995, 1000, 512),
+        ("photos_resnet18.yaml", 0.5, 1e-5, 0.02, true, 0.99, 400, 256),
+        ("photos_resnet50.yaml", 0.45, 1e-6, 1e-3, false, 0.99, 100, 256),
+    ] {
+        let config = shipped(name);
+        let optimizer = &config.optimizer;
+        assert_eq!((optimizer.base_lr, optimizer.weight_decay, optimizer.eta), (base_lr, decay, eta), "{name}");
+        assert_eq!((optimizer.clip_lr, config.ema.base_tau, config.schedule.epochs), (clip, tau, epochs), "{name}");
+        assert_eq!(config.train.batch_size, batch, "{name}");
+    }
 }
 
 /// Paths of all leaves, and the line of each.
@@ -246,6 +264,8 @@ fn sections_list_keys_that_exist() {
         if let Keys::Only(listed) = section.no_effect() {
             assert!(listed.iter().all(|key| keys.contains_key(*key)), "{name}: {listed:?}");
         }
+        let leaf = |key: &str| key.split('.').try_fold(&all[name], |at, part| at.get(part)).is_some();
+        assert!(section.added().iter().all(|key| leaf(key)), "{name}: {:?}", section.added());
         for (old, new) in section.renamed() {
             let value = &keys[*new];
             assert_eq!(load(&format!("{name}: {{{old}: {value}}}"), &[]).expect("loads"), config, "{name}.{old}");

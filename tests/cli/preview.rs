@@ -53,7 +53,7 @@ impl Folder {
         let order: Vec<_> = (0..epochs).map(|epoch| sampler.epoch_order(epoch)).collect();
         let options = LoaderOptions { workers: 1, ..Default::default() };
         let mut loader = Loader::new(dataset, config.augment.clone(), sampler, 0, bad, options).expect("a loader");
-        let bytes = config.augment.size.pow(2) * 3;
+        let bytes = config.augment.view_bytes();
         let mut views = HashMap::new();
         for epoch in 0..epochs {
             let batch = loader.next_batch().expect("a batch");

@@ -47,6 +47,9 @@ impl Dataset for Trapped {
     fn describe(&self, index: usize) -> String {
         format!("trap {index}")
     }
+    fn name(&self, index: usize) -> String {
+        self.describe(index)
+    }
     fn fingerprint(&self) -> String {
         self.inner.fingerprint()
     }

@@ -4,9 +4,11 @@
 mod support;
 
 mod archives;
+mod bands;
 mod decoding;
 mod formats;
 mod loader;
+mod names;
 mod parquet;
 mod repositories;
 mod user_folders;

@@ -75,10 +75,10 @@ fn features_are_the_same_files_whatever_the_number_of_processes() {
     let images = images(&folder.path().join("images"));
     let mut found: Vec<Vec<u8>> = Vec::new();
     for world in 1..=3 {
-        let (npy, single) =
-            (folder.path().join(format!("npy{world}")), folder.path().join(format!("{world}.safetensors")));
+        let at = |name: &str| folder.path().join(format!("{world}{name}"));
+        let (npy, single) = (at("npy"), [".safetensors", ".parquet", ".csv"].map(at));
         let mut files = Vec::new();
-        for to in [&npy, &single] {
+        for to in single.iter().chain([&npy]) {
             let data = format!("data.format=image_folder data.path={} data.workers=2", images.display());
             let output = output("extract-features", &format!("{data} --nproc {world} --output {}", to.display()));
             let stderr = succeeded(&output);
@@ -86,13 +86,13 @@ fn features_are_the_same_files_whatever_the_number_of_processes() {
             assert!(said.contains("135 x 128 features, 65 unreadable images skipped"), "{said}");
             assert!(said.lines().count() == 1 && stderr.matches("step 4 of 4").count() == 1, "{said}{stderr}");
         }
-        for name in ["features.npy", "labels.npy", "indices.npy"] {
-            files.extend(fs::read(npy.join(name)).expect("written"));
+        let folder = ["features.npy", "labels.npy", "indices.npy", "names.txt"].map(|name| npy.join(name));
+        for path in folder.iter().chain(&single) {
+            files.extend(fs::read(path).expect("written"));
         }
-        files.extend(fs::read(&single).expect("written"));
         found.push(files);
     }
-    assert!(found[0].len() > 2 * 135 * 128 * 4);
+    assert!(found[0].len() > 4 * 135 * 128 * 4);
     assert!(found[1] == found[0] && found[2] == found[0]);
 }
 

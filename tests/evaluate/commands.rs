@@ -395,7 +395,11 @@ fn extracted_features_are_whole_and_nothing_is_overwritten() {
     fs::write(&stale, "half").expect("written");
     let said = run.stdout("extract-features", &["--output", &file, "--force"]);
     assert!(said.contains("200 x 128 features") && !Path::new(&stale).exists(), "{said}");
-    run.failed("extract-features", &["--output", &run.path("x.npy")], &["expected FILE.safetensors or a folder"]);
+    run.failed(
+        "extract-features",
+        &["--output", &run.path("x.npy")],
+        &["expected FILE.parquet, FILE.csv, FILE.safetensors, or"],
+    );
 }
 
 fn only_path(images: &Path, key: &str, name: &str) -> String {

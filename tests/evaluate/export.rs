@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use crate::support::{CPU, TinyRun};
 use byol::eval::{Encoder, EncoderOptions, Represent};
 use byol::export::{self, ExportOptions, Format};
+use clap::ValueEnum;
 use safetensors::{Dtype, SafeTensors};
 use tch::{CModule, Kind, Tensor};
 
@@ -54,8 +55,8 @@ fn images(count: i64, size: i64) -> Tensor {
 }
 
 fn normalized(encoder: &Encoder, images: &Tensor) -> Tensor {
-    let [mean, std] = [encoder.augment.mean, encoder.augment.std]
-        .map(|v| Tensor::from_slice(&v).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
+    let [mean, std] = [&encoder.augment.mean, &encoder.augment.std]
+        .map(|v| Tensor::from_slice(v.values()).to_kind(Kind::Float).reshape([1, 3, 1, 1]));
     (images - mean) / std
 }
 
@@ -109,7 +110,8 @@ fn safetensors_hold_torchvisions_state_dict_and_say_what_it_takes() {
     // The metadata serve its reader: nothing has to be said again.
     let (read, trained) = (open(&path), open(&RUN.dir()));
     assert_eq!((read.config, read.batches_tracked), (trained.config, 8));
-    assert_eq!((read.augment.size, read.augment.mean, read.augment.std), (16, [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]));
+    let found = (read.augment.size, read.augment.mean.values(), read.augment.std.values());
+    assert_eq!(found, (16, &[0.5, 0.4, 0.3][..], &[0.25, 0.3, 0.2][..]));
     let x = images(5, 16);
     assert!(read.represent(&x).expect("features").equal(&trained.represent(&x).expect("features")));
     // Such a file is an encoder like any other, so it can be exported again.
@@ -209,7 +211,8 @@ fn a_file_that_differs_from_its_encoder_is_reported() {
         let mut flat = named.tensor.view(-1).get(0);
         let _ = flat.g_add_(&Tensor::full([], by, (Kind::Float, CPU)));
     };
-    for format in Format::ALL {
+    let formats = || Format::ALL.into_iter().filter(|format| format.check_encoder(&open(&RUN.dir()).config).is_ok());
+    for format in formats() {
         let path = folder.path().join(format!("{format:?}"));
         let encoder = open(&RUN.dir());
         export::write(&encoder, format, &graph, &path).expect("written");
@@ -224,7 +227,7 @@ fn a_file_that_differs_from_its_encoder_is_reported() {
         }
     }
     // A file cut in two does not pass either. (The end of an ONNX file is metadata, which a graph runs without.)
-    for format in Format::ALL {
+    for format in formats() {
         let path = folder.path().join(format!("{format:?}"));
         let whole = fs::read(&path).expect("bytes");
         fs::write(&path, &whole[..whole.len() / 2]).expect("written");
@@ -291,7 +294,7 @@ fn what_cannot_be_written_is_refused_before_any_work() {
 #[test]
 fn an_export_that_does_not_fit_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
-    for format in ["onnx", "safetensors", "torchscript"] {
+    for format in ["onnx", "safetensors", "pth", "torchscript"] {
         let command = format!(
             "ulimit -f 100; exec '{}' -q export-encoder --checkpoint '{}' --format {format} --output '{}/x'",
             env!("CARGO_BIN_EXE_byol"),
@@ -311,7 +314,7 @@ fn an_export_that_does_not_fit_leaves_nothing() {
 fn a_network_too_large_for_protobuf_is_refused() {
     // ResNet-152 of width 4: 16 times torchvision's.
     let parameters = 928_000_000;
-    let [_, torchscript, onnx] = Format::ALL;
+    let [torchscript, onnx] = ["torchscript", "onnx"].map(|name| Format::from_str(name, false).expect("a format"));
     let error = onnx.check_size(parameters).expect_err("refused").to_string();
     assert!(error.contains("at most 2.1 GB, the weights take 3.7 GB; use --format torchscript or safe"), "{error}");
     torchscript.check_size(parameters).expect("no limit");

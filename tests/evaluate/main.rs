@@ -3,9 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod channels;
 mod commands;
 mod encoder;
 mod export;
+mod export_folders;
+mod features;
 mod looking;
 mod pytorch;
 mod report;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 fn image(tensors: &SafeTensors, index: f64) -> Pixels {
     let tensor = tensors.tensor(&format!("image.{index}")).unwrap();
     let (height, width) = (tensor.shape()[0], tensor.shape()[1]);
-    Pixels { width, height, data: tensor.data().to_vec() }
+    Pixels { width, height, channels: 3, data: tensor.data().to_vec() }
 }
 
 fn draws(params: &[f64]) -> Draws {
@@ -25,6 +25,7 @@ fn draws(params: &[f64]) -> Draws {
     let given = |v: f64| (v >= 0.0).then_some(v);
     Draws {
         crop: Crop { left, top, width, height },
+        reduction: 1,
         flip: params[4] == 1.0,
         color: [op(0), op(1), op(2), op(3)],
         grayscale: params[13] == 1.0,

@@ -6,7 +6,7 @@ use byol::model::{Arch, Encoder, EncoderConfig, Mlp, Params, Stem};
 use tch::Kind;
 
 fn config(arch: Arch, width: f64, stem: Stem) -> EncoderConfig {
-    EncoderConfig { arch, width, stem, zero_init_residual: false }
+    EncoderConfig { arch, width, stem, zero_init_residual: false, channels: 3 }
 }
 
 // model.train(); features = model(x); (features * G).sum().backward(); model.eval(); model(x)

@@ -76,7 +76,7 @@ fn fast(bf16: bool) -> (Vec<f64>, Tensor) {
 
 fn fp32_views(batch: &Batch) -> Views {
     let augment = augment();
-    let normalizer = Normalizer::new(augment.mean, augment.std, CPU, LAYOUT).expect("a normalizer");
+    let normalizer = Normalizer::new(augment.mean.values(), augment.std.values(), CPU, LAYOUT).expect("a normalizer");
     let shape = [IMAGES as i64, SIZE as i64, SIZE as i64, 3];
     [0, 1].map(|view| normalizer.bytes(&batch.views[view], shape).expect("a view"))
 }

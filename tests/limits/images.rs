@@ -85,7 +85,8 @@ fn any_bytes_end_in_views_or_in_one_line() {
     let budget = crate::support::damage::Budget::new(4);
     let first = budget.first;
     let corpus = corpus();
-    let options = DecodeOptions { max_pixels: MAX_PIXELS, max_bytes: 1 << 20, exif_orientation: true };
+    let options =
+        DecodeOptions { max_pixels: MAX_PIXELS, max_bytes: 1 << 20, exif_orientation: true, scaled_above: usize::MAX };
     let augment = AugmentConfig { size: 32, ..Default::default() };
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let (mut first_view, mut second_view) = (vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]);

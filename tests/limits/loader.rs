@@ -81,6 +81,9 @@ impl Dataset for Trapped {
         self.spring(Place::Describe, index);
         format!("trap {index}")
     }
+    fn name(&self, index: usize) -> String {
+        self.describe(index)
+    }
     fn fingerprint(&self) -> String {
         String::new()
     }

@@ -37,7 +37,7 @@ fn saved(steps: &[u64]) -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a folder");
     for &step in steps {
         let manifest = Manifest { step, ..Manifest::new(serde_json::json!({})) };
-        checkpoint::save(root.path(), &small(step), manifest, 9).expect("saved");
+        checkpoint::save(root.path(), &small(step), manifest, Vec::new(), 9).expect("saved");
     }
     root
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod checkpoint_damage;
 mod disk;
+mod encoder_file;
 mod killed;
 mod non_finite;
 mod old_runs;

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use anyhow::{Context, Result, ensure};
 
 use super::orientation::Orientation;
-use super::{CropFor, DecodeOptions, ensure_pixels};
-use crate::augment::Crop;
+use super::{DecodeOptions, PartFor, ensure_pixels};
+use crate::augment::{Crop, Part};
 use crate::pixels::Pixels;
 use native::jpeg::Decoder;
 
@@ -17,20 +17,17 @@ thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
 }
 
-/// Decodes and orients a JPEG, or a region that contains the wanted part. Truncation is an error, as in Pillow; damage
+/// Decodes and orients a JPEG, or a region that contains the wanted part, a large one maybe reduced by the inverse DCT,
+/// which keeps the low frequencies of each block. Truncation is an error, as in Pillow; damage
 /// within the data may go unnoticed.
 pub(super) fn decode(
     bytes: &[u8],
     options: DecodeOptions,
-    want: &mut CropFor,
+    want: &mut PartFor,
     raw: &mut Vec<u8>,
     out: &mut Pixels,
-) -> Result<Crop> {
-    DECODER.with_borrow_mut(|decoder| {
-        let decoder = match decoder {
-            Some(decoder) => decoder,
-            None => decoder.insert(Decoder::new(MAX_SCANS)?),
-        };
+) -> Result<Part> {
+    with_decoder(|decoder| {
         let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
         let (width, height, channels) = (opened.width, opened.height, opened.channels);
         ensure_pixels(width, height, options)?;
@@ -44,19 +41,42 @@ pub(super) fn decode(
         ensure!([1, 3, 4].contains(&channels), "found a jpeg of {channels} channels, expected 1, 3 or 4");
         let orientation = if options.exif_orientation { orientation(bytes) } else { Orientation::UPRIGHT };
         let turned = orientation.size((width, height));
-        let part = want(turned.0, turned.1);
-        let part = if in_parts(bytes) { part } else { Crop::whole(turned.0, turned.1) };
-        let part = orientation.inverse().turned(part, turned);
-        let region = [part.left, part.top, part.width, part.height];
+        let Part { crop, reduction } = want(turned.0, turned.1);
+        let crop = if in_parts(bytes) { crop } else { Crop::whole(turned.0, turned.1) };
+        let reduction = if width * height > options.scaled_above { reduction } else { 1 };
+        let reduction = orientation.reduction((width, height), reduction);
+        let Crop { left, top, width: wide, height: high } =
+            orientation.inverse().turned(crop, turned).reduced(reduction);
         let target = if channels == 4 { &mut *raw } else { &mut out.data };
-        let [left, top, part_width, part_height] = opened.decode(region, target).context("cannot decode the jpeg")?;
+        let decoded = opened.decode(reduction, [left, top, wide, high], target).context("cannot decode the jpeg")?;
+        let [left, top, part_width, part_height] = decoded;
         out.resize(part_width, part_height);
         if channels == 4 {
             cmyk_to_rgb(raw, &mut out.data);
         }
         orientation.apply(out, raw);
-        let part = Crop { left, top, width: part_width, height: part_height };
-        Ok(orientation.turned(part, (width, height)))
+        let (left, top) = (left * reduction, top * reduction);
+        // The last pixel may stand for fewer.
+        let (wide, high) = ((part_width * reduction).min(width - left), (part_height * reduction).min(height - top));
+        let crop = orientation.turned(Crop { left, top, width: wide, height: high }, (width, height));
+        Ok(Part { crop, reduction })
+    })
+}
+
+/// 1 for a gray image, 3 for others, which become RGB.
+pub(super) fn channels(bytes: &[u8]) -> Result<usize> {
+    with_decoder(|decoder| {
+        let opened = decoder.open(bytes).context("cannot read the header of the jpeg")?;
+        Ok(if opened.channels == 1 { 1 } else { 3 })
+    })
+}
+
+fn with_decoder<T>(work: impl FnOnce(&mut Decoder) -> Result<T>) -> Result<T> {
+    DECODER.with_borrow_mut(|decoder| {
+        work(match decoder {
+            Some(decoder) => decoder,
+            None => decoder.insert(Decoder::new(MAX_SCANS)?),
+        })
     })
 }
 

@@ -23,6 +23,11 @@ impl Orientation {
         metadata::Orientation::from_exif_chunk(exif).map(|found| Self(found.to_exif()))
     }
 
+    /// The value of a TIFF's own tag.
+    pub(super) fn from_tiff(value: u32) -> Self {
+        Self(u8::try_from(value).unwrap_or(1))
+    }
+
     /// Looks for `tiff:Orientation="6"` or `<tiff:Orientation>6`, as Pillow does.
     pub(super) fn from_xmp(xmp: &[u8]) -> Option<Self> {
         const KEY: &[u8] = b"tiff:Orientation";
@@ -46,6 +51,15 @@ impl Orientation {
             8 => Self(6),
             _ => self,
         }
+    }
+
+    /// At most `reduction`, such that an image of this size is a whole number of reduced pixels in each direction if it
+    /// is turned: they are counted from the other edge then.
+    pub(super) fn reduction(self, (width, height): (usize, usize), mut reduction: usize) -> usize {
+        while (2..=8).contains(&self.0) && (width % reduction != 0 || height % reduction != 0) {
+            reduction /= 2;
+        }
+        reduction
     }
 
     /// Where a part of an image of this size is after orientation is applied.
@@ -72,15 +86,25 @@ impl Orientation {
         let (width, height) = (image.width, image.height);
         let size = self.size((width, height));
         let (from_right, from_bottom) = ([2, 3, 7, 8].contains(&self.0), [3, 4, 6, 7].contains(&self.0));
+        let source = |x: usize, y: usize| {
+            let (x, y) = if self.0 >= 5 { (y, x) } else { (x, y) };
+            let x = if from_right { width - 1 - x } else { x };
+            let y = if from_bottom { height - 1 - y } else { y };
+            y * width + x
+        };
         spare.resize(image.data.len(), 0);
-        let mut targets = spare.as_chunks_mut::<3>().0.iter_mut();
-        let sources = image.data.as_chunks::<3>().0;
-        for y in 0..size.1 {
-            for (x, target) in (0..size.0).zip(&mut targets) {
-                let (x, y) = if self.0 >= 5 { (y, x) } else { (x, y) };
-                let x = if from_right { width - 1 - x } else { x };
-                let y = if from_bottom { height - 1 - y } else { y };
-                *target = sources[y * width + x];
+        let places = (0..size.1).flat_map(|y| (0..size.0).map(move |x| (x, y)));
+        match image.channels {
+            3 => {
+                let sources = image.data.as_chunks::<3>().0;
+                for (target, (x, y)) in spare.as_chunks_mut::<3>().0.iter_mut().zip(places) {
+                    *target = sources[source(x, y)];
+                }
+            }
+            channels => {
+                for (target, (x, y)) in spare.chunks_exact_mut(channels).zip(places) {
+                    target.copy_from_slice(&image.data[source(x, y) * channels..][..channels]);
+                }
             }
         }
         std::mem::swap(&mut image.data, spare);

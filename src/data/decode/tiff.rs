@@ -1,66 +1,95 @@
-//! Detects unsupported kinds of TIFF: many hold measurements rather than pictures, and the libraries' errors do not say
-//! which kinds are supported.
+//! TIFFs that hold measurements rather than pictures: any number of bands of any type, interleaved or planar, in strips
+//! or tiles, also as BigTIFF. Says which kinds are supported, which the libraries' errors do not.
 
-use anyhow::{Error, Result, anyhow, ensure};
+use std::io::Cursor;
 
-const SUPPORTED: &str = "gray, RGB, RGBA or CMYK of 8 or 16 bits";
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use tiff::decoder::{Decoder, Limits};
+use tiff::tags::Tag;
+
+use super::orientation::Orientation;
+use super::raster::{Raster, Samples};
+use super::{DecodeOptions, MAX_BYTES_PER_PIXEL, ensure_pixels};
+use crate::data::values::MAX_CHANNELS;
+
+const SUPPORTED: &str = "gray, RGB, CMYK or up to 64 bands of 8, 16, 32 or 64 bits each";
+
+/// Maximum entries of a directory that are read.
+const MAX_ENTRIES: u64 = 4096;
+
+/// Compressions whose result depends on the kind of color.
+const JPEG: [u32; 2] = [6, 7];
 
 /// The pixel format of a file's first image.
 #[derive(Debug, PartialEq, Eq)]
-struct Kind {
-    bands: u32,
-    bits: u32,
+pub(super) struct Kind {
+    pub bands: u32,
+    pub bits: u32,
     /// 1 unsigned, 2 signed, 3 floating point, others are rare.
     sample_format: u32,
     /// 0 and 1 gray, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr.
     photometric: u32,
-}
-
-/// Fails for a BigTIFF, the variant for files over 4 GB.
-pub(super) fn refuse_big(bytes: &[u8]) -> Result<()> {
-    ensure!(
-        !bytes.starts_with(b"II+\0") && !bytes.starts_with(b"MM\0+"),
-        "found a BigTIFF, expected a plain TIFF of {SUPPORTED}; convert it, for example with gdal_translate -co \
-         BIGTIFF=NO FILE OUT.tif"
-    );
-    Ok(())
+    /// The place of that in the file.
+    photometric_at: Option<usize>,
+    compression: u32,
+    planar: bool,
+    /// Of the bands behind gray or RGB, whether the first is alpha.
+    alpha: bool,
+    /// As in EXIF.
+    orientation: u32,
+    little: bool,
+    /// The variant for files over 4 GB.
+    big: bool,
 }
 
 /// The decoder's error, or a better one for an unsupported kind of TIFF.
 pub(super) fn explain(bytes: &[u8], error: Error) -> Error {
     match Kind::read(bytes) {
-        Some(kind) if !kind.is_supported() => kind.error(),
+        Some(kind) if !kind.is_picture() => kind.error(),
         _ => error,
     }
 }
 
 impl Kind {
-    fn read(bytes: &[u8]) -> Option<Self> {
+    pub fn read(bytes: &[u8]) -> Option<Self> {
         let little = bytes.starts_with(b"II");
-        let short = |at: usize| {
-            let pair = *bytes.get(at..)?.first_chunk()?;
-            Some(u32::from(if little { u16::from_le_bytes(pair) } else { u16::from_be_bytes(pair) }))
+        let big = is_big(bytes);
+        let number = |at: usize, length: usize| {
+            let mut all = [0; 8];
+            let found = bytes.get(at..at.checked_add(length)?)?;
+            Some(if little {
+                all[..length].copy_from_slice(found);
+                u64::from_le_bytes(all)
+            } else {
+                all[8 - length..].copy_from_slice(found);
+                u64::from_be_bytes(all)
+            })
         };
-        let long = |at: usize| {
-            let four = *bytes.get(at..)?.first_chunk()?;
-            Some(if little { u32::from_le_bytes(four) } else { u32::from_be_bytes(four) })
-        };
-        let mut kind = Self { bands: 1, bits: 1, sample_format: 1, photometric: 1 };
-        let directory = long(4)? as usize;
-        for entry in 0..short(directory)? as usize {
-            let at = directory.checked_add(2 + 12 * entry)?;
-            let (tag, kind_of_value, count) = (short(at)?, short(at + 2)?, long(at + 4)?);
-            // The values themselves, or their offset if they take more than four bytes.
-            let value = match (kind_of_value, count) {
-                (3, ..=2) => short(at + 8)?,
-                (3, _) => short(long(at + 8)? as usize)?,
-                (4, 1) => long(at + 8)?,
+        // Lengths of an offset, of the number of entries, and of an entry.
+        let (offset, count, entry) = if big { (8, 8, 20) } else { (4, 2, 12) };
+        let directory = usize::try_from(number(if big { 8 } else { 4 }, offset)?).ok()?;
+        let mut kind = Self::of(little, big);
+        for at in 0..number(directory, count)?.min(MAX_ENTRIES) as usize {
+            let at = directory.checked_add(count + entry * at)?;
+            let (tag, kind_of_value, values) = (number(at, 2)?, number(at + 2, 2)?, number(at + 4, offset)?);
+            // The values themselves, or their offset if they take more than that.
+            let place = at + 4 + offset;
+            let length = match kind_of_value {
+                3 => 2,
+                4 => 4,
                 _ => continue,
             };
+            let inside = values.checked_mul(length as u64)? <= offset as u64;
+            let place = if inside { place } else { usize::try_from(number(place, offset)?).ok()? };
+            let value = number(place, length)? as u32;
             match tag {
                 258 => kind.bits = value,
-                262 => kind.photometric = value,
+                259 => kind.compression = value,
+                262 => (kind.photometric, kind.photometric_at) = (value, (length == 2).then_some(place)),
+                274 => kind.orientation = value,
                 277 => kind.bands = value,
+                284 => kind.planar = value == 2,
+                338 => kind.alpha = value == 1 || value == 2,
                 339 => kind.sample_format = value,
                 _ => {}
             }
@@ -68,7 +97,25 @@ impl Kind {
         Some(kind)
     }
 
-    fn is_supported(&self) -> bool {
+    /// What a file without any tags has.
+    fn of(little: bool, big: bool) -> Self {
+        Self {
+            bands: 1,
+            bits: 1,
+            sample_format: 1,
+            photometric: 1,
+            photometric_at: None,
+            compression: 1,
+            planar: false,
+            alpha: false,
+            orientation: 1,
+            little,
+            big,
+        }
+    }
+
+    /// Whether it is one of the usual kinds of pictures, which the image library reads.
+    pub fn is_picture(&self) -> bool {
         let bands = match self.photometric {
             0 | 1 => self.bands == 1,
             2 | 6 => self.bands == 3 || self.bands == 4,
@@ -76,11 +123,44 @@ impl Kind {
             _ => false,
         };
         let float = self.photometric == 2 && (self.sample_format, self.bits) == (3, 32);
-        bands && (self.sample_format == 1 && [1, 8, 16].contains(&self.bits) || float)
+        let values = self.sample_format == 1 && [1, 8, 16].contains(&self.bits) || float;
+        bands && values && !self.planar && !self.big
+    }
+
+    /// Whether [`raster`] reads its bands as they are: gray, RGB, or a palette of 8 bits.
+    pub fn is_bands(&self) -> bool {
+        let bits = match self.photometric {
+            0..=2 => [8, 16, 32, 64].contains(&self.bits),
+            3 => self.bits == 8 && self.bands == 1,
+            _ => false,
+        };
+        bits && self.bands as usize <= MAX_CHANNELS && !JPEG.contains(&self.compression)
+    }
+
+    /// Channels, whether the last one is alpha, and the type of the samples.
+    pub fn look(&self) -> (usize, bool, String) {
+        match self.photometric {
+            0..=2 => {
+                let sign = if self.sample_format == 3 {
+                    "f"
+                } else if self.sample_format == 2 {
+                    "i"
+                } else {
+                    "u"
+                };
+                let pictured = if self.photometric == 2 { 3 } else { 1 };
+                (self.bands as usize, self.alpha && self.bands == pictured + 1, format!("{sign}{}", self.bits.max(8)))
+            }
+            _ => (3, false, "u8".into()),
+        }
+    }
+
+    pub fn orientation(&self) -> Orientation {
+        Orientation::from_tiff(self.orientation)
     }
 
     fn error(&self) -> Error {
-        let Self { bands, bits, sample_format, photometric } = self;
+        let Self { bands, bits, sample_format, photometric, .. } = self;
         let values = match sample_format {
             2 => format!("signed {bits}-bit values"),
             3 => format!("{bits}-bit floating-point values"),
@@ -88,14 +168,58 @@ impl Kind {
         };
         let (what, command) = match (photometric, bands) {
             (3, _) => ("with a palette".into(), "mogrify -format png FILE"),
-            (_, 1) => (format!("of 1 band of {values}"), "gdal_translate -ot Byte -scale FILE OUT.tif"),
-            (_, 2) => (format!("of 2 bands of {values}"), "gdal_translate -ot Byte -scale -b 1 FILE OUT.tif"),
-            (_, bands) => (
-                format!("of {bands} bands of {values}"),
-                "gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB FILE OUT.tif",
-            ),
+            (_, 1) => (format!("of 1 band of {values}"), "gdal_translate -ot UInt16 -scale FILE OUT.tif"),
+            (_, bands) => (format!("of {bands} bands of {values}"), "gdal_translate -ot UInt16 -scale FILE OUT.tif"),
         };
         anyhow!("found a TIFF {what}, expected {SUPPORTED}; convert it, for example with {command}")
+    }
+}
+
+/// Whether it is a BigTIFF.
+pub(super) fn is_big(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+")
+}
+
+/// The bands of a TIFF of the kind [`Kind::is_bands`], as they are stored.
+pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Result<Raster> {
+    // As gray with further bands, which the decoder passes on as they are: of RGB it would drop those behind blue.
+    let mut copy = bytes.to_vec();
+    if let Some(place) = kind.photometric_at.and_then(|at| copy.get_mut(at..at + 2)) {
+        place.copy_from_slice(&if kind.little { 1u16.to_le_bytes() } else { 1u16.to_be_bytes() });
+    }
+    let most = options.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
+    let mut limits = Limits::default();
+    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (most, most);
+    let mut decoder = Decoder::new(Cursor::new(&copy)).context("cannot read the header")?.with_limits(limits);
+    let (width, height) = decoder.dimensions().context("cannot read the header")?;
+    let (width, height, bands) = (width as usize, height as usize, kind.bands as usize);
+    ensure_pixels(width, height, options)?;
+    let mut samples = Samples::U8(Vec::new());
+    decoder.read_image_to_buffer(&mut samples).context("cannot decode")?;
+    let (found, expected) = (samples.as_buffer(0).as_bytes().len(), width * height * bands * kind.bits as usize / 8);
+    ensure!(
+        found == expected,
+        "found {found} bytes of samples, expected {expected}; data.max_pixels bounds them at {MAX_BYTES_PER_PIXEL} for \
+         each of its pixels"
+    );
+    let raster =
+        |samples, channels, alpha, planar| Raster { width, height, channels, planar, alpha, picture: false, samples };
+    match (kind.photometric, samples) {
+        (3, Samples::U8(indices)) => {
+            let map = decoder.get_tag_u16_vec(Tag::ColorMap).context("cannot read the palette")?;
+            let color =
+                |index: &u8| [0, 1, 2].map(|c| map.get(c * 256 + *index as usize).map_or(0, |v| (v >> 8) as u8));
+            Ok(raster(Samples::U8(indices.iter().flat_map(color).collect()), 3, false, false))
+        }
+        (photometric, mut samples) => {
+            match (photometric, &mut samples) {
+                // White is zero.
+                (0, Samples::U8(values)) => values.iter_mut().for_each(|v| *v = !*v),
+                (0, Samples::U16(values)) => values.iter_mut().for_each(|v| *v = !*v),
+                _ => {}
+            }
+            Ok(raster(samples, bands, kind.look().1, kind.planar))
+        }
     }
 }
 
@@ -118,12 +242,14 @@ mod tests {
     #[test]
     fn kinds_are_read_in_both_byte_orders() {
         for little in [true, false] {
-            let bytes = tiff(&[(258, 32), (262, 1), (277, 12), (339, 3)], little);
-            assert_eq!(Kind::read(&bytes), Some(Kind { bands: 12, bits: 32, sample_format: 3, photometric: 1 }));
+            let bytes = tiff(&[(258, 24), (262, 1), (277, 12), (339, 3)], little);
+            let kind = Kind::read(&bytes).expect("a directory");
+            assert_eq!((kind.bands, kind.bits, kind.sample_format, kind.photometric), (12, 24, 3, 1));
+            assert!(!kind.is_picture() && !kind.is_bands());
             let text = explain(&bytes, anyhow!("the library's")).to_string();
             let start =
-                "found a TIFF of 12 bands of 32-bit floating-point values, expected gray, RGB, RGBA or CMYK of 8";
-            assert!(text.starts_with(start) && text.contains("-b 1 -b 2 -b 3"), "{text}");
+                "found a TIFF of 12 bands of 24-bit floating-point values, expected gray, RGB, CMYK or up to 64";
+            assert!(text.starts_with(start) && text.contains("gdal_translate"), "{text}");
             let whole = tiff(&[(258, 8), (262, 2), (277, 3)], little);
             assert_eq!(explain(&whole, anyhow!("the library's")).to_string(), "the library's");
             (0..bytes.len()).for_each(|end| {

@@ -162,6 +162,11 @@ impl Dataset for Cifar {
         format!("{} record {row}", self.source.join(name).display())
     }
 
+    fn name(&self, index: usize) -> String {
+        let (name, row, _) = self.record(index);
+        format!("{name}/{row}")
+    }
+
     fn fingerprint(&self) -> String {
         // The fingerprint is the same for the archive and the unpacked folder.
         digest(self.files.iter().map(|(name, records)| format!("{name} {}", records.len())))

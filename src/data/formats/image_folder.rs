@@ -9,17 +9,20 @@ use anyhow::{Context, Result, ensure};
 
 use super::image_list;
 use super::labels::{Known, Labels};
-use super::names::{IMAGE_ENDINGS, is_image_name, is_skipped};
+use super::names::{IMAGE_ENDINGS, is_array_name, is_image_name, is_skipped};
+use super::shards;
 use super::splits::{self, Set};
 use super::unread::Unread;
-use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, decode_file};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::augment::Part;
+use crate::data::decode::{DecodeOptions, decode_of, with_bytes_of};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::pixels::Pixels;
 
 /// The images below some folders, or those of some lists.
 pub struct ImageFolder {
     roots: Vec<Root>,
+    /// The root, or the folder of all roots.
+    folder: PathBuf,
     /// Relative to their root, or absolute.
     files: Vec<PathBuf>,
     classes: Vec<String>,
@@ -67,6 +70,7 @@ impl ImageFolder {
         let (mut set, mut labels) = (
             Self {
                 roots: Vec::new(),
+                folder: PathBuf::new(),
                 files: Vec::new(),
                 classes: Vec::new(),
                 labels: Vec::new(),
@@ -86,6 +90,7 @@ impl ImageFolder {
             };
             set.roots.push(Root { folder, end: set.files.len() });
         }
+        set.folder = shards::common_folder(set.roots.iter().map(|root| root.folder.as_path()));
         let places: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
         (set.labels, set.classes) = labels.finish(known, &places.join(", "))?;
         Ok(set)
@@ -111,15 +116,24 @@ impl Dataset for ImageFolder {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
-        decode_file(&self.path(index), self.options, want, out)
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
+        decode_of(self, index, self.options, want, out)
+    }
+
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        with_bytes_of(&self.path(index), self.options, work).map(|()| true)
     }
 
     fn describe(&self, index: usize) -> String {
         self.path(index).display().to_string()
+    }
+
+    fn name(&self, index: usize) -> String {
+        let path = self.path(index);
+        path.strip_prefix(&self.folder).unwrap_or(&path).display().to_string()
     }
 
     fn fingerprint(&self) -> String {
@@ -182,6 +196,10 @@ fn announce(path: &Path, root: &Path, config: &DataConfig) -> Result<()> {
 fn index(root: &Path, labels: &mut Labels) -> Result<Vec<PathBuf>> {
     let (mut files, mut unread) = (Vec::new(), Unread::default());
     walk(root, Path::new(""), &mut Vec::new(), &mut files, &mut unread)?;
+    if files.iter().any(|file| !is_array_name(file)) {
+        // Arrays beside pictures are features, masks and the like.
+        files.retain(|file| !is_array_name(file));
+    }
     ensure!(
         !files.is_empty(),
         "no images in {}, expected files ending in {}{}",

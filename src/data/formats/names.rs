@@ -3,8 +3,9 @@
 use std::path::Path;
 
 /// File name extensions of supported images, in lower case.
-pub(super) const IMAGE_ENDINGS: [&str; 15] =
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "qoi"];
+pub(super) const IMAGE_ENDINGS: [&str; 16] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "qoi", "npy",
+];
 
 /// Folders that file managers, storage devices and archive tools create, in lower case.
 const SYSTEM_FOLDERS: [&str; 8] = [
@@ -26,6 +27,11 @@ pub(super) fn ending(path: &Path) -> String {
 /// Whether a file is an image, by its name.
 pub(super) fn is_image_name(path: &Path) -> bool {
     IMAGE_ENDINGS.contains(&ending(path).as_str())
+}
+
+/// Whether a file is an array of numbers, by its name: an image, unless it lies beside pictures.
+pub(super) fn is_array_name(path: &Path) -> bool {
+    ending(path) == "npy"
 }
 
 /// Whether a file or folder is hidden or belongs to the system, such as `.thumbnails`, and those of [`SYSTEM_FOLDERS`].

@@ -63,6 +63,16 @@ pub(super) fn announce(config: &DataConfig, endings: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The folder that holds all of these, itself one of them or not: the names of images begin below it.
+pub(super) fn common_folder<'a>(folders: impl IntoIterator<Item = &'a Path>) -> PathBuf {
+    let mut folders = folders.into_iter();
+    let first = folders.next().unwrap_or(Path::new("")).to_path_buf();
+    folders.fold(first, |mut common, folder| {
+        while !folder.starts_with(&common) && common.pop() {}
+        common
+    })
+}
+
 /// Name and size of a file, for fingerprints.
 pub(super) fn name_and_size(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().display().to_string();

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shards;
@@ -32,7 +33,7 @@ thread_local! {
 }
 
 /// Which images to train on, by torchvision's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
     /// The 5 000 labeled training images.
@@ -152,6 +153,11 @@ impl Dataset for Stl10 {
     fn describe(&self, index: usize) -> String {
         let (part, row) = self.part(index);
         format!("{} image {row}", part.path.display())
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (part, row) = self.part(index);
+        format!("{}/{row}", part.path.file_name().unwrap_or_default().display())
     }
 
     fn fingerprint(&self) -> String {

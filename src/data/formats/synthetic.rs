@@ -4,6 +4,7 @@
 //! instead of the texture.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::textures::PATTERNS;
@@ -26,7 +27,7 @@ const LIGHT: [f64; 2] = [0.95, 1.0];
 const NOISE: [f64; 2] = [0.04, 0.06];
 
 /// The `data.synthetic` section of the configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SyntheticConfig {
     /// Training images, 1 to 10 000 000. Default 4000.
@@ -100,6 +101,10 @@ impl Dataset for Synthetic {
     fn describe(&self, index: usize) -> String {
         let split = if self.split == 0 { "training" } else { "held-out" };
         format!("synthetic {split} image {index}")
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("{}/{index}", if self.split == 0 { "train" } else { "eval" })
     }
 
     fn fingerprint(&self) -> String {

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
 use super::labels::Labels;
-use super::names::{ending, is_image_name};
+use super::names::{ending, is_array_name, is_image_name};
 use super::tar_member::{class, from_json, label_rank, split};
 use super::tar_report::Report;
 use crate::data::KeyRule;
@@ -168,8 +168,8 @@ struct Sample {
     key: Arc<str>,
     /// Of its members, each with a slash behind it, which no suffix has.
     suffixes: String,
-    /// And whether its suffix has no dots.
-    image: Option<(Member, bool)>,
+    /// And its rank among those of one key, the highest wins.
+    image: Option<(Member, u8)>,
     label: Option<Label>,
 }
 
@@ -205,14 +205,15 @@ impl Scan {
             }
         } else if is_image_name(Path::new(name)) {
             let member = member(start, bytes, entry)?;
-            // `x.seg.png` comes with `x.png`, but an image may have dots in its name, too.
-            let plain = !suffix.contains('.');
+            // `x.seg.png` comes with `x.png`, but an image may have dots in its name, too. An array beside a picture is
+            // something else.
+            let rank = if is_array_name(Path::new(name)) { 0 } else { 1 + u8::from(!suffix.contains('.')) };
             let image = &mut self.samples[at].image;
-            if image.is_some() {
+            if rank > 0 && image.is_some_and(|(_, before)| before > 0) {
                 self.report.same_key.add(name);
             }
-            if image.is_none_or(|(_, before_is_plain)| plain && !before_is_plain) {
-                *image = Some((member, plain));
+            if image.is_none_or(|(_, before)| rank > before) {
+                *image = Some((member, rank));
             }
         } else if of_ending(&ending(Path::new(name))).is_some() {
             *self.report.unread.entry(ending(Path::new(name))).or_default() += 1;

@@ -15,9 +15,9 @@ use super::splits::Set;
 use super::tar_index::{BLOCK, Index, Member};
 use super::tar_report::Report;
 use super::{index_cache, shards};
-use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, decode_part};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::augment::Part;
+use crate::data::decode::{DecodeOptions, decode_of};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::files;
 use crate::pixels::Pixels;
 
@@ -38,6 +38,8 @@ thread_local! {
 /// The images of one or more shards, in the order of the shards and in them.
 pub struct WebDataset {
     shards: Vec<Shard>,
+    /// The folder of all shards.
+    folder: PathBuf,
     /// Number of images in the shards up to and with each.
     ends: Vec<usize>,
     classes: Vec<String>,
@@ -87,12 +89,13 @@ impl WebDataset {
             let shards = if total > 1 { " and the other shards" } else { "" };
             bail!("no images in {first}{shards}{}", all.unread().instead());
         }
+        let folder = shards::common_folder(files.iter().filter_map(|file| file.parent()));
         let shard = |(number, (path, index)): (usize, (PathBuf, Index))| {
             let file = if number < MAX_OPEN { Some(files::open_regular(&path)?) } else { None };
             Ok(Shard { path, index, file })
         };
         let shards = files.into_iter().zip(indices).enumerate().map(shard).collect::<Result<_>>()?;
-        Ok(Self { shards, ends, classes, options: config.decode_options() })
+        Ok(Self { shards, folder, ends, classes, options: config.decode_options() })
     }
 
     fn member(&self, index: usize) -> (&Shard, Member) {
@@ -206,10 +209,14 @@ impl Dataset for WebDataset {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
+        decode_of(self, index, self.options, want, out)
+    }
+
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
         let (shard, member) = self.member(index);
         let size = member.size as usize;
         let most = self.options.max_bytes;
@@ -221,8 +228,9 @@ impl Dataset for WebDataset {
             shard.with_file(|file| file.read_exact_at(bytes, start).context("cannot read the shard"))?;
             let (header, bytes) = bytes.split_at(BLOCK as usize);
             member.ensure_header(header)?;
-            decode_part(bytes, self.options, want, out)
-        })
+            work(bytes)
+        })?;
+        Ok(true)
     }
 
     fn describe(&self, index: usize) -> String {
@@ -232,6 +240,13 @@ impl Dataset for WebDataset {
             // The shard has changed or is gone.
             Err(_) => format!("{} byte {}", shard.path.display(), member.offset()),
         }
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (shard, member) = self.member(index);
+        let name = shard.with_file(|file| member.name(file));
+        let name = name.unwrap_or_else(|_| member.offset().to_string());
+        format!("{}/{name}", shard.path.strip_prefix(&self.folder).unwrap_or(&shard.path).display())
     }
 
     fn fingerprint(&self) -> String {

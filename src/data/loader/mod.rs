@@ -63,7 +63,7 @@ const LABEL_BYTES: usize = size_of::<i64>() + size_of::<u32>();
 /// Two augmented views of B images of S x S pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// View 1 and view 2, each [B, S, S, 3].
+    /// View 1 and view 2, each [B, S, S, channels].
     pub views: [Vec<u8>; 2],
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,
@@ -171,7 +171,7 @@ struct Maker {
 
 impl Maker {
     fn view_bytes(&self) -> usize {
-        self.augment.size * self.augment.size * 3
+        self.augment.view_bytes()
     }
 
     /// The batch of these images, in the memory of a used one if available.
@@ -213,13 +213,13 @@ pub fn load_for_views(
     let mut draws = None;
     let mut want = |width, height| {
         // Keyed by the wanted image: if its replacement is in the same batch, their views still differ.
-        let [first, second] = draws.insert(augment.draw(width, height, seed, epoch, wanted.into()));
-        first.crop.around(second.crop)
+        augment.wanted(draws.insert(augment.draw(width, height, seed, epoch, wanted.into())))
     };
     let (found, part) = bad.load_next(dataset, wanted as usize, &mut want, out)?;
     let mut draws = draws.context("the data set did not ask which part of the image is needed")?;
-    for Draws { crop, .. } in &mut draws {
-        (crop.left, crop.top) = (crop.left - part.left, crop.top - part.top);
+    for Draws { crop, reduction, .. } in &mut draws {
+        (crop.left, crop.top) = (crop.left - part.crop.left, crop.top - part.crop.top);
+        *reduction = part.reduction;
     }
     Ok((found, draws))
 }
@@ -227,7 +227,7 @@ pub fn load_for_views(
 /// Evaluation views of B images of S x S pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvalBatch {
-    /// [B, S, S, 3].
+    /// [B, S, S, channels].
     pub pixels: Vec<u8>,
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,
@@ -251,14 +251,14 @@ impl EvalLoader {
         bad: Arc<BadImages>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let bytes = augment.size * augment.size * 3;
+        let view_bytes = augment.view_bytes();
         let view = move |_: u32, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]| {
             eval_view(&augment, image, scratch, out);
         };
-        Self::with_view(dataset, bytes, view, indices, batch_size, bad, options)
+        Self::with_view(dataset, view_bytes, view, indices, batch_size, bad, options)
     }
 
-    /// The same with other views: `view` makes `view_bytes` bytes from an image and its position in the set.
+    /// The same with other views, of `view_bytes` bytes: `view` makes one from an image and its position in the set.
     pub fn with_view(
         dataset: Arc<dyn Dataset>,
         view_bytes: usize,

@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, bail};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::augment::Crop;
-use crate::data::{CropFor, Dataset, OnBadImage};
+use crate::augment::Part;
+use crate::data::{Dataset, OnBadImage, PartFor};
 use crate::pixels::Pixels;
 use native::{caught_in, panic_line};
 
@@ -47,10 +47,10 @@ impl BadImages {
     /// Loads an image. For a bad one returns `false`, and logs it the first time, or fails if the policy is to
     /// fail.
     pub(super) fn load(&self, set: &dyn Dataset, index: usize, out: &mut Pixels) -> Result<bool> {
-        Ok(self.load_part(set, index, &mut Crop::whole, out)?.is_some())
+        Ok(self.load_part(set, index, &mut Part::whole, out)?.is_some())
     }
 
-    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Option<Crop>> {
+    fn load_part(&self, set: &dyn Dataset, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Option<Part>> {
         let error = match set.load_part(index, want, out) {
             Ok(part) => return Ok(Some(part)),
             Err(error) => error,
@@ -78,9 +78,9 @@ impl BadImages {
         &self,
         set: &dyn Dataset,
         index: usize,
-        want: &mut CropFor,
+        want: &mut PartFor,
         out: &mut Pixels,
-    ) -> Result<(usize, Crop)> {
+    ) -> Result<(usize, Part)> {
         let tries = set.len().min(MAX_REPLACEMENTS);
         for next in (index..index + tries).map(|next| next % set.len()) {
             if let Some(part) = self.load_part(set, next, want, out)? {

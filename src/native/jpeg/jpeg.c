@@ -79,13 +79,16 @@ int byol_jpeg_open(byol_jpeg* jpeg, const unsigned char* bytes, unsigned long le
   return 0;
 }
 
-// Decodes the opened image's rows `region[1]` to `region[1] + region[3]`, and of these at least columns
-// `region[0]` to `region[0] + region[2]`: `region` becomes what was decoded, `out` (of `capacity` bytes) its pixels
-// without padding, RGB or, from four channels, CMYK. What was not asked for may differ from a decoder of all.
-// Nothing after the last row is read: only what comes before can fail.
-int byol_jpeg_decode(byol_jpeg* jpeg, unsigned region[4], unsigned char* out, unsigned long capacity) {
+// Decodes the opened image at 1/`reduction` of its size (1, 2, 4 or 8), and of the result rows `region[1]` to
+// `region[1] + region[3]`, and of these at least columns `region[0]` to `region[0] + region[2]`: `region` becomes what
+// was decoded, `out` (of `capacity` bytes) its pixels without padding, RGB or, from four channels, CMYK. What was not
+// asked for may differ from a decoder of all. Nothing after the last row is read: only what comes before can fail.
+int byol_jpeg_decode(
+    byol_jpeg* jpeg, unsigned reduction, unsigned region[4], unsigned char* out, unsigned long capacity) {
   struct jpeg_decompress_struct* cinfo = &jpeg->cinfo;
   if (setjmp(jpeg->failed)) return 1;
+  cinfo->scale_num = 1;
+  cinfo->scale_denom = reduction;
   cinfo->out_color_space = cinfo->num_components == 4 ? JCS_CMYK : JCS_RGB;
   jpeg_start_decompress(cinfo);
   // Chroma is interpolated between neighbors, which at the border of a cropped row are taken to be equal.

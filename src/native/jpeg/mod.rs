@@ -17,7 +17,13 @@ unsafe extern "C" {
     fn byol_jpeg_free(jpeg: *mut Handle);
     fn byol_jpeg_message(jpeg: *const Handle) -> *const c_char;
     fn byol_jpeg_open(jpeg: *mut Handle, bytes: *const c_uchar, length: c_ulong, shape: *mut c_uint) -> c_int;
-    fn byol_jpeg_decode(jpeg: *mut Handle, region: *mut c_uint, out: *mut c_uchar, capacity: c_ulong) -> c_int;
+    fn byol_jpeg_decode(
+        jpeg: *mut Handle,
+        reduction: c_uint,
+        region: *mut c_uint,
+        out: *mut c_uchar,
+        capacity: c_ulong,
+    ) -> c_int;
 }
 
 const MAX_ADDED: usize = 4 + 31 + 4;
@@ -65,25 +71,27 @@ impl Opened<'_> {
         if self.channels == 4 { 4 } else { 3 }
     }
 
-    /// Decodes `region` (left, top, width, height) into `out`. It may decode more columns: returns the region that
-    /// `out` then holds, row by row. Within `region` the pixels of a sequential image equal those of the whole image,
-    /// and whether it fails does not depend on the region's columns. Warnings about damaged data are ignored.
-    pub fn decode(self, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
+    /// Decodes `region` (left, top, width, height) of the image at 1/`reduction` of its size, sides rounded up, into
+    /// `out`. It may decode more columns: returns the region that `out` then holds, row by row. Within `region` the
+    /// pixels of a sequential image equal those of the whole image, and whether it fails does not depend on the
+    /// region's columns. Warnings about damaged data are ignored.
+    pub fn decode(self, reduction: usize, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
+        ensure!([1, 2, 4, 8].contains(&reduction), "found 1/{reduction} of the size, expected 1, 1/2, 1/4 or 1/8");
         let [left, top, width, height] = region;
+        let (most_width, most_height) = (self.width.div_ceil(reduction), self.height.div_ceil(reduction));
         ensure!(
-            width > 0 && height > 0 && left + width <= self.width && top + height <= self.height,
-            "found a region {region:?} of {} x {} pixels, expected a part of them",
-            self.width,
-            self.height
+            width > 0 && height > 0 && left + width <= most_width && top + height <= most_height,
+            "found a region {region:?} of {most_width} x {most_height} pixels, expected a part of them"
         );
         // Room for the columns that the decoder may add: a margin, up to the next MCU boundary.
-        let most = self.width.min(width + MAX_ADDED);
+        let most = most_width.min(width + MAX_ADDED);
         out.resize(most * height * self.pixel_bytes(), 0);
         let mut decoded = region.map(|value| value as c_uint);
         // SAFETY: the handle and the bytes given to `open` are still borrowed; `decoded` has four values; the callee
         // writes at most the capacity that is passed.
         check(self.handle, unsafe {
-            byol_jpeg_decode(self.handle.as_ptr(), decoded.as_mut_ptr(), out.as_mut_ptr(), out.len() as c_ulong)
+            let (region, length) = (decoded.as_mut_ptr(), out.len() as c_ulong);
+            byol_jpeg_decode(self.handle.as_ptr(), reduction as c_uint, region, out.as_mut_ptr(), length)
         })?;
         let decoded = decoded.map(|value| value as usize);
         out.truncate(decoded[2] * height * self.pixel_bytes());

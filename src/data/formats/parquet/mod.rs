@@ -22,9 +22,9 @@ use parquet::schema::types::ColumnDescriptor;
 use super::labels::Known;
 use super::shards;
 use super::splits::Set;
-use crate::augment::Crop;
-use crate::data::decode::{DecodeOptions, caught, concise, decode_file, decode_part, decode_read, ensure_size};
-use crate::data::{CropFor, DataConfig, Dataset, digest};
+use crate::augment::Part;
+use crate::data::decode::{DecodeOptions, caught, concise, decode_of, ensure_size, with_bytes_of, with_read};
+use crate::data::{DataConfig, Dataset, PartFor, digest};
 use crate::files;
 use crate::pixels::Pixels;
 use columns::image_columns;
@@ -48,6 +48,8 @@ const ROWS_AT_ONCE: usize = 64;
 /// The rows of one or more parquet files, in the order of the file names.
 pub struct Parquet {
     files: Vec<Shard>,
+    /// The folder of all files.
+    folder: PathBuf,
     row_groups: Vec<RowGroup>,
     rows: usize,
     /// -1 for none; empty without a label column.
@@ -106,6 +108,7 @@ impl Parquet {
     /// Opens the files of a set; held-out text labels are numbered as those of the training set.
     fn open(files: Vec<PathBuf>, which: Set, config: &DataConfig, most_rows: usize) -> Result<Self> {
         let mut set = Self {
+            folder: shards::common_folder(files.iter().filter_map(|file| file.parent())),
             files: Vec::new(),
             row_groups: Vec::new(),
             rows: 0,
@@ -253,12 +256,38 @@ impl Parquet {
         caught(run).map_err(concise).with_context(|| format!("cannot read {}", shard.path.display()))
     }
 
-    /// Decodes the image of a row, or if it has no bytes the file that it names.
-    fn decode_row(&self, index: usize, bytes: &[u8], want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
+    /// Passes on the bytes of a row, or if it has none those of the file that it names.
+    fn with_row(&self, index: usize, bytes: &[u8], work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self.linked(index).filter(|_| bytes.is_empty()) {
-            Some(path) => decode_file(&path?, self.options, want, out),
-            None => decode_part(bytes, self.options, want, out),
+            Some(path) => with_bytes_of(&path?, self.options, work),
+            None => work(bytes),
         }
+    }
+
+    /// Passes on the encoded bytes of an image.
+    fn with_bytes(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let spill = match &self.store {
+            Store::Memory { bytes, ends } => {
+                let start = if index == 0 { 0 } else { ends[index - 1] };
+                return self.with_row(index, &bytes[start..ends[index]], work);
+            }
+            Store::Disk(spill) => spill,
+        };
+        let group = self.row_group(index);
+        let row = index - group.first_row;
+        let unpacked = spill.unpacked(&group.unpacked, |each| self.unpack(group, each));
+        if let Some(place) = unpacked.place(row) {
+            if place.is_empty() {
+                return self.with_row(index, &[], work);
+            }
+            return with_read(work, |encoded| {
+                ensure_size(place.end - place.start, self.options)?;
+                spill.read(place, encoded)
+            });
+        }
+        // Rows that could not be unpacked: behind a damaged page, or on a full disk.
+        let image = self.read_row(group, row)?;
+        self.with_row(index, image.as_ref().map_or(&[], |image| image.data()), work)
     }
 
     /// The file that a row names, if it may have no bytes.
@@ -271,6 +300,12 @@ impl Parquet {
     fn row_group(&self, index: usize) -> &RowGroup {
         let after = self.row_groups.partition_point(|group| group.first_row <= index);
         &self.row_groups[after - 1]
+    }
+
+    /// The file of a row, and its number there.
+    fn file_row(&self, index: usize) -> (&Path, usize) {
+        let group = self.row_group(index);
+        (&self.files[group.file].path, group.file_row + index - group.first_row)
     }
 }
 
@@ -288,38 +323,25 @@ impl Dataset for Parquet {
     }
 
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        self.load_part(index, &mut Crop::whole, out).map(drop)
+        self.load_part(index, &mut Part::whole, out).map(drop)
     }
 
-    fn load_part(&self, index: usize, want: &mut CropFor, out: &mut Pixels) -> Result<Crop> {
-        let spill = match &self.store {
-            Store::Memory { bytes, ends } => {
-                let start = if index == 0 { 0 } else { ends[index - 1] };
-                return self.decode_row(index, &bytes[start..ends[index]], want, out);
-            }
-            Store::Disk(spill) => spill,
-        };
-        let group = self.row_group(index);
-        let row = index - group.first_row;
-        let unpacked = spill.unpacked(&group.unpacked, |each| self.unpack(group, each));
-        if let Some(place) = unpacked.place(row) {
-            if place.is_empty() {
-                return self.decode_row(index, &[], want, out);
-            }
-            return decode_read(self.options, want, out, |encoded| {
-                ensure_size(place.end - place.start, self.options)?;
-                spill.read(place, encoded)
-            });
-        }
-        // Rows that could not be unpacked: behind a damaged page, or on a full disk.
-        let image = self.read_row(group, row)?;
-        self.decode_row(index, image.as_ref().map_or(&[], |image| image.data()), want, out)
+    fn load_part(&self, index: usize, want: &mut PartFor, out: &mut Pixels) -> Result<Part> {
+        decode_of(self, index, self.options, want, out)
+    }
+
+    fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        self.with_bytes(index, work).map(|()| true)
     }
 
     fn describe(&self, index: usize) -> String {
-        let group = self.row_group(index);
-        let row = group.file_row + index - group.first_row;
-        format!("{} row {row}", self.files[group.file].path.display())
+        let (file, row) = self.file_row(index);
+        format!("{} row {row}", file.display())
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (file, row) = self.file_row(index);
+        format!("{}/{row}", file.strip_prefix(&self.folder).unwrap_or(file).display())
     }
 
     fn fingerprint(&self) -> String {

@@ -1,0 +1,108 @@
+"""Images of other channels and depths than 8-bit RGB, and what they are as bytes: tests/fixtures/data/bands.
+
+Usage: python scripts/reference/bands.py [--seed N]
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import rasterio
+import tifffile
+from PIL import Image
+
+FOLDER = pathlib.Path(__file__).parents[2] / "tests/fixtures/data/bands"
+HEIGHT, WIDTH = 17, 22
+
+
+def picture(rng, kind, channels):
+    """Height x width x channels: a gradient with noise over much of the type's range."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    base = np.stack([np.sin(x / (3 + c)) + np.cos(y / (2 + c)) for c in range(channels)], -1)
+    base = (base - base.min()) / (base.max() - base.min())
+    base = np.clip(base + rng.normal(0, 0.05, base.shape), 0, 1)
+    low, high = {"u1": (0, 255), "u2": (3, 4095), "i2": (-1000, 3071), "u4": (7, 4e9), "i4": (-2e9, 2e9)}.get(
+        kind, (-0.5, 1.5)
+    )
+    values = low + base * (high - low)
+    return values.astype(kind) if kind[0] == "f" else np.round(values).astype(kind)
+
+
+def as_bytes(values, ranges):
+    """Low and high become 0 and 255, rounded half up; what lies outside is clipped."""
+    low, high = (np.array([r[at] for r in ranges], np.float64) for at in (0, 1))
+    scaled = np.floor((values.astype(np.float64) - low) * (255 / (high - low)) + 0.5)
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def files(rng):
+    """Name, the array as height x width x channels, and a function that writes it to a path."""
+
+    def tiff(name, kind, channels, arrange=lambda a: a, **options):
+        array = picture(rng, kind, channels)
+        return name, array, lambda path: tifffile.imwrite(path, arrange(array), **options)
+
+    planes = lambda a: np.moveaxis(a, -1, 0)  # noqa: E731
+    one = lambda a: a[..., 0]  # noqa: E731
+    gray = {"photometric": "minisblack"}
+    yield tiff("u8_5_lzw.tif", "u1", 5, compression="lzw", **gray, planarconfig="contig")
+    yield tiff("u16_4_planar.tif", "u2", 4, planes, compression="adobe_deflate", **gray, planarconfig="separate")
+    yield tiff("u16_13_tiles_zstd.tif", "u2", 13, tile=(16, 16), compression="zstd", **gray, planarconfig="contig")
+    yield tiff("u16_2_planar_tiles.tif", "u2", 2, planes, tile=(16, 16), **gray, planarconfig="separate")
+    yield tiff("u16_4_predictor.tif", "u2", 4, compression="lzw", predictor=2, **gray, planarconfig="contig")
+    yield tiff("u16_rgb_nir.tif", "u2", 4, photometric="rgb", extrasamples=[0], planarconfig="contig")
+    yield tiff("u8_rgb_6.tif", "u1", 6, photometric="rgb", extrasamples=[0] * 3, planarconfig="contig")
+    yield tiff("u16_big.tif", "u2", 3, bigtiff=True, photometric="rgb", planarconfig="contig", rowsperstrip=5)
+    yield tiff("u16_motorola.tif", "u2", 4, byteorder=">", **gray, planarconfig="contig", rowsperstrip=4)
+    yield tiff("i16_1.tif", "i2", 1, one, compression="packbits", **gray)
+    yield tiff("i32_2.tif", "i4", 2, **gray, planarconfig="contig")
+    yield tiff("u32_1.tif", "u4", 1, one, **gray)
+    yield tiff("f32_1.tif", "f4", 1, one, compression="adobe_deflate", predictor=3, **gray)
+    yield tiff("f32_5_zstd.tif", "f4", 5, compression="zstd", **gray, planarconfig="contig")
+    yield tiff("f64_2.tif", "f8", 2, **gray, planarconfig="contig")
+    for name, interleave, compress in [("gdal_band.tif", "band", "zstd"), ("gdal_pixel.tif", "pixel", "deflate")]:
+        array = picture(rng, "u2", 4)
+        profile = {"driver": "GTiff", "width": WIDTH, "height": HEIGHT, "count": 4, "dtype": "uint16"}
+        profile |= {"tiled": True, "blockxsize": 16, "blockysize": 16, "interleave": interleave, "compress": compress}
+
+        def write(path, array=array, profile=profile):
+            with rasterio.open(path, "w", **profile) as file:
+                file.write(np.moveaxis(array, -1, 0))
+
+        yield name, array, write
+    for name, kind, channels, arrange in [
+        ("u8_1.npy", "u1", 1, one),
+        ("u16_4.npy", "u2", 4, lambda a: a),
+        ("i16_3.npy", "i2", 3, lambda a: a),
+        ("chw_u16_5.npy", "u2", 5, planes),
+        ("f32_2.npy", "f4", 2, lambda a: a.astype(">f4")),
+        ("f64_1.npy", "f8", 1, one),
+    ]:
+        array = picture(rng, kind, channels)
+        yield name, array, lambda path, a=arrange(array): np.save(path, np.ascontiguousarray(a))
+    array = picture(rng, "u2", 1)
+    yield "u16_1.png", array, lambda path: Image.fromarray(array[..., 0]).save(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    rng = np.random.default_rng(parser.parse_args().seed)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for name, array, write in files(rng):
+        write(FOLDER / name)
+        flat = array.reshape(-1, array.shape[-1]).astype(np.float64)
+        # numpy's percentiles of all values, as data.value_range=auto takes them; then a range that clips more.
+        auto = np.percentile(flat, [0.1, 99.9], axis=0).T.tolist()
+        tight = np.percentile(flat, [5, 80], axis=0).T.tolist()
+        (FOLDER / f"{name}.bytes").write_bytes(as_bytes(array, auto).tobytes() + as_bytes(array, tight).tobytes())
+        clipped = int(sum(((flat[:, c] < lo) | (flat[:, c] > hi)).sum() for c, (lo, hi) in enumerate(tight)))
+        listed.append({"name": name, "channels": array.shape[-1], "auto": auto, "tight": tight, "clipped": clipped})
+    lines = ",\n".join(json.dumps(entry) for entry in listed)
+    (FOLDER.parent / "bands.json").write_text(f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    main()

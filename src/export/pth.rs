@@ -1,0 +1,58 @@
+//! An encoder's weights under torchvision's names as `torch.save` writes them, for what does not read safetensors.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{Contents, ExportOptions, Exporter, Reader, safetensors, torchvision};
+use crate::checkpoint;
+use crate::eval::Encoder;
+use crate::pytorch;
+
+pub(super) struct Pth;
+
+impl Exporter for Pth {
+    fn name(&self) -> &'static str {
+        "pth"
+    }
+
+    fn help(&self) -> &'static str {
+        "The same as a PyTorch file, for torch.load(..., weights_only=True)"
+    }
+
+    fn describe(&self) -> String {
+        "state_dict of torch.save".into()
+    }
+
+    fn check_options(&self, options: &ExportOptions) -> Result<()> {
+        torchvision::check_options(self.name(), options)
+    }
+
+    fn normalizes(&self, _: &ExportOptions) -> bool {
+        false
+    }
+
+    fn serialize(&self, encoder: &Encoder, _: &ExportOptions) -> Result<Contents> {
+        let tensors = encoder.params.state_dict(encoder.batches_tracked);
+        let bytes = checkpoint::serialize(&tensors, Default::default())?;
+        let mut views = checkpoint::views(&bytes)?;
+        // In the order of the layers.
+        let ordered = tensors.iter().map(|named| {
+            let view = views.remove(&named.name).with_context(|| format!("no {}", named.name))?;
+            Ok((named.name.as_str(), view))
+        });
+        Ok(Contents::File(pytorch::from_tensors(&ordered.collect::<Result<Vec<_>>>()?)?))
+    }
+
+    fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader> {
+        safetensors::open(encoder, path)
+    }
+
+    fn load_in_python(&self, encoder: &Encoder, _: &ExportOptions, file: &str) -> String {
+        torchvision::load_in_python(
+            &encoder.config,
+            "import torch",
+            &format!("torch.load(\"{file}\", weights_only=True)"),
+        )
+    }
+}

@@ -1,0 +1,120 @@
+//! An encoder as a folder for `timm.create_model("local-dir:...", pretrained=True)`: the weights, and a config that names
+//! the architecture and the preprocessing. timm's ResNets have torchvision's names.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use serde_json::json;
+
+use super::{Contents, ExportOptions, Exporter, Reader, inputs, safetensors, torchvision};
+use crate::augment::AugmentConfig;
+use crate::eval::Encoder;
+use crate::model::{EncoderConfig, Stem};
+
+const FILES: [&str; 2] = ["model.safetensors", "config.json"];
+
+pub(super) struct Timm;
+
+impl Exporter for Timm {
+    fn name(&self) -> &'static str {
+        "timm"
+    }
+
+    fn help(&self) -> &'static str {
+        "A folder for timm.create_model(\"local-dir:...\", pretrained=True)"
+    }
+
+    fn describe(&self) -> String {
+        "folder for timm".into()
+    }
+
+    fn check_options(&self, options: &ExportOptions) -> Result<()> {
+        torchvision::check_options(self.name(), options)
+    }
+
+    fn check_encoder(&self, config: &EncoderConfig) -> Result<()> {
+        if config.width != 1.0 || config.stem != Stem::Imagenet {
+            bail!(
+                "--format timm: found {config}, which timm lacks: it has {} of width 1 with stem imagenet; use --format \
+                 safetensors, whose printed lines build the network",
+                config.arch
+            );
+        }
+        Ok(())
+    }
+
+    fn normalizes(&self, _: &ExportOptions) -> bool {
+        false
+    }
+
+    fn files(&self) -> Option<&'static [&'static str]> {
+        Some(&FILES)
+    }
+
+    fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents> {
+        let augment = inputs(encoder, self.image_size(encoder, options));
+        let size = augment.size;
+        let config = json!({
+            "architecture": encoder.config.arch,
+            "num_classes": 0,
+            "num_features": encoder.net.feature_dim,
+            "model_args": {"in_chans": encoder.config.channels},
+            "pretrained_cfg": {
+                "input_size": [encoder.config.channels, size, size],
+                "fixed_input_size": false,
+                "interpolation": "bicubic",
+                "crop_pct": crop_share(&augment),
+                "crop_mode": "center",
+                "mean": augment.mean.values(),
+                "std": augment.std.values(),
+                "num_classes": 0,
+                "pool_size": [size.div_ceil(32), size.div_ceil(32)],
+                "first_conv": "conv1",
+                "classifier": "fc",
+            },
+        });
+        let tensors = encoder.params.state_dict(encoder.batches_tracked);
+        let weights = safetensors::weights(encoder, options, &tensors)?;
+        Ok(Contents::Folder(vec![(FILES[0], weights), (FILES[1], serde_json::to_vec_pretty(&config)?)]))
+    }
+
+    fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader> {
+        safetensors::open(encoder, &path.join(FILES[0]))
+    }
+
+    fn load_in_python(&self, encoder: &Encoder, _: &ExportOptions, file: &str) -> String {
+        format!(
+            "import timm, timm.data\n\
+             model = timm.create_model(\"local-dir:{file}\", pretrained=True).eval()  # features: [N, {}]\n\
+             transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+            encoder.net.feature_dim
+        )
+    }
+}
+
+/// What timm divides the size by to get the length that the short side is resized to, truncating the result.
+fn crop_share(augment: &AugmentConfig) -> f64 {
+    let (size, side) = (augment.size as f64, augment.eval_side() as f64);
+    let share = size / side;
+    if (size / share) as usize == augment.eval_side() { share } else { size / (side + 0.5) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timm_resizes_to_the_same_length() {
+        for size in 8..=1024 {
+            for eval_resize in [None, Some(size), Some(size + 1), Some(size * 8 / 7)] {
+                let augment = AugmentConfig { size, eval_resize, ..AugmentConfig::default() };
+                assert_eq!(
+                    (size as f64 / crop_share(&augment)) as usize,
+                    augment.eval_side(),
+                    "{size} {eval_resize:?}"
+                );
+            }
+        }
+        assert_eq!(crop_share(&AugmentConfig { size: 224, ..AugmentConfig::default() }), 0.875);
+    }
+}
