@@ -55,6 +55,12 @@ pub enum Command {
     LinearEval(LinearEvalArgs),
     /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),
+    /// Find the images that an encoder holds most similar to an image.
+    Neighbors(NeighborsArgs),
+    /// Find near-identical images: resized, recompressed or mirrored copies.
+    Duplicates(DuplicatesArgs),
+    /// Write one or several runs as one HTML page: curves, settings, views, a map of the images, neighbors.
+    Report(ReportArgs),
     /// Write an encoder's features of a data set, with the images' names and labels, for pandas, numpy, PyTorch and the
     /// like.
     ExtractFeatures(ExtractFeaturesArgs),
@@ -83,7 +89,8 @@ impl Command {
         match self {
             Self::Train(_) | Self::Bench(BenchCommand::Step(_)) => true,
             Self::LinearEval(_) | Self::KnnEval(_) | Self::ExtractFeatures(_) => true,
-            Self::Bench(BenchCommand::Loader(_)) | Self::ExportEncoder(_) | Self::Preview(_) => false,
+            Self::Neighbors(_) | Self::Duplicates(_) => true,
+            Self::Bench(BenchCommand::Loader(_)) | Self::ExportEncoder(_) | Self::Preview(_) | Self::Report(_) => false,
             Self::Check(_)
             | Self::Data(_)
             | Self::Configs { .. }
@@ -299,6 +306,89 @@ pub struct KnnEvalArgs {
     /// Print a JSON report on stdout instead of the table.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `byol neighbors`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("of").required(true))]
+pub struct NeighborsArgs {
+    /// Which encoder, on which images.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// The training images or the held-out ones.
+    #[arg(long, value_enum, default_value_t)]
+    pub split: SplitName,
+    /// Find the neighbors of the image in this file.
+    #[arg(long, value_name = "FILE", group = "of")]
+    pub query: Option<PathBuf>,
+    /// Find the neighbors of image N of the set, from 0.
+    #[arg(long, value_name = "N", group = "of")]
+    pub index: Option<usize>,
+    /// Find the neighbors of K images spread over the set, the same ones every time.
+    #[arg(long, value_name = "K", group = "of", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub sample: Option<usize>,
+    /// How many neighbors of each.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000))]
+    pub top: usize,
+    /// Print a JSON report on stdout instead of the table.
+    #[arg(long)]
+    pub json: bool,
+    /// Draw a contact sheet, a PNG file, of up to 64 images and 15 neighbors of each.
+    #[arg(long, value_name = "FILE.png")]
+    pub output: Option<PathBuf>,
+    /// Overwrite the file of --output if it exists.
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
+/// Arguments of `byol duplicates`.
+#[derive(Debug, Args)]
+pub struct DuplicatesArgs {
+    /// Which encoder, on which images.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// The training images or the held-out ones.
+    #[arg(long, value_enum, default_value_t)]
+    pub split: SplitName,
+    /// Images of this cosine or a larger one are near-identical. Each image counts together with its mirror image.
+    #[arg(long, default_value_t = 0.97)]
+    pub threshold: f64,
+    /// Print a JSON report on stdout instead of the groups.
+    #[arg(long)]
+    pub json: bool,
+    /// Draw a contact sheet, a PNG file, of up to 64 groups and 16 images of each.
+    #[arg(long, value_name = "FILE.png")]
+    pub output: Option<PathBuf>,
+    /// Write the names of the images without the duplicates, a list that data.path takes if they are files. Of each
+    /// group the image with the most pixels stays.
+    #[arg(long, value_name = "FILE.txt")]
+    pub keep_list: Option<PathBuf>,
+    /// Overwrite files that exist.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `byol report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Folders of runs, finished or not.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// HTML file to write: one file that needs nothing else.
+    #[arg(long, value_name = "FILE.html", default_value = "report.html")]
+    pub output: PathBuf,
+    /// Overwrite the file if it exists.
+    #[arg(long)]
+    pub force: bool,
+    /// Held-out images (training images where there are none) to look at, of all runs together at most 4000.
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=100_000))]
+    pub images: usize,
+    /// Leave out everything that needs the encoder and the images.
+    #[arg(long)]
+    pub curves_only: bool,
+    /// Override a key of the runs' configs, such as data.path or train.device; can be repeated. The value is YAML.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
 }
 
 /// Arguments of `byol extract-features`.

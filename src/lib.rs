@@ -18,7 +18,9 @@
 //! signals       SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP
 //! logging       terminal output, metrics.jsonl, TensorBoard
 //! augment       crops, flips, colors, blur: a view of an image
+//! drawing       pictures of images with lines of text
 //! preview       a picture of views side by side
+//! sheet         a picture of images in rows, with captions
 //! data          formats, decoding, the parallel loader
 //! inspect       what is in a data set
 //! model         encoders, heads, named parameters
@@ -34,6 +36,7 @@
 //! cli           the command line
 //! run           code shared by the commands: hardware, processes, resuming, summaries
 //! choose        a config for some images and a machine
+//! report        runs as one page to look at
 //! commands      one file per command
 //! ```
 
@@ -46,6 +49,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod distributed;
+pub mod drawing;
 pub mod eval;
 pub mod export;
 pub mod files;
@@ -57,9 +61,11 @@ pub mod optim;
 pub mod pixels;
 pub mod preview;
 pub mod pytorch;
+pub mod report;
 pub mod rng;
 pub mod run;
 pub mod section;
+pub mod sheet;
 pub mod signals;
 pub mod train;
 pub mod weights;

@@ -1,16 +1,9 @@
 //! The picture of `byol preview`: a grid with one row per image, the original first, then draws of view 1 and of
 //! view 2. [`Layout`] computes positions, [`Picture`] draws.
 
-use std::convert::Infallible;
+use image::RgbImage;
 
-use embedded_graphics::mono_font::iso_8859_1::{FONT_7X13, FONT_7X13_BOLD, FONT_9X18_BOLD};
-use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
-use embedded_graphics::pixelcolor::Rgb888;
-use embedded_graphics::prelude::{Dimensions, DrawTarget, Drawable, OriginDimensions, Pixel, Point, Size};
-use embedded_graphics::text::{Baseline, Text};
-use image::imageops::{self, FilterType};
-use image::{Rgb, RgbImage};
-
+use crate::drawing::{BOLD, Canvas, GRAY, INK, PLAIN, TITLE, scaled};
 use crate::pixels::Pixels;
 
 /// In pixels, as all lengths here.
@@ -31,12 +24,6 @@ const MAX_WIDTH: u32 = 2400;
 const ENLARGED: u32 = 160;
 /// Large views are reduced to this.
 const MAX_CELL: u32 = 320;
-
-const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
-/// Around an original that does not fill its cell.
-const FRAME: Rgb<u8> = Rgb([232, 234, 237]);
-const INK: Rgb888 = Rgb888::new(32, 33, 36);
-const GRAY: Rgb888 = Rgb888::new(110, 114, 120);
 
 /// Where the cells of a grid lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,18 +85,18 @@ impl Picture {
     /// Draws the header: title, description, and names of the columns.
     pub fn new(layout: Layout, title: &str, about: &str) -> Self {
         let (width, height) = layout.dimensions();
-        let mut picture = Self { layout, canvas: Canvas(RgbImage::from_pixel(width, height, PAPER)) };
+        let mut picture = Self { layout, canvas: Canvas::new(width, height) };
         let wide = width - 2 * MARGIN;
-        picture.text(title, &FONT_9X18_BOLD, INK, (MARGIN, HEADER[0]), wide);
-        picture.text(about, &FONT_7X13, GRAY, (MARGIN, HEADER[1]), wide);
+        picture.canvas.text(title, TITLE, INK, (MARGIN, HEADER[0]), wide);
+        picture.canvas.text(about, PLAIN, GRAY, (MARGIN, HEADER[1]), wide);
         let draws = layout.draws as usize;
         for (name, column) in [("original", 0), ("view 1", 1), ("view 2", 1 + draws)] {
-            picture.text(name, &FONT_7X13_BOLD, INK, (layout.corner(0, column).0, HEADER[2]), layout.cell);
+            picture.canvas.text(name, BOLD, INK, (layout.corner(0, column).0, HEADER[2]), layout.cell);
         }
         for draw in 0..draws {
             for column in [1 + draw, 1 + draws + draw] {
                 let place = (layout.corner(0, column).0, HEADER[3]);
-                picture.text(&format!("epoch {draw}"), &FONT_7X13, GRAY, place, layout.cell);
+                picture.canvas.text(&format!("epoch {draw}"), PLAIN, GRAY, place, layout.cell);
             }
         }
         picture
@@ -119,17 +106,10 @@ impl Picture {
     pub fn original(&mut self, row: usize, label: &[String], image: &Pixels) {
         let (left, top) = self.layout.corner(row, 0);
         for (number, line) in (0..).zip(label) {
-            let (font, ink) = if number == 0 { (&FONT_7X13_BOLD, INK) } else { (&FONT_7X13, GRAY) };
-            self.text(line, font, ink, (MARGIN, top + number * LINE), LABEL);
+            let (font, ink) = if number == 0 { (BOLD, INK) } else { (PLAIN, GRAY) };
+            self.canvas.text(line, font, ink, (MARGIN, top + number * LINE), LABEL);
         }
-        let cell = self.layout.cell;
-        let (width, height) = (image.width as u32, image.height as u32);
-        let (wide, high) = fit(width, height, cell);
-        let enlarged = wide > width || high > height;
-        let shown = scaled(&image.data, (width, height), (wide, high), enlarged);
-        imageops::replace(&mut self.canvas.0, &RgbImage::from_pixel(cell, cell, FRAME), left.into(), top.into());
-        let (left, top) = (left + (cell - wide) / 2, top + (cell - high) / 2);
-        imageops::replace(&mut self.canvas.0, &shown, left.into(), top.into());
+        self.canvas.image((left, top), self.layout.cell, image);
     }
 
     /// Draws a view, `size * size * 3` bytes, into a column (see [`Layout::corner`]).
@@ -137,76 +117,12 @@ impl Picture {
         let (left, top) = self.layout.corner(row, column);
         let Layout { size, cell, .. } = self.layout;
         let shown = scaled(view, (size, size), (cell, cell), cell > size);
-        imageops::replace(&mut self.canvas.0, &shown, left.into(), top.into());
+        self.canvas.put(&shown, (left, top));
     }
 
     /// The finished picture.
     pub fn finish(self) -> RgbImage {
-        self.canvas.0
-    }
-
-    /// Writes a line, shortened to `width`.
-    fn text(&mut self, text: &str, font: &MonoFont, color: Rgb888, (left, top): (u32, u32), width: u32) {
-        let advance = font.character_size.width + font.character_spacing;
-        let text = shorten(text, (width / advance) as usize);
-        let place = Point::new(left as i32, top as i32);
-        let text = Text::with_baseline(&text, place, MonoTextStyle::new(font, color), Baseline::Top);
-        let Ok(_) = text.draw(&mut self.canvas);
-    }
-}
-
-/// Size at which an image fits a square cell: enlarged by an integer factor, or reduced, its aspect ratio kept.
-fn fit(width: u32, height: u32, cell: u32) -> (u32, u32) {
-    let long = width.max(height);
-    match cell / long {
-        0 => {
-            let reduced = |side: u32| (side as u64 * cell as u64 / long as u64).max(1) as u32;
-            (reduced(width), reduced(height))
-        }
-        factor => (width * factor, height * factor),
-    }
-}
-
-/// RGB bytes as an image of another size; pixels are repeated to enlarge, averaged to reduce.
-fn scaled(bytes: &[u8], (width, height): (u32, u32), (wide, high): (u32, u32), enlarged: bool) -> RgbImage {
-    let image = RgbImage::from_raw(width, height, bytes.to_vec()).expect("width * height * 3 bytes");
-    if (width, height) == (wide, high) {
-        return image;
-    }
-    imageops::resize(&image, wide, high, if enlarged { FilterType::Nearest } else { FilterType::Triangle })
-}
-
-/// A text on one line, shortened in the middle to at most `most` characters.
-fn shorten(text: &str, most: usize) -> String {
-    let letters: Vec<char> = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if letters.len() <= most {
-        return letters.into_iter().collect();
-    }
-    let kept = most.saturating_sub(3);
-    let (start, end) = (kept / 2, letters.len() - (kept - kept / 2));
-    letters[..start].iter().chain(&['.'; 3]).chain(&letters[end..]).collect()
-}
-
-/// The image as a drawing target for fonts.
-struct Canvas(RgbImage);
-
-impl OriginDimensions for Canvas {
-    fn size(&self) -> Size {
-        Size::new(self.0.width(), self.0.height())
-    }
-}
-
-impl DrawTarget for Canvas {
-    type Color = Rgb888;
-    type Error = Infallible;
-
-    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
-        use embedded_graphics::prelude::RgbColor;
-        let inside = self.bounding_box();
-        for Pixel(at, color) in pixels.into_iter().filter(|Pixel(at, _)| inside.contains(*at)) {
-            self.0.put_pixel(at.x as u32, at.y as u32, Rgb([color.r(), color.g(), color.b()]));
-        }
-        Ok(())
+        self.canvas.finish()
     }
 }
 
@@ -240,21 +156,5 @@ mod tests {
         assert_eq!(shown(4, 96), (96, "pixel by pixel".to_string()));
         assert_eq!(shown(4, 224), (224, "pixel by pixel".to_string()));
         assert_eq!(shown(8, 224).1, format!("reduced to {} px", shown(8, 224).0));
-    }
-
-    #[test]
-    fn originals_keep_their_aspect() {
-        assert_eq!(fit(500, 375, 224), (224, 168));
-        assert_eq!(fit(32, 32, 160), (160, 160));
-        assert_eq!(fit(30, 20, 100), (90, 60));
-        assert_eq!(fit(1, 10_000, 160), (1, 160));
-    }
-
-    #[test]
-    fn long_texts_lose_their_middle() {
-        assert_eq!(shorten("short", 5), "short");
-        assert_eq!(shorten("a-very-long-name.jpeg", 11), "a-ve...jpeg");
-        assert_eq!(shorten("né\nà", 9), "né à");
-        assert_eq!(shorten("日本語日本語", 5), "日...語");
     }
 }

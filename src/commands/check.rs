@@ -72,7 +72,8 @@ fn lines(setup: &mut Setup, checkpoints: &Path, steps: u64) -> Result<Vec<(&'sta
     let (config, machine) = (&setup.config, &setup.machine);
     memory::check(config, machine)?;
     let mut trial = Trial::new(config, machine, Some(dataset.clone()), &setup.group, &place)?;
-    setup.knn_watch(config, &dataset, trial.bad.clone())?;
+    let held_out = data::open_eval(&config.data).context("data.eval_path")?;
+    setup.knn_watch(config, &dataset, held_out, trial.bad.clone())?;
     let (plan, hours) = (trial.plan.clone(), config.schedule.hours);
     let mut lines = vec![("config", format!("{}: accepted", setup.source.config.display()))];
     let updates = if hours.is_some() { String::new() } else { format!(", {} updates", plan.total_steps) };

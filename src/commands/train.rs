@@ -18,8 +18,8 @@ use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::{self, Dataset, Format};
 use crate::distributed::Group;
 use crate::eval;
-use crate::logging::Logger;
 use crate::logging::progress::Progress;
+use crate::logging::{Logger, Quality, metrics};
 use crate::model::SyncBatchNorm;
 use crate::run::evaluation::extract_options;
 use crate::run::machine::{self as setup, Machine};
@@ -28,7 +28,7 @@ use crate::run::resume::{self, Resume};
 use crate::run::{images, memory, summary};
 use crate::signals::Signals;
 use crate::train::updates::{self, RunKind};
-use crate::train::{Feed, Hours, KnnWatch, OnWriteError, Plan, RunFolder, Saver, Trainer};
+use crate::train::{Feed, Hours, KnnWatch, OnWriteError, Plan, QualityPlan, QualityWatch, RunFolder, Saver, Trainer};
 use crate::weights::Start;
 
 /// Runs the command; the value is the process's exit code.
@@ -107,7 +107,10 @@ impl Setup<'_> {
         let mut plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| self.place("train.batch_size"))?;
         let bad = BadImages::new(config.data.on_bad_image);
-        let knn = self.knn_watch(&share, &dataset, bad.clone())?;
+        let monitored = config.monitor.knn_every.is_some() || config.monitor.quality_every.is_some();
+        let held_out = if monitored { data::open_eval(&config.data).context("data.eval_path")? } else { None };
+        let knn = self.knn_watch(&share, &dataset, held_out.clone(), bad.clone())?;
+        let quality = self.quality_watch(&share, held_out.unwrap_or(dataset.clone()), &plan, bad.clone());
         let byol = setup::byol(config, machine, group)?;
         let mut manifest = self.manifest(&*dataset, &plan)?;
         if config.schedule.hours.is_some() {
@@ -133,6 +136,8 @@ impl Setup<'_> {
             hours,
             kind: RunKind::new(config.data.format == Format::Synthetic, config.augment.size),
             knn,
+            quality,
+            history: Vec::new(),
             saver,
             manifest,
         };
@@ -236,13 +241,21 @@ impl Setup<'_> {
             let progress = Progress::new(total, plan.steps_per_epoch, manifest.step, plan.offset());
             let progress = progress.with_batch(config.train.batch_size);
             let logger = Logger::open(&config.output.dir, resumed, config.monitor.tensorboard, progress)?;
+            let records = metrics::read(&config.output.dir.join("metrics.jsonl"))?;
+            trainer.history = Quality::history(&records);
             trainer.logger = Some(logger.retrying(config.output.on_write_error == OnWriteError::Retry));
         }
         Ok(())
     }
 
     /// k-NN monitoring, if the config enables it and there are labels; `config` has this process's share of the batch.
-    pub fn knn_watch(&self, config: &Config, bank: &Arc<dyn Dataset>, bad: Arc<BadImages>) -> Result<Option<KnnWatch>> {
+    pub fn knn_watch(
+        &self,
+        config: &Config,
+        bank: &Arc<dyn Dataset>,
+        held_out: Option<Arc<dyn Dataset>>,
+        bad: Arc<BadImages>,
+    ) -> Result<Option<KnnWatch>> {
         if config.monitor.knn_every.is_none() {
             return Ok(None);
         }
@@ -257,7 +270,6 @@ impl Setup<'_> {
         if labeled.len() < bank.len() {
             log::info!("k-NN: using the {} labeled of {} training images", labeled.len(), bank.len());
         }
-        let held_out = data::open_eval(&config.data).context("data.eval_path")?;
         let queries = held_out.clone().and_then(data::subset::labeled);
         if held_out.is_some() && queries.is_none() {
             if config.data.eval_path.is_some() {
@@ -282,6 +294,20 @@ impl Setup<'_> {
             augment: config.augment.clone(),
             options: extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone()),
         }))
+    }
+
+    /// Monitoring without labels on these images, if the config enables it; `config` as in [`Self::knn_watch`].
+    fn quality_watch(
+        &self,
+        config: &Config,
+        dataset: Arc<dyn Dataset>,
+        plan: &Plan,
+        bad: Arc<BadImages>,
+    ) -> Option<QualityWatch> {
+        let trained = plan.steps_per_epoch * self.config.train.batch_size as u64;
+        let plan = QualityPlan::new(&config.monitor, dataset.len(), trained, config.schedule.epochs)?;
+        let options = extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone());
+        Some(QualityWatch { dataset, plan, augment: config.augment.clone(), options })
     }
 
     /// Warns of a run that is too short, or of too few images for BatchNorm.

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::decode::DecodeOptions;
+use super::decode::{DecodeOptions, decode};
 use super::formats::Format;
 use super::values::{Axes, Channels, ValueRange, Values};
 use super::{Paths, formats, loader};
+use crate::pixels::Pixels;
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 
 /// Which part of the names of a webdataset shard's members is the key that a sample shares.
@@ -186,6 +188,13 @@ impl DataConfig {
     /// The path for formats that take no list.
     pub(super) fn only_path(&self) -> Option<&PathBuf> {
         self.path.as_ref().and_then(|paths| paths.first())
+    }
+
+    /// Decodes the bytes of an image as those of the set.
+    /// # Errors
+    /// They are no image, or a larger one than the config allows.
+    pub fn decode(&self, bytes: &[u8], out: &mut Pixels) -> Result<()> {
+        decode(bytes, self.decode_options(), out)
     }
 
     /// Channels and range of the images, 8-bit RGB where they are `auto`.

@@ -91,7 +91,23 @@ pub enum View {
         /// From 0.
         epoch: u64,
     },
+    /// Both training views, which a batch has one after the other: `[2 N, 3, H, W]`. The same in every call, and drawn
+    /// by no epoch of training.
+    Pair {
+        /// Seed of the random choices.
+        seed: u64,
+    },
 }
+
+impl View {
+    /// How many images of a batch are views of one image.
+    fn count(self) -> usize {
+        if matches!(self, Self::Pair { .. }) { 2 } else { 1 }
+    }
+}
+
+/// The epoch of [`View::Pair`].
+const NO_EPOCH: u64 = u64::MAX;
 
 /// Images of a data set, and the view of each.
 pub struct Images<'a> {
@@ -118,8 +134,17 @@ impl<'a> Images<'a> {
         let Self { dataset, indices, view, augment } = self;
         let (set, bad, workers) = (dataset.clone(), options.bad.clone(), options.loader);
         let (size, channels, batch) = (augment.size, augment.channels(), options.batch_size);
+        let bytes = view.count() * augment.view_bytes();
         let loader = match view {
             View::Plain => EvalLoader::new(set, augment.clone(), indices, batch, bad, workers)?,
+            View::Pair { seed } => {
+                let augment = augment.clone();
+                let make = move |index: u32, image: &_, scratch: &mut _, out: &mut [u8]| {
+                    let (first, second) = out.split_at_mut(bytes / 2);
+                    augment::two_views(&augment, image, seed, NO_EPOCH, index.into(), scratch, [first, second]);
+                };
+                EvalLoader::with_view(set, bytes, make, indices, batch, bad, workers)?
+            }
             View::Crop { seed, epoch } => {
                 let crop = ViewConfig::crop_only();
                 let make = move |index: u32, image: &_, scratch: &mut _, out: &mut [u8]| {
@@ -128,14 +153,14 @@ impl<'a> Images<'a> {
                     let draws = crop.draw(image.width, image.height, &mut rng);
                     augment::apply(image, &draws, size, crop.interpolation, scratch, out);
                 };
-                EvalLoader::with_view(set, augment.view_bytes(), make, indices, batch, bad, workers)?
+                EvalLoader::with_view(set, bytes, make, indices, batch, bad, workers)?
             }
         };
         let layout = ImageLayout { channels_last: options.channels_last, bf16: false };
         let normalizer = Normalizer::new(augment.mean.values(), augment.std.values(), device, layout)?;
         Ok(loader.map(move |batch| {
             let batch = batch?;
-            let shape = [batch.labels.len() as i64, size as i64, size as i64, channels as i64];
+            let shape = [(batch.labels.len() * view.count()) as i64, size as i64, size as i64, channels as i64];
             Ok((normalizer.bytes(&batch.pixels, shape)?, batch))
         }))
     }
@@ -204,16 +229,28 @@ pub fn extract(
     options: &ExtractOptions,
     what: &str,
 ) -> Result<Features> {
+    Ok(extract_views(encoder, Images { dataset, indices, view: View::Plain, augment }, options, what)?.0)
+}
+
+/// The features of any view of images, and the images' positions in the set: one for each row.
+pub fn extract_views(
+    encoder: &impl Represent,
+    images: Images,
+    options: &ExtractOptions,
+    what: &str,
+) -> Result<(Features, Vec<u32>)> {
     // In place, so that they are not in memory twice.
-    let shape = [indices.len() as i64, encoder.feature_dim()];
-    let (values, mut labels) = (Tensor::f_empty(shape, (Kind::Float, encoder.device()))?, Vec::new());
-    let bar = options.bar(what, indices.len());
-    stream(encoder, Images { dataset, indices, view: View::Plain, augment }, options, |batch| {
+    let shape = [images.indices.len() as i64, encoder.feature_dim()];
+    let (values, mut labels, mut found) =
+        (Tensor::f_empty(shape, (Kind::Float, encoder.device()))?, Vec::new(), Vec::new());
+    let bar = options.bar(what, images.indices.len());
+    stream(encoder, images, options, |batch| {
         let place = values.narrow(0, labels.len() as i64, batch.features.size()[0]);
         tch::no_grad(|| place.shallow_clone().f_copy_(&batch.features))?;
         labels.extend(batch.labels);
+        found.extend(batch.indices);
         bar.iter().for_each(|bar| bar.set(labels.len()));
         Ok(())
     })?;
-    Ok(Features { values: values.narrow(0, 0, labels.len() as i64), labels })
+    Ok((Features { values: values.narrow(0, 0, labels.len() as i64), labels }, found))
 }

@@ -3,18 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::Features;
-use crate::byol::loss::l2_normalize;
+use super::nearest::{BANK, Nearest, QUERIES};
 use crate::distributed::Group;
-
-/// Test images per block.
-const QUERIES: i64 = 1024;
-/// Training images per block: memory use is the product of the two, whatever the sets' sizes.
-const BANK: i64 = 8192;
 
 /// Accuracy with k neighbors.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -86,6 +81,7 @@ fn in_blocks(
 ) -> Result<Vec<KnnAccuracy>> {
     let _no_grad = tch::no_grad_guard();
     let search = Search::new(bank, queries, ks, temperature, blocks)?;
+    let most = ks.iter().copied().max().unwrap_or(1) as i64;
     let total = search.queries.labels.len() as i64;
     let (rank, world) = blocks.group.map_or((0, 1), |group| (group.rank() as i64, group.world() as i64));
     let mut counts = Vec::new();
@@ -96,8 +92,8 @@ fn in_blocks(
         let start = round + rank * blocks.queries;
         let rows = blocks.queries.min(total - start);
         if rows > 0 {
-            let (near, labels) = search.nearest(start, rows)?;
-            search.vote(start, &near, &labels, &mut counts)?;
+            let (near, found) = search.nearest.of(start, rows, most)?;
+            search.vote(start, &near, &search.bank_labels.f_take(&found)?, &mut counts)?;
         }
     }
     tick(total as usize)?;
@@ -129,13 +125,10 @@ impl KnnAccuracy {
 
 /// The features to compare.
 struct Search<'a> {
-    bank: &'a Features,
+    nearest: Nearest<'a>,
     queries: &'a Features,
-    leave_one_out: bool,
     ks: &'a [usize],
     temperature: f64,
-    kind: Kind,
-    block: i64,
     // Labels may be any numbers; votes are counted by their index among the sorted labels.
     bank_labels: Tensor,
     query_labels: Tensor,
@@ -170,40 +163,8 @@ impl<'a> Search<'a> {
         };
         let (bank_labels, query_labels) = (ranked(&bank.labels), ranked(&queries.labels));
         let (kind, block, classes) = (blocks.kind, blocks.bank, ranks.len() as i64);
-        Ok(Self { bank, queries, leave_one_out, ks, temperature, kind, block, bank_labels, query_labels, classes })
-    }
-
-    fn rows_of(&self, features: &Features, start: i64, length: i64) -> Tensor {
-        l2_normalize(&features.values.narrow(0, start, length).to_kind(self.kind))
-    }
-
-    /// Cosines and labels of the largest k nearest to the queries from `start` on, both `[rows, k]`.
-    fn nearest(&self, start: i64, rows: i64) -> Result<(Tensor, Tensor)> {
-        let most = self.ks.iter().copied().max().unwrap_or(1) as i64;
-        let (device, total) = (self.bank.values.device(), self.bank.labels.len() as i64);
-        let query_rows = self.rows_of(self.queries, start, rows);
-        let mut best: Option<(Tensor, Tensor)> = None; // the nearest so far, [rows, <= most]
-        for from in (0..total).step_by(self.block as usize) {
-            let count = self.block.min(total - from);
-            let mut cosine = query_rows.f_matmul(&self.rows_of(self.bank, from, count).tr())?; // [rows, count]
-            if self.leave_one_out {
-                // The image itself, if it is in this block.
-                let own = Tensor::arange_start(start - from, start - from + rows, (Kind::Int64, device)).unsqueeze(1);
-                let here = Tensor::arange(count, (Kind::Int64, device)).eq_tensor(&own);
-                cosine = cosine.f_masked_fill(&here, f64::NEG_INFINITY)?;
-            }
-            let (near, index) = cosine.f_topk(most.min(count), 1, true, true)?;
-            let labels = self.bank_labels.narrow(0, from, count).take(&index);
-            best = Some(match best {
-                None => (near, labels),
-                Some((cosines, known)) => {
-                    let (all, labels) = (Tensor::f_cat(&[cosines, near], 1)?, Tensor::f_cat(&[known, labels], 1)?);
-                    let (near, index) = all.f_topk(most.min(all.size()[1]), 1, true, true)?;
-                    (near, labels.f_gather(1, &index, false)?)
-                }
-            });
-        }
-        best.context("k-NN: found no training images")
+        let nearest = Nearest { bank: &bank.values, queries: &queries.values, leave_one_out, kind, block };
+        Ok(Self { nearest, queries, ks, temperature, bank_labels, query_labels, classes })
     }
 
     /// Adds the hits of each k among the queries from `start` on: by class, and behind them those of the first five.
@@ -214,7 +175,7 @@ impl<'a> Search<'a> {
         let own = self.query_labels.narrow(0, start, rows);
         for (&k, counts) in self.ks.iter().zip(counts) {
             let (weights, labels) = (weights.narrow(1, 0, k as i64), labels.narrow(1, 0, k as i64));
-            let votes = Tensor::zeros([rows, self.classes], (self.kind, near.device()));
+            let votes = Tensor::zeros([rows, self.classes], (near.kind(), near.device()));
             let votes = votes.f_scatter_add(1, &labels, &weights)?;
             let (most, ranking) = votes.f_topk(self.classes.min(5), 1, true, true)?;
             let hits = ranking.eq_tensor(&own.unsqueeze(1)).f_logical_and(&most.gt(0.0))?.to_kind(Kind::Int64);

@@ -50,6 +50,14 @@ impl Sink for MetricsFile {
     }
 }
 
+/// The records of a metrics file, those of a run that is being written included; lines that are not whole are left out.
+/// # Errors
+/// The file cannot be read.
+pub fn read(path: &Path) -> Result<Vec<serde_json::Value>> {
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
 fn rewrite(path: &Path, resume_from_step: Option<u64>, rewritten: &Path) -> Result<()> {
     let place = || format!("writing {}", rewritten.display());
     let mut kept = BufWriter::new(File::create(rewritten).with_context(place)?);

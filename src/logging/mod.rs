@@ -4,6 +4,7 @@
 pub mod append;
 pub mod metrics;
 pub mod progress;
+mod quality;
 pub mod tensorboard;
 
 use std::io::{Write, stderr};
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use metrics::MetricsFile;
 use progress::Progress;
+pub use quality::Quality;
 use tensorboard::EventWriter;
 
 /// Sends `log` records up to `level` to stderr. A second call only changes the level.
@@ -102,6 +104,18 @@ pub struct KnnMetrics {
     pub knn_top1: f64,
 }
 
+/// One evaluation without labels.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QualityMetrics {
+    /// Optimizer updates done.
+    pub step: u64,
+    /// Epochs done, with the fraction of the current one.
+    pub epoch: f64,
+    /// The numbers.
+    #[serde(flatten)]
+    pub quality: Quality,
+}
+
 /// Numbers to record.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -110,6 +124,8 @@ pub enum Metrics {
     Step(StepMetrics),
     /// Of an evaluation.
     Knn(KnnMetrics),
+    /// Of an evaluation without labels.
+    Quality(QualityMetrics),
 }
 
 impl Metrics {
@@ -118,13 +134,15 @@ impl Metrics {
         match self {
             Self::Step(metrics) => metrics.step,
             Self::Knn(metrics) => metrics.step,
+            Self::Quality(metrics) => metrics.step,
         }
     }
 
     /// The values with their TensorBoard tags.
-    pub fn scalars(&self) -> Vec<(&'static str, f64)> {
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let named = |all: &[(&str, f64)]| all.iter().map(|(tag, value)| (tag.to_string(), *value)).collect();
         match self {
-            Self::Step(metrics) => vec![
+            Self::Step(metrics) => named(&[
                 ("train/epoch", metrics.epoch),
                 ("train/loss", metrics.loss),
                 ("train/lr", metrics.lr),
@@ -133,8 +151,11 @@ impl Metrics {
                 ("train/grad_norm", metrics.grad_norm),
                 ("speed/images_per_second", metrics.images_per_second),
                 ("speed/data_wait_seconds", metrics.data_wait_seconds),
-            ],
-            Self::Knn(metrics) => vec![("eval/knn_top1", metrics.knn_top1)],
+            ]),
+            Self::Knn(metrics) => named(&[("eval/knn_top1", metrics.knn_top1)]),
+            Self::Quality(metrics) => {
+                metrics.quality.numbers().iter().map(|(key, value)| (format!("quality/{key}"), *value)).collect()
+            }
         }
     }
 }
@@ -203,6 +224,11 @@ impl Logger {
     /// Records and shows a k-NN accuracy, 0 to 1, of the encoder after `step` updates.
     pub fn knn(&mut self, step: u64, epoch: f64, top1: f64) -> Result<()> {
         self.record(&Metrics::Knn(KnnMetrics { step, epoch, knn_top1: top1 }))
+    }
+
+    /// Records and shows the quality of the encoder after `step` updates.
+    pub fn quality(&mut self, step: u64, epoch: f64, quality: &Quality) -> Result<()> {
+        self.record(&Metrics::Quality(QualityMetrics { step, epoch, quality: quality.clone() }))
     }
 
     /// Writes the pending records.

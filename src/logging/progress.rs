@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{FormattedDuration, MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{KnnMetrics, Metrics, Sink, StepMetrics, write_line};
+use super::{KnnMetrics, Metrics, QualityMetrics, Sink, StepMetrics, write_line};
 
 /// All bars of the process. The logger prints above them, so it must exist before a run starts.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -159,9 +159,10 @@ impl Sink for Progress {
         match record {
             Metrics::Step(metrics) => self.show(metrics),
             Metrics::Knn(KnnMetrics { epoch, knn_top1, .. }) => {
-                // An evaluation at the end of a shortened run falls inside an epoch.
-                let digits = if epoch.fract() == 0.0 { 0 } else { 2 };
-                log::info!("epoch {epoch:.digits$}: k-NN top-1 {:.2} %", 100.0 * knn_top1);
+                log::info!("epoch {}: k-NN top-1 {:.2} %", short(*epoch), 100.0 * knn_top1);
+            }
+            Metrics::Quality(QualityMetrics { epoch, quality, .. }) => {
+                log::info!("epoch {}: {}", short(*epoch), quality.line());
             }
         }
         Ok(())
@@ -174,6 +175,12 @@ impl Sink for Progress {
     fn set_total(&self, total: u64) {
         self.total_steps.set(total);
     }
+}
+
+/// Epochs done; an evaluation at the end of a shortened run falls inside an epoch.
+fn short(epoch: f64) -> String {
+    let digits = if epoch.fract() == 0.0 { 0 } else { 2 };
+    format!("{epoch:.digits$}")
 }
 
 impl Drop for Progress {

@@ -216,4 +216,12 @@ impl Network {
     pub fn represent(&self, images: &Tensor) -> Tensor {
         self.encoder.forward(images, false).to_kind(Kind::Float)
     }
+
+    /// f(x) and g(f(x)), both fp32, with the running statistics, which stay as they are: `[N, feature_dim]` and
+    /// `[N, projection_dim]`.
+    pub fn evaluate(&self, images: &Tensor) -> [Tensor; 2] {
+        let representations = self.encoder.forward(images, false);
+        let projections = self.projector.forward(&representations, false);
+        [representations, projections].map(|x| x.to_kind(Kind::Float))
+    }
 }

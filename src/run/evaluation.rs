@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::augment::AugmentConfig;
 use crate::checkpoint::Manifest;
-use crate::cli::EncoderArgs;
+use crate::cli::{EncoderArgs, SplitName};
 use crate::config::Config;
 use crate::data::loader::{BadImages, LoaderOptions};
 use crate::data::values::{Channels, ValueRange};
@@ -254,6 +254,14 @@ impl Evaluation {
             None => {
                 bail!("data.eval_path: found no held-out images, expected some to test on (--set data.eval_path=...)")
             }
+        }
+    }
+
+    /// The training images or the held-out ones.
+    pub fn images_of(&self, split: SplitName) -> Result<Arc<dyn Dataset>> {
+        match split {
+            SplitName::Train => self.train_set(),
+            SplitName::Eval => self.test_set(),
         }
     }
 

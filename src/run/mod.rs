@@ -5,6 +5,7 @@ pub mod gpu_peaks;
 pub mod images;
 pub mod machine;
 pub mod memory;
+pub mod pictures;
 pub mod ranks;
 pub mod resume;
 pub mod summary;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::logging::Quality;
 use crate::train::{Ending, Outcome, RunFolder, Trainer};
 
 const NAME: &str = "summary.json";
@@ -42,6 +43,12 @@ struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     knn_top1_init: Option<f64>,
     knn_top1: Option<f64>,
+    /// Without labels, at the end.
+    quality: Option<Quality>,
+    /// What was said of its course.
+    warnings: Vec<String>,
+    /// The steps from which the run was resumed.
+    resumed_at: Vec<u64>,
     images_per_second: Option<f64>,
     seconds: f64,
     images_skipped: usize,
@@ -70,8 +77,18 @@ impl Summary {
 
 /// Replaces the summary of an earlier session of the run.
 pub fn begin(trainer: &mut Trainer) -> Result<()> {
-    let json = serde_json::to_vec_pretty(&Summary::new(trainer, "running"))?;
+    let step = trainer.manifest.step;
+    let mut resumed_at = resumed_at(trainer.saver.folder.path());
+    resumed_at.retain(|&earlier| step > 0 && earlier < step);
+    resumed_at.extend((step > 0).then_some(step));
+    let json = serde_json::to_vec_pretty(&Summary { resumed_at, ..Summary::new(trainer, "running") })?;
     trainer.saver.folder.put(NAME, json)
+}
+
+/// The steps from which the run in this folder was resumed, as its summary has them.
+fn resumed_at(run_dir: &Path) -> Vec<u64> {
+    let found = read(run_dir).map(|summary| summary["resumed_at"].clone());
+    found.and_then(|steps| serde_json::from_value(steps).ok()).unwrap_or_default()
 }
 
 /// Records that the run in this folder, whose lock this process has released, failed. The summary of an earlier session
@@ -112,6 +129,9 @@ pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, start
         z_std: Some(outcome.z_std),
         collapsed: outcome.collapsed,
         knn_top1: outcome.knn_top1,
+        quality: outcome.quality.clone(),
+        warnings: outcome.warnings.clone(),
+        resumed_at: resumed_at(trainer.saver.folder.path()),
         images_per_second: Some(outcome.images_per_second),
         seconds: started.elapsed().as_secs_f64(),
         images_skipped: skipped,

@@ -128,6 +128,17 @@ impl Section for TrainConfig {
     }
 }
 
+/// `monitor.quality_every`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum QualityEvery {
+    /// As often as costs under 2 % of the run.
+    Auto,
+    /// Every so many epochs.
+    #[serde(untagged)]
+    Epochs(u64),
+}
+
 /// Section `monitor`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -148,6 +159,11 @@ pub struct MonitorConfig {
     /// Held-out images to classify, or null for all. Default 10000.
     #[serde(deserialize_with = "count_or_null")]
     pub knn_eval_images: Option<usize>,
+    /// Epochs between evaluations without labels (effective rank, view retrieval and so on); auto: so many that they
+    /// cost under 2 % of the run; null: never. Default auto.
+    pub quality_every: Option<QualityEvery>,
+    /// Images for these, held-out ones if there are some, at least 2; with auto fewer in a short run. Default 1024.
+    pub quality_images: usize,
     /// Warn of collapse when the standard deviation of projections falls below this fraction of 1/sqrt(D), 0 to 1.
     /// Default 0.1.
     pub collapse_threshold: f64,
@@ -164,6 +180,8 @@ impl Default for MonitorConfig {
             knn_temperature: 0.1,
             knn_train_images: Some(50_000),
             knn_eval_images: Some(10_000),
+            quality_every: Some(QualityEvery::Auto),
+            quality_images: 1024,
             collapse_threshold: 0.1,
             tensorboard: true,
         }
@@ -174,6 +192,9 @@ impl Section for MonitorConfig {
     fn check(&self, problems: &mut Problems) {
         problems.at_least_one("log_every", self.log_every);
         problems.at_least_one("knn_k", self.knn_k);
+        let expected = "auto, null or at least 1";
+        problems.require(self.quality_every != Some(QualityEvery::Epochs(0)), "quality_every", 0u64, expected);
+        problems.require(self.quality_images >= 2, "quality_images", self.quality_images, "at least 2");
         problems.range("knn_temperature", self.knn_temperature, 0.001..=100.0);
         problems.range("collapse_threshold", self.collapse_threshold, 0.0..=1.0);
     }

@@ -8,7 +8,7 @@ use native::stream::PendingScalars;
 use tch::Device;
 
 use super::interval::Interval;
-use super::{CollapseWatch, Ending, Guard, Hours, Outcome, Stepped, Trainer, non_finite};
+use super::{CollapseWatch, Ending, Guard, Hours, Outcome, Stepped, Trainer, non_finite, trend};
 use crate::byol::{Numbers, Rates, StepOutput, StopRequest};
 use crate::data::loader::Batch;
 use crate::logging::StepMetrics;
@@ -34,6 +34,8 @@ pub(super) struct Steps<'a> {
     /// Of the last step that was logged.
     z_std: f64,
     knn_top1: Option<f64>,
+    /// What was said of the quality's course.
+    warned: Vec<String>,
     /// The number of steps after which the state is known to be finite; none while a step is running.
     good: Option<u64>,
 }
@@ -49,6 +51,13 @@ struct Due {
     log: bool,
     save: bool,
     request: StopRequest,
+}
+
+/// The evaluations to run.
+#[derive(Clone, Copy)]
+struct Wanted {
+    knn: bool,
+    quality: bool,
 }
 
 impl<'a> Steps<'a> {
@@ -72,6 +81,7 @@ impl<'a> Steps<'a> {
             loss: f64::NAN,
             z_std: f64::NAN,
             knn_top1: None,
+            warned: Vec::new(),
             good: Some(first),
         }
     }
@@ -115,9 +125,9 @@ impl<'a> Steps<'a> {
             if let Some(code) = due.request.end {
                 return self.finish(Ending::Signal(code));
             }
-            let epoch = self.trainer.plan.epoch_ended(done);
-            if done == self.end || epoch.is_some_and(|epoch| self.knn_due(epoch)) && self.has_time_to_evaluate()? {
-                self.evaluate(done)?;
+            let wanted = self.wanted(done);
+            if done == self.end || (wanted.knn || wanted.quality) && self.has_time_to_evaluate()? {
+                self.evaluate(done, wanted)?;
             }
         }
         self.finish(if self.end == self.trainer.plan.total_steps { Ending::Finished } else { Ending::MaxSteps })
@@ -167,7 +177,7 @@ impl<'a> Steps<'a> {
     /// Evaluates the untrained encoder, or a run that stopped between its last checkpoint and its last evaluation.
     fn evaluate_first(&mut self) -> Result<()> {
         if self.first == 0 || self.first >= self.end {
-            self.evaluate(self.first)?;
+            self.evaluate(self.first, Wanted { knn: true, quality: true })?;
         }
         if self.first == 0 {
             self.trainer.manifest.knn_random = self.knn_top1;
@@ -275,23 +285,53 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    fn knn_due(&self, epoch: u64) -> bool {
-        self.trainer.monitor.knn_every.is_some_and(|every| epoch.is_multiple_of(every))
+    /// The evaluations that are due after `done` steps; at the end all of them.
+    fn wanted(&self, done: u64) -> Wanted {
+        let Trainer { monitor, quality, plan, .. } = &*self.trainer;
+        let epoch = plan.epoch_ended(done);
+        let due = |every: Option<u64>| {
+            done == self.end || every.zip(epoch).is_some_and(|(every, epoch)| epoch.is_multiple_of(every))
+        };
+        Wanted { knn: due(monitor.knn_every), quality: due(quality.as_ref().map(|watch| watch.plan.every)) }
     }
 
-    /// k-NN accuracy after `done` steps, unless it is off, or a signal stops it.
-    fn evaluate(&mut self, done: u64) -> Result<()> {
+    /// k-NN accuracy and quality after `done` steps, each unless it is off, or a signal stops it.
+    fn evaluate(&mut self, done: u64, wanted: Wanted) -> Result<()> {
         self.interval.pause();
         let started = Instant::now();
-        let Trainer { knn, byol, logger, plan, hours, .. } = &mut *self.trainer;
-        let top1 = knn.as_ref().map(|knn| knn.top1(byol)).transpose().context("k-NN evaluation")?.flatten();
-        if let (Some(logger), Some(top1)) = (logger, top1) {
+        let Trainer { knn, quality, history, byol, logger, plan, hours, .. } = &mut *self.trainer;
+        let knn = knn.as_ref().filter(|_| wanted.knn);
+        let top1 = knn.map(|knn| knn.top1(byol)).transpose().context("k-NN evaluation")?.flatten();
+        if let (Some(logger), Some(top1)) = (&mut *logger, top1) {
             logger.knn(done, plan.epochs(done), top1)?;
         }
         hours.iter_mut().for_each(|hours| hours.evaluated(started.elapsed().as_secs_f64()));
         self.knn_top1 = top1.or(self.knn_top1);
+        let quality = quality.as_ref().filter(|_| wanted.quality);
+        let found = quality.map(|watch| watch.measure(byol)).transpose().context("quality evaluation")?.flatten();
+        if let (Some(logger), Some(found)) = (logger, &found) {
+            logger.quality(done, plan.epochs(done), found)?;
+        }
+        if let Some(found) = found {
+            history.push((plan.epochs(done), found));
+            self.warn();
+        }
         self.interval.resume();
         Ok(())
+    }
+
+    /// Logs what the course of the quality says, each sentence once, in rank 0.
+    fn warn(&mut self) {
+        for warning in trend::warnings(&self.trainer.history) {
+            let kind = |text: &str| text.split(|c: char| c.is_ascii_digit()).next().map(str::to_string);
+            if self.warned.iter().any(|earlier| kind(earlier) == kind(&warning)) {
+                continue;
+            }
+            if self.trainer.group.is_first() {
+                log::warn!("{warning}");
+            }
+            self.warned.push(warning);
+        }
     }
 
     fn finish(&mut self, ending: Ending) -> Result<Outcome> {
@@ -309,6 +349,8 @@ impl<'a> Steps<'a> {
             z_std: self.z_std,
             collapsed: self.collapse.collapsed,
             knn_top1: self.knn_top1,
+            quality: self.trainer.history.pop().map(|(_, quality)| quality),
+            warnings: std::mem::take(&mut self.warned),
             steps_skipped: self.guard.skipped,
             images_per_second: if seconds > 0.0 { images / seconds } else { 0.0 },
             checkpoint: self.trainer.saver.last(),

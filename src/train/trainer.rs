@@ -8,12 +8,12 @@ use anyhow::{Result, bail};
 
 use super::steps::Steps;
 use super::updates::RunKind;
-use super::{Executor, Feed, Hours, KnnWatch, MonitorConfig, Plan, Saver, TrainConfig, non_finite};
+use super::{Executor, Feed, Hours, KnnWatch, MonitorConfig, Plan, QualityWatch, Saver, TrainConfig, non_finite};
 use crate::byol::Byol;
 use crate::checkpoint::Manifest;
 use crate::data::loader::Loader;
 use crate::distributed::Group;
-use crate::logging::Logger;
+use crate::logging::{Logger, Quality};
 use crate::signals::Signals;
 
 /// Everything a run consists of; `commands::train` puts it together.
@@ -32,6 +32,10 @@ pub struct Trainer {
     pub hours: Option<Hours>,
     /// k-NN accuracy, if there are labels and the config enables it.
     pub knn: Option<KnnWatch>,
+    /// Quality without labels, if the config enables it.
+    pub quality: Option<QualityWatch>,
+    /// The quality so far, each after so many epochs; rank 0's alone.
+    pub history: Vec<(f64, Quality)>,
     /// Bars, metrics.jsonl, TensorBoard; rank 0's alone.
     pub logger: Option<Logger>,
     /// The processes that share each batch.
@@ -72,6 +76,10 @@ pub struct Outcome {
     pub collapsed: bool,
     /// k-NN top-1 of the encoder at the end.
     pub knn_top1: Option<f64>,
+    /// Quality of the encoder at the end.
+    pub quality: Option<Quality>,
+    /// What was said of the quality's course.
+    pub warnings: Vec<String>,
     /// Steps skipped because of NaN or Inf.
     pub steps_skipped: u64,
     /// Images per second over all steps of this invocation, waiting for data included.

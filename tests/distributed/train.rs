@@ -46,6 +46,14 @@ fn one_two_and_four_processes_end_with_the_same_weights() {
         }
         assert_eq!(stderr.matches("step 20/20").count(), 1, "one log: {stderr}");
         alike(&one, &runs.tensors(&name, 20), &format!("{count} processes"));
+        // Before the first step the networks are the same, and so is what they are judged by.
+        let quality = |name: &str| runs.records(name).into_iter().find(|record| record["effective_rank"].is_f64());
+        let (first, other) = (quality("one").expect("measured"), quality(&name).expect("measured"));
+        for key in ["effective_rank", "projection_rank", "alignment", "uniformity", "view_retrieval", "images"] {
+            let [a, b] = [&first, &other].map(|record| record[key].as_f64().expect("a number"));
+            assert!((a - b).abs() <= 1e-9 * a.abs(), "{key}: {a}, {count} processes {b}");
+        }
+        assert_eq!((first["step"].as_u64(), other["step"].as_u64()), (Some(0), Some(0)));
         // The log is the run's: the loss of the global batch, the accuracy over all images.
         for (a, b) in runs.records("one").iter().zip(runs.records(&name)) {
             assert_eq!((a["step"].as_u64(), a["lr"].as_f64()), (b["step"].as_u64(), b["lr"].as_f64()));

@@ -10,4 +10,6 @@ mod export;
 mod export_folders;
 mod features;
 mod layouts;
+mod looking;
 mod pytorch;
+mod report;

@@ -7,6 +7,7 @@ mod augment;
 mod mmpretrain_order;
 mod model;
 mod probe;
+mod quality;
 mod same_weights;
 mod sync_batchnorm;
 mod training;

@@ -10,6 +10,7 @@ mod init;
 mod killed;
 mod non_finite;
 mod old_runs;
+mod quality;
 mod repeat;
 mod resume;
 mod run;
