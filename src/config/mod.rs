@@ -14,7 +14,7 @@ use crate::data::{self, DataConfig};
 use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::files;
-use crate::model::ModelConfig;
+use crate::model::{Family, ModelConfig};
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::section::{Problems, Section};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
@@ -67,6 +67,10 @@ impl Config {
         };
         for text in overrides {
             config = source::set(&config, text, &mut outdated)?;
+        }
+        let size = [config.augment.size as i64; 2];
+        if config.model.arch.family() == Family::Vit && config.model.encoder().check_size(size).is_ok() {
+            config.model.image_size.get_or_insert(size);
         }
         let paths = config.data.paths().into_iter().chain(config.output.paths());
         for path in paths {
@@ -131,6 +135,10 @@ impl Config {
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Problems::default();
         self.sections().iter().for_each(|(name, section)| problems.within(name, *section));
+        let size = self.augment.size as i64;
+        if let Err(expected) = self.model.encoder().check_size([size; 2]) {
+            problems.require(false, "augment.size", size, expected);
+        }
         problems.into_inner()
     }
 

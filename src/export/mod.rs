@@ -3,6 +3,7 @@
 //! To add a format, write a file with an [`Exporter`], and add it to [`Format::ALL`].
 
 mod onnx;
+mod onnx_layers;
 mod onnx_proto;
 mod onnx_run;
 mod safetensors;
@@ -20,6 +21,7 @@ use tch::Tensor;
 
 use crate::checkpoint::write_file;
 use crate::eval::{Encoder, Represent};
+use crate::model::{Family, Norm, Pool};
 use crate::rng::{Purpose, Stream};
 use native::{ImageLayout, Normalizer};
 
@@ -38,7 +40,7 @@ pub trait Exporter: Sync + RefUnwindSafe {
     fn help(&self) -> &'static str;
 
     /// Its name and properties, for the log.
-    fn describe(&self) -> String;
+    fn describe(&self, encoder: &Encoder) -> String;
 
     /// Refuses options that it does not support.
     fn check_options(&self, options: &ExportOptions) -> Result<()>;
@@ -237,6 +239,13 @@ fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String
         ("input", if normalizes { "RGB in 0..1" } else { "RGB in 0..1, (x - mean) / std" }.into()),
         ("source", encoder.source.display().to_string()),
     ];
+    if config.norm == Norm::GroupWs {
+        entries.push(("norm", "group_ws".into()));
+    }
+    if config.arch.family() == Family::Vit {
+        entries.push(("pool", if config.pool == Pool::Mean { "mean" } else { "token" }.into()));
+        entries.push(("positions", format!("{:?}", config.image_size)));
+    }
     if let Some(run) = &encoder.run {
         entries.push(("network", encoder.which.name().into()));
         entries.push(("step", run.step.to_string()));

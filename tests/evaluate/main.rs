@@ -6,4 +6,5 @@ mod support;
 mod commands;
 mod encoder;
 mod export;
+mod families;
 mod pytorch;

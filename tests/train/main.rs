@@ -5,6 +5,7 @@ mod support;
 
 mod checkpoint_damage;
 mod disk;
+mod families;
 mod killed;
 mod non_finite;
 mod old_runs;
