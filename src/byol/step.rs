@@ -63,6 +63,7 @@ impl Byol {
     /// The loss that [`Self::gradients`] computes, without gradients; only BatchNorm's running statistics change.
     pub fn loss(&self, micro_batches: impl Iterator<Item = Result<Views>>) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
+        self.online.encoder.drop_path.iter().for_each(DropPath::rewind);
         let losses = micro_batches.map(|views| Ok(self.forward(&views?)?.0)).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_stack(&losses, 0)?.mean(None))
     }
