@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
@@ -74,6 +74,12 @@ impl Encoder {
     /// # Errors
     /// No such path; damaged; not an encoder of this program, with all differences.
     pub fn open(path: &Path, options: &EncoderOptions) -> Result<Self> {
+        let encoder = Self::find(path, options)?;
+        encoder.check_inputs()?;
+        Ok(encoder)
+    }
+
+    fn find(path: &Path, options: &EncoderOptions) -> Result<Self> {
         if path.is_dir() {
             for root in [path.join("checkpoints"), path.to_path_buf()] {
                 if !checkpoint::list(&root).is_empty() {
@@ -212,6 +218,15 @@ impl Encoder {
             self.params.to_channels_last();
         }
         Ok(self)
+    }
+
+    /// Whether it takes images of the size in [`Self::augment`].
+    /// # Errors
+    /// The size found and expected.
+    pub fn check_inputs(&self) -> Result<()> {
+        let size = self.augment.size as i64;
+        let checked = self.config.check_size([size; 2]);
+        checked.map_err(|expected| anyhow!("augment.size: found {size}, expected {expected} for {}", self.config))
     }
 
     /// The manifest of the run or checkpoint at `path`, the latest one that can be read, without its weights. `None`

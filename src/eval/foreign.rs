@@ -50,7 +50,9 @@ impl<'a> EncoderFile<'a> {
         let (mut found, mut left_out) = (BTreeMap::new(), BTreeSet::new());
         for (name, view) in all {
             match name.strip_prefix(&prefix) {
-                Some(name) if !name.starts_with("fc.") => drop(found.insert(name.to_string(), view)),
+                Some(name) if !CLASSIFIERS.iter().any(|prefix| name.starts_with(prefix)) => {
+                    drop(found.insert(name.to_string(), view))
+                }
                 _ => drop(left_out.insert(name)),
             }
         }
@@ -73,9 +75,12 @@ impl<'a> EncoderFile<'a> {
         }
         let shape = |view: &TensorView| view.shape().iter().map(|&n| n as i64).collect();
         let shapes = found.iter().map(|(name, view)| (name.as_str(), shape(view))).collect();
-        let config = EncoderConfig::recognize(&shapes)?;
+        let mut config = EncoderConfig::recognize(&shapes)?;
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| anyhow!("reading its header: {e}"))?;
         let augment = metadata.metadata().as_ref().map(inputs).transpose()?.flatten();
+        if let (Some(metadata), true) = (metadata.metadata(), augment.is_some()) {
+            described(metadata, &mut config)?;
+        }
         let value_range = metadata.metadata().as_ref().and_then(|metadata| metadata.get("value_range"));
         let value_range = value_range.map(|text| value_of("value_range", text)).transpose()?.unwrap_or_default();
         Ok(Self { found, config, augment, value_range, batches_tracked })
@@ -90,6 +95,9 @@ impl<'a> EncoderFile<'a> {
         load_views(self.found, &tensors, true).with_context(|| format!("as {}", self.config))
     }
 }
+
+/// The last layers in torchvision and timm, which no encoder has.
+const CLASSIFIERS: [&str; 4] = ["fc.", "classifier.2.", "heads.", "head."];
 
 /// The prefix of the encoder's names: `encoder.`, `backbone.`, `module.`, nothing, or in a checkpoint's model
 /// `online.encoder.`.
@@ -118,6 +126,27 @@ fn prefix(all: &BTreeMap<String, TensorView>, which: Branch) -> Result<String> {
 
 fn value_of<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> Result<T> {
     serde_json::from_str(text).with_context(|| format!("metadata {key}: found {text:?}"))
+}
+
+/// What shapes do not tell of an encoder, from an export of this program.
+fn described(metadata: &HashMap<String, String>, config: &mut EncoderConfig) -> Result<()> {
+    let text = |key: &str| metadata.get(key).cloned().map(serde_json::Value::String);
+    let place = |key: &str| format!("metadata {key}: found {:?}", metadata.get(key));
+    if let Some(arch) = text("arch") {
+        // Two of a family may have the same shapes at different widths.
+        let (arch, width) = (serde_json::from_value(arch), metadata.get("width").map(|width| width.parse()));
+        let arch: Arch = arch.with_context(|| place("arch"))?;
+        if let (Some(Ok(width)), true) = (width, arch.family() == config.arch.family()) {
+            (config.arch, config.width) = (arch, width);
+        }
+    }
+    if let Some(pool) = text("pool") {
+        config.pool = serde_json::from_value(pool).with_context(|| place("pool"))?;
+    }
+    if let Some(size) = metadata.get("positions") {
+        config.image_size = serde_json::from_str(size).with_context(|| place("positions"))?;
+    }
+    Ok(())
 }
 
 /// Size, mean, std and resize of an export of this program.

@@ -8,5 +8,6 @@ mod commands;
 mod encoder;
 mod export;
 mod export_folders;
+mod families;
 mod features;
 mod pytorch;

@@ -6,6 +6,7 @@ mod support;
 mod checkpoint_damage;
 mod disk;
 mod encoder_file;
+mod families;
 mod killed;
 mod non_finite;
 mod old_runs;
