@@ -21,6 +21,8 @@ pub enum Purpose {
     Subset = 5,
     /// Images that an export is verified on; `index` is their size.
     Verify = 6,
+    /// Stochastic depth; `epoch` is the step, `index` the image's place in the batch, `part` the view.
+    DropPath = 7,
 }
 
 /// A random stream (ChaCha with 8 rounds: creating one costs about 80 ns).

@@ -10,6 +10,9 @@ through lightly's BYOLTransform in 2 DataLoader workers. Both count from asking 
 last step. A second pair has no loader: views of noise, byol's still bytes to be normalised. All run in turn, in the
 reverse order every other round; the table, on stdout, has medians. lightly, torch and pyarrow are those of
 requirements.txt, installed into --venv as loader.py does it.
+
+--arch convnext_tiny and --arch vit_tiny compare these at width 0.5 with patches of 4 px, on noise alone; the peer's ViT
+is timm's, which --venv must have.
 """
 
 import argparse
@@ -22,21 +25,24 @@ import tempfile
 
 from loader import HERE, ROOT, fail, prepare
 
-WIDTH, HIDDEN, DIM, BATCH = 0.25, 1024, 128, 256
+WIDTH, HIDDEN, DIM, BATCH, PATCH = 0.25, 1024, 128, 256, 4
 
 
-def settings(data: pathlib.Path, steps: int, out: str) -> list[str]:
-    keys = {
-        "data.path": data,
+def settings(args: argparse.Namespace, out: str) -> list[str]:
+    width = WIDTH if args.arch == "resnet18" else 2 * WIDTH
+    patches = {} if args.arch == "resnet18" else {"model.stem": "imagenet", "model.patch_size": PATCH}
+    keys = patches | {
+        "model.arch": args.arch,
+        "data.path": args.cifar,
         "data.limit": "null",
-        "model.width": WIDTH,
+        "model.width": width,
         "model.projector_hidden": HIDDEN,
         "model.predictor_hidden": HIDDEN,
         "model.projection_dim": DIM,
-        "train.batch_size": BATCH,
+        "train.batch_size": args.batch,
         "train.precision": "bf16",
         "train.device": "cpu",
-        "train.max_steps": steps,
+        "train.max_steps": args.steps,
         "monitor.knn_every": 0,
         "output.dir": out,
         "output.checkpoint_every_epochs": 0,
@@ -53,17 +59,18 @@ def run(command: list) -> str:
 
 def measure(args: argparse.Namespace, python: pathlib.Path) -> dict:
     config = ROOT / "configs/cifar10_cpu.yaml"
-    peer = [python, HERE / "torch_step.py", "--width", WIDTH, "--hidden", HIDDEN, "--dim", DIM, "--batch", BATCH]
+    peer = [python, HERE / "torch_step.py", "--hidden", HIDDEN, "--dim", DIM, "--batch", args.batch]
+    peer += ["--arch", args.arch, "--width", WIDTH if args.arch == "resnet18" else 2 * WIDTH, "--patch", PATCH]
     peer += ["--steps", args.steps, "--device", "cpu"]
 
     def byol() -> float:
         with tempfile.TemporaryDirectory() as out:
-            run([args.byol, "-q", "train", "--config", config, *settings(args.cifar, args.steps, out)])
+            run([args.byol, "-q", "train", "--config", config, *settings(args, out)])
             return json.loads((pathlib.Path(out) / "summary.json").read_text())["images_per_second"]
 
     def byol_noise() -> float:
         command = [args.byol, "-q", "bench", "step", "--synthetic", "--steps", args.steps, "--config", config]
-        return json.loads(run([*command, *settings(args.cifar, args.steps, "unused")]))["images_per_second"]
+        return json.loads(run([*command, *settings(args, "unused")]))["images_per_second"]
 
     def lightly() -> float:
         report = json.loads(run([*peer, "--feed", "lightly", "--data", args.cifar, "--workers", 2]))
@@ -78,6 +85,8 @@ def measure(args: argparse.Namespace, python: pathlib.Path) -> dict:
         "byol bench step --synthetic": byol_noise,
         "PyTorch on tensors": tensors,
     }
+    if args.arch != "resnet18":
+        contenders = {name: run for name, run in contenders.items() if run in (byol_noise, tensors)}
     results: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(args.rounds):
         names = list(contenders)
@@ -91,19 +100,21 @@ def measure(args: argparse.Namespace, python: pathlib.Path) -> dict:
 def table(results: dict) -> str:
     """Markdown."""
     median = {name: statistics.median(rates) for name, rates in results.items()}
-    (byol, lightly), (noise, tensors) = [list(median.values())[at : at + 2] for at in (0, 2)]
-    return "\n".join(
-        [
-            "| images/s | byol | PyTorch | ratio |",
-            "|---|---|---|---|",
-            f"| whole run, CIFAR-10 JPEGs (PyTorch: lightly, 2 workers) | {byol:.0f} | {lightly:.0f} | {byol / lightly:.2f} |",
-            f"| steps without a loader | {noise:.0f} | {tensors:.0f} | {noise / tensors:.2f} |",
-        ]
-    )
+    rows = {
+        "whole run, CIFAR-10 JPEGs (PyTorch: lightly, 2 workers)": ("byol train", "PyTorch with lightly"),
+        "steps without a loader": ("byol bench step --synthetic", "PyTorch on tensors"),
+    }
+    lines = ["| images/s | byol | PyTorch | ratio |", "|---|---|---|---|"]
+    for title, (ours, theirs) in rows.items():
+        if ours in median:
+            lines.append(f"| {title} | {median[ours]:.0f} | {median[theirs]:.0f} | {median[ours] / median[theirs]:.2f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", choices=["resnet18", "convnext_tiny", "vit_tiny"], default="resnet18")
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--cifar", type=pathlib.Path, required=True, help="folder with train*.parquet, 32 px")
     parser.add_argument("--byol", type=pathlib.Path, default=ROOT / "target/release/byol", help="the binary")
     parser.add_argument("--venv", type=pathlib.Path, default=ROOT / "target/compare", help="the peers' environment")

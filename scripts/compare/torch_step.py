@@ -53,6 +53,28 @@ class WideResNet(ResNet):
         return super()._make_layer(block, round(planes * self.factor), *args, **kwargs)
 
 
+def encoder(args: argparse.Namespace) -> tuple[nn.Module, int]:
+    """The network without classifier, and the length of its features."""
+    if args.arch in BLOCKS:
+        resnet = WideResNet(args.arch, args.width, args.stem)
+        return resnet, resnet.features
+    patch = args.patch or (4 if args.arch.startswith("convnext") else 16)
+    if args.arch == "convnext_tiny":
+        from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+        base = round(96 * args.width)
+        sizes = [base << stage for stage in range(4)]
+        model = ConvNeXt([CNBlockConfig(c, n, d) for c, n, d in zip(sizes, sizes[1:] + [None], [3, 3, 9, 3])])
+        model.features[0][0] = nn.Conv2d(3, base, patch, patch)
+        model.classifier = model.classifier[:2]
+        return model, sizes[-1]
+    import timm
+
+    features = round({"vit_tiny": 192, "vit_small": 384}[args.arch] * args.width)
+    sizes = {"img_size": args.size, "patch_size": patch, "embed_dim": features}
+    return timm.create_model(f"{args.arch}_patch16_224", num_classes=0, **sizes), features
+
+
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs, bias=False)
@@ -66,8 +88,8 @@ class Byol(nn.Module):
         super().__init__()
 
         def network() -> nn.Sequential:
-            encoder = WideResNet(args.arch, args.width, args.stem)
-            return nn.Sequential(encoder, mlp(encoder.features, args.hidden, args.dim))
+            net, features = encoder(args)
+            return nn.Sequential(net, mlp(features, args.hidden, args.dim))
 
         self.online, self.target = network(), network()
         self.predictor = mlp(args.dim, args.hidden, args.dim)
@@ -217,7 +239,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes")
     parser.add_argument("--data", type=pathlib.Path, help="folder with train*.parquet; without it JPEGs are drawn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--arch", choices=BLOCKS, default="resnet18")
+    parser.add_argument("--arch", choices=[*BLOCKS, "convnext_tiny", "vit_tiny", "vit_small"], default="resnet18")
+    parser.add_argument("--patch", type=int, help="side of a patch of ConvNeXt or ViT")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--stem", choices=["cifar", "imagenet"], default="cifar")
     parser.add_argument("--size", type=int, default=32)

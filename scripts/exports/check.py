@@ -4,7 +4,7 @@
     python scripts/exports/check.py --images FOLDER [--byol target/release/byol] [--work /tmp/exports] [--only CASE]
 
 Every encoder is trained for a few steps on drawn images, so that BatchNorm's statistics are its own. The lines of
-Python that the command prints are run as printed: the safetensors file into torchvision's network, whose features are
+Python that the command prints are run as printed: the safetensors file into torchvision's or timm's network, whose features are
 the reference; the PyTorch file, the folders for timm and transformers where these have the architecture, TorchScript
 and ONNX, as default, with folded BatchNorm, with free image size, and without normalisation. The preprocessing that
 timm and transformers read from their folders is compared with torchvision's, and the run's own encoder.safetensors
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 BOUND = 1e-4
-# name: arch, width, stem, size
+# name: arch, width, stem, size, more keys of the model
 CASES = {
     "resnet18": ("resnet18", 1.0, "imagenet", 64),
     "resnet34": ("resnet34", 1.0, "imagenet", 224),
@@ -42,6 +42,13 @@ CASES = {
     "wide_resnet50_2": ("wide_resnet50_2", 1.0, "imagenet", 64),
     "wide_resnet101_2": ("wide_resnet101_2", 1.0, "imagenet", 64),
     "resnext50_32x4d x0.5 cifar": ("resnext50_32x4d", 0.5, "cifar", 32),
+    "resnet18 group_ws": ("resnet18", 1.0, "imagenet", 64, "norm: group_ws"),
+    "resnet18 group_ws x0.5 cifar": ("resnet18", 0.5, "cifar", 32, "norm: group_ws"),
+    "convnext_tiny": ("convnext_tiny", 1.0, "imagenet", 64, "drop_path: 0.1"),
+    "convnext_small x0.25": ("convnext_small", 0.25, "imagenet", 32, "patch_size: 2"),
+    "vit_tiny": ("vit_tiny", 1.0, "imagenet", 64, "patch_size: 16"),
+    "vit_small x0.25 mean": ("vit_small", 0.25, "imagenet", 32, "patch_size: 8, pool: mean"),
+    "vit_base x0.25": ("vit_base", 0.25, "imagenet", 64, "patch_size: 16"),
 }
 MEAN, STD = [0.48, 0.45, 0.40], [0.23, 0.22, 0.25]
 CONFIG = """
@@ -52,7 +59,7 @@ augment:
   std: {std}
   view1: {{blur_sigma: [0.1, 0.5]}}
   view2: {{blur_sigma: [0.1, 0.5]}}
-model: {{arch: {arch}, width: {width}, stem: {stem}, projector_hidden: 64, projection_dim: 32, predictor_hidden: 64}}
+model: {{arch: {arch}, width: {width}, stem: {stem}, {more}projector_hidden: 64, projection_dim: 32, predictor_hidden: 64}}
 optimizer: {{name: sgd, base_lr: 0.4}}
 schedule: {{epochs: 2, warmup_epochs: 0}}
 ema: {{base_tau: 0.9}}
@@ -133,26 +140,34 @@ def distance(found, expected):
 
 
 def check_case(name, args):
-    arch, width, stem, size = CASES[name]
+    arch, width, stem, size, *more = CASES[name]
+    batch_norm, vit = arch.startswith(("res", "wide")) and not more, arch.startswith("vit")
     folder = args.work / name.replace(" ", "_")
     run = folder / "run"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(arch=arch, width=width, stem=stem, size=size, large=size * 3 // 2, dir=run,
-                                    mean=MEAN, std=STD))
+                                    mean=MEAN, std=STD, more="".join(f"{keys}, " for keys in more)))
     if not (run / "summary.json").exists():
         byol(args, "train", "--config", config)
     plain, originals = photos(args.images, size, 16)
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     normalised = (plain - mean) / std
 
-    model = printed(export(args, run, folder / "encoder.safetensors"), {})["model"]
-    standard = width == 1.0
-    keys = model.load_state_dict(load_file(folder / "encoder.safetensors"), strict=False)
-    assert keys.missing_keys == (["fc.weight", "fc.bias"] if standard else []) and not keys.unexpected_keys, keys
+    lines = export(args, run, folder / "encoder.safetensors")
+    model = printed(lines, {})["model"]
+    if not more:  # standardized weights are no longer the file's
+        keys = model.load_state_dict(load_file(folder / "encoder.safetensors"), strict=False)
+        assert keys.missing_keys == (["fc.weight", "fc.bias"] if width == 1.0 else []) and not keys.unexpected_keys, keys
     counts = [v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")]
     assert all(v.dtype == torch.int64 and v.item() == 8 for v in counts), counts
-    model.fc = nn.Identity()
+    assert bool(counts) == batch_norm
+    if arch.startswith("convnext"):
+        model.classifier = model.classifier[:2]
+    elif arch == "vit_base":
+        model.heads = nn.Identity()
+    elif not vit:
+        model.fc = nn.Identity()
     model.eval()
     rows = {}
     with torch.no_grad():
@@ -181,16 +196,19 @@ def check_case(name, args):
             ("onnx, folded", ["--fold-batchnorm"], plain),
             ("onnx, no-normalize", ["--no-normalize"], normalised),
             ("onnx, folded, any size", ["--fold-batchnorm", "--image-size", "dynamic"], plain),
-        ]:
+        ][:3 if vit else 4]:
             path = folder / f"{title.replace(', ', '_').replace(' ', '_')}.onnx"
             names = printed(export(args, run, path, *extra), {"images": images.numpy()})
             onnx.checker.check_model(str(path), full_check=True)
             rows[title] = distance(names["features"], expected)
             one, = names["session"].run(None, {"images": images[:1].numpy()})
             rows[title] = max(rows[title], distance(one, expected[:1]))
-        larger = photos(args.images, size + 31, 3)[0]
-        found, = names["session"].run(None, {"images": larger.numpy()})
-        rows["onnx, any size: another one"] = distance(found, model((larger - mean) / std))
+        if not vit:
+            larger = photos(args.images, size + 31, 3)[0]
+            found, = names["session"].run(None, {"images": larger.numpy()})
+            rows["onnx, any size: another one"] = distance(found, model((larger - mean) / std))
+    if not batch_norm:
+        return rows
 
     # The target: PyTorch's update_bn on the same images. PNG, because decoders of JPEG differ by a level or two.
     pngs = folder / "pngs"

@@ -55,7 +55,8 @@ impl StopRequest {
 impl Ranks {
     /// For several processes, and the parameters that are trained.
     pub fn new(group: &Arc<ProcessGroup>, online: &Params) -> Result<Self> {
-        let weights: Vec<&Tensor> = online.parameters.iter().map(|p| &p.tensor).collect();
+        let weights = online.parameters.iter().map(|p| &p.tensor).filter(|tensor| tensor.requires_grad());
+        let weights: Vec<&Tensor> = weights.collect();
         let reducer = Reducer::new(group, &weights)?;
         Ok(Self(Some(Connected { group: group.clone(), reducer, arrived: Cell::default() })))
     }

@@ -8,6 +8,7 @@ use native::Autocast;
 use super::loss::{regression_loss, z_std};
 use super::timing::{Part, lap};
 use super::{Byol, Rates, StepOutput, Views};
+use crate::model::DropPath;
 
 impl Byol {
     /// One optimizer update from `micro_batches` (their gradients averaged), then one update of the target.
@@ -23,6 +24,7 @@ impl Byol {
     /// Sets the rates of the next update.
     pub fn set_rates(&self, Rates { lr, tau, step }: Rates) -> Result<()> {
         self.optimizer.set(lr, step)?;
+        self.online.encoder.drop_path.iter().for_each(|draws| draws.start(step));
         self.ema.set(tau)
     }
 
@@ -37,6 +39,7 @@ impl Byol {
     /// so that only one is on the device.
     pub fn gradients(&mut self, micro_batches: impl ExactSizeIterator<Item = Result<Views>>) -> Result<StepOutput> {
         self.optimizer.zero_grad()?;
+        self.online.encoder.drop_path.iter().for_each(DropPath::rewind);
         let parts = micro_batches.len();
         let (mut losses, mut first_projections) = (Vec::with_capacity(parts), None);
         for views in micro_batches {
@@ -60,6 +63,7 @@ impl Byol {
     /// The loss that [`Self::gradients`] computes, without gradients; only BatchNorm's running statistics change.
     pub fn loss(&self, micro_batches: impl Iterator<Item = Result<Views>>) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
+        self.online.encoder.drop_path.iter().for_each(DropPath::rewind);
         let losses = micro_batches.map(|views| Ok(self.forward(&views?)?.0)).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_stack(&losses, 0)?.mean(None))
     }

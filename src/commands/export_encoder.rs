@@ -57,7 +57,15 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
         log::warn!("{known}, as --config or --set say");
     }
     encoder.augment = config.augment.clone();
-    if args.network == Branch::Target {
+    encoder.check_inputs()?;
+    // Without BatchNorm there is nothing to recompute.
+    if args.network == Branch::Target && !encoder.params.buffers.is_empty() {
+        if args.config.is_none() {
+            bail!(
+                "--network target: its BatchNorm statistics have to be recomputed on images; add --config FILE that \
+                 names them in its section data, such as the run's own config.yaml"
+            );
+        }
         recompute(&mut encoder, &config, args.batchnorm_images as usize)?;
     }
 
@@ -67,7 +75,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     let measured = difference.and_then(|d| d.check()).with_context(|| output.to_string())?;
     let text = format!(
         "{output}: {}, {} of width {}, {:.2} M parameters, from {}; read back: {measured}\n{}\n",
-        format.describe(),
+        format.describe(&encoder),
         encoder.config.arch,
         encoder.config.width,
         encoder.params.count() as f64 / 1e6,
@@ -95,16 +103,8 @@ fn check_channels(encoder: &Encoder, config: &Config) -> Result<()> {
 
 /// What `--network target` needs.
 fn check_network(args: &ExportArgs) -> Result<()> {
-    if args.network == Branch::Target {
-        if args.checkpoint.is_file() && !args.checkpoint.ends_with("model.safetensors") {
-            bail!("--network target: found a file, expected a run's or a checkpoint's folder; remove the option");
-        }
-        if args.config.is_none() {
-            bail!(
-                "--network target: its BatchNorm statistics have to be recomputed on images; add --config FILE that \
-                 names them in its section data, such as the run's own config.yaml"
-            );
-        }
+    if args.network == Branch::Target && args.checkpoint.is_file() && !args.checkpoint.ends_with("model.safetensors") {
+        bail!("--network target: found a file, expected a run's or a checkpoint's folder; remove the option");
     }
     Ok(())
 }

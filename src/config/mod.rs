@@ -19,7 +19,7 @@ use crate::data::{self, DataConfig};
 use crate::distributed::DistConfig;
 use crate::eval::LinearEvalConfig;
 use crate::files;
-use crate::model::ModelConfig;
+use crate::model::{Family, ModelConfig};
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::section::{Problems, Range, Section};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
@@ -72,6 +72,10 @@ impl Config {
         };
         for text in overrides {
             config = source::set(&config, text, &mut outdated)?;
+        }
+        let size = [config.augment.size as i64; 2];
+        if config.model.arch.family() == Family::Vit && config.model.encoder().check_size(size).is_ok() {
+            config.model.image_size.get_or_insert(size);
         }
         let paths = config.data.paths().into_iter().chain(config.output.paths()).chain(config.model.paths());
         for path in paths {
@@ -200,6 +204,10 @@ impl Config {
         let mut problems = Problems::default();
         self.sections().iter().for_each(|(name, section)| problems.within(name, *section));
         let mut problems = problems.into_inner();
+        let size = self.augment.size as i64;
+        if let Err(expected) = self.model.encoder().check_size([size; 2]) {
+            problems.push(("augment.size".into(), format!("found {size}, expected {expected}")));
+        }
         let possible = self.data.channels.count().filter(|count| (1..=MAX_CHANNELS).contains(count));
         problems.extend(possible.into_iter().flat_map(|count| self.channel_problems(count)));
         problems

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
@@ -78,6 +78,12 @@ impl Encoder {
     /// # Errors
     /// No such path; damaged; no encoder, or several; not one of this program, with all differences.
     pub fn open(path: &Path, options: &EncoderOptions) -> Result<Self> {
+        let encoder = Self::find(path, options)?;
+        encoder.check_inputs()?;
+        Ok(encoder)
+    }
+
+    fn find(path: &Path, options: &EncoderOptions) -> Result<Self> {
         let place = locate(path)?;
         if let (Some(prefix), Place::Run(_) | Place::Checkpoint(_)) = (&options.prefix, &place) {
             bail!("--prefix {prefix}: found a run, expected a file with several encoders; remove --prefix");
@@ -145,7 +151,7 @@ impl Encoder {
         let file = WeightFile::read(path)?;
         let tensors = file.tensors()?;
         let (prefix, network) = (options.prefix.as_deref(), options.which.name());
-        let found = find(&tensors, &Choice { prefix, option: "--prefix", network }).with_context(place)?;
+        let mut found = find(&tensors, &Choice { prefix, option: "--prefix", network }).with_context(place)?;
         if let Some(ignored) = found.ignored(&[]) {
             let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
             log::info!("{where_}: {} tensors loaded, {ignored}", found.count());
@@ -154,6 +160,9 @@ impl Encoder {
             log::info!("{types} tensors are converted to F32");
         }
         let metadata = file.metadata()?;
+        if let Some(metadata) = &metadata {
+            metadata::describe(metadata, &mut found.config).with_context(place)?;
+        }
         let said = metadata.as_ref().map(metadata::inputs).transpose().with_context(place)?.flatten();
         let augment = match (&options.augment, said) {
             (None, None) => {
@@ -209,6 +218,15 @@ impl Encoder {
             self.params.to_channels_last();
         }
         Ok(self)
+    }
+
+    /// Whether it takes images of the size in [`Self::augment`].
+    /// # Errors
+    /// The size found and expected.
+    pub fn check_inputs(&self) -> Result<()> {
+        let size = self.augment.size as i64;
+        let checked = self.config.check_size([size; 2]);
+        checked.map_err(|expected| anyhow!("augment.size: found {size}, expected {expected} for {}", self.config))
     }
 
     /// The manifest of the run or checkpoint at `path`, the latest one that can be read, without its weights. `None`

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::features::{Images, View, stream};
 use super::linear::{Outcome, Protocol, Task, Trial, best};
 use super::{Accuracy, Encoder, Represent};
-use crate::model::{self, Linear, Params};
+use crate::model::{self, EncoderConfig, Linear, Params};
 use crate::optim::{Algorithm, Optimizer, OptimizerConfig};
 use native::Autocast;
 
@@ -25,7 +25,8 @@ impl Tuned {
     /// A copy of `encoder` under a new classifier.
     fn new(encoder: &Encoder, classes: i64, seed: u64) -> Self {
         let mut params = Params::new(encoder.device, Some(seed));
-        let net = model::Encoder::new(params.root(), &encoder.config);
+        let whole = EncoderConfig { drop_path: 0.0, freeze_patch_projection: false, ..encoder.config };
+        let net = model::Encoder::new(params.root(), &whole);
         let head = Linear::new(params.root().sub("fc"), net.feature_dim, classes, true);
         let _no_grad = tch::no_grad_guard();
         let own = params.parameters.iter().chain(&params.buffers).filter(|n| !n.name.starts_with("fc."));

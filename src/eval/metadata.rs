@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::augment::AugmentConfig;
 use crate::data::values::ValueRange;
+use crate::model::{Arch, EncoderConfig};
 use crate::section::Section;
 
 /// Size, mean, std and resize of an export of this program; `None` for a file of another.
@@ -28,6 +29,32 @@ pub(super) fn inputs(metadata: &HashMap<String, String>) -> Result<Option<Augmen
         bail!("metadata {key}: {problem}");
     }
     Ok(Some(augment))
+}
+
+/// What shapes do not tell of an encoder, from an export of this program.
+/// # Errors
+/// A value is not one of the key.
+pub(super) fn describe(metadata: &HashMap<String, String>, config: &mut EncoderConfig) -> Result<()> {
+    let text = |key: &str| metadata.get(key).cloned().map(serde_json::Value::String);
+    let place = |key: &str| format!("metadata {key}: found {:?}", metadata.get(key));
+    if !metadata.contains_key("byol") {
+        return Ok(());
+    }
+    if let Some(arch) = text("arch") {
+        // Two of a family may have the same shapes at different widths.
+        let (arch, width) = (serde_json::from_value(arch), metadata.get("width").map(|width| width.parse()));
+        let arch: Arch = arch.with_context(|| place("arch"))?;
+        if let (Some(Ok(width)), true) = (width, arch.family() == config.arch.family()) {
+            (config.arch, config.width) = (arch, width);
+        }
+    }
+    if let Some(pool) = text("pool") {
+        config.pool = serde_json::from_value(pool).with_context(|| place("pool"))?;
+    }
+    if let Some(size) = metadata.get("positions") {
+        config.image_size = parsed("positions", size)?;
+    }
+    Ok(())
 }
 
 /// Which values of an image become 0 and 255; `Auto` if the file does not say it.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Contents, ExportOptions, Exporter, Reader, inputs, safetensors, torchvision};
 use crate::checkpoint;
 use crate::eval::{Encoder, Represent};
-use crate::model::{EncoderConfig, Named, Stem};
+use crate::model::{EncoderConfig, Family, Named, Norm, Stem};
 
 const FILES: [&str; 3] = ["model.safetensors", "preprocessor_config.json", "config.json"];
 
@@ -26,7 +26,7 @@ impl Exporter for Hf {
         "A folder for transformers' ResNetModel.from_pretrained"
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, _: &Encoder) -> String {
         "folder for transformers".into()
     }
 
@@ -35,7 +35,8 @@ impl Exporter for Hf {
     }
 
     fn check_encoder(&self, config: &EncoderConfig) -> Result<()> {
-        if config.arch.groups() != (1, 64) || config.stem != Stem::Imagenet {
+        let resnet = config.arch.family() == Family::Resnet && config.norm == Norm::Batch;
+        if !resnet || config.arch.groups() != (1, 64) || config.stem != Stem::Imagenet {
             bail!(
                 "--format hf: found {config}, which transformers lacks: its ResNetModel is a plain ResNet of any depth and \
                  width with stem imagenet; use --format safetensors, whose printed lines build the network"

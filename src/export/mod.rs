@@ -4,6 +4,7 @@
 
 mod hf;
 mod onnx;
+mod onnx_layers;
 mod onnx_proto;
 mod onnx_run;
 mod pth;
@@ -27,7 +28,7 @@ use crate::augment::AugmentConfig;
 use crate::checkpoint::{self, write_file};
 use crate::data::values::ValueRange;
 use crate::eval::{Encoder, Represent};
-use crate::model::EncoderConfig;
+use crate::model::{EncoderConfig, Family, Norm, Pool};
 use crate::rng::{Purpose, Stream};
 use native::{ImageLayout, Normalizer};
 
@@ -46,7 +47,7 @@ pub trait Exporter: Sync + RefUnwindSafe {
     fn help(&self) -> &'static str;
 
     /// Its name and properties, for the log.
-    fn describe(&self) -> String;
+    fn describe(&self, encoder: &Encoder) -> String;
 
     /// Refuses options that it does not support.
     fn check_options(&self, options: &ExportOptions) -> Result<()>;
@@ -324,6 +325,13 @@ fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String
     ];
     if encoder.value_range != ValueRange::Auto {
         entries.push(("value_range", serde_json::to_string(&encoder.value_range).unwrap_or_default()));
+    }
+    if config.norm == Norm::GroupWs {
+        entries.push(("norm", "group_ws".into()));
+    }
+    if config.arch.family() == Family::Vit {
+        entries.push(("pool", if config.pool == Pool::Mean { "mean" } else { "token" }.into()));
+        entries.push(("positions", format!("{:?}", config.image_size)));
     }
     if let Some(run) = &encoder.run {
         entries.push(("network", encoder.which.name().into()));

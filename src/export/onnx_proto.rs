@@ -9,6 +9,13 @@ pub const OPSET: i64 = 17;
 
 /// `TensorProto.DataType.FLOAT`.
 pub(super) const FLOAT: i32 = 1;
+/// `TensorProto.DataType.INT64`.
+pub(super) const INT64: i32 = 7;
+
+/// Name of a model's input.
+pub(super) const INPUT: &str = "images";
+/// Name of its output.
+pub(super) const OUTPUT: &str = "features";
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Model {

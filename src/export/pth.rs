@@ -20,7 +20,7 @@ impl Exporter for Pth {
         "The same as a PyTorch file, for torch.load(..., weights_only=True)"
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, _: &Encoder) -> String {
         "state_dict of torch.save".into()
     }
 

@@ -21,7 +21,7 @@ impl Exporter for Safetensors {
         "Weights under torchvision's names, for load_state_dict"
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, _: &Encoder) -> String {
         self.name().into()
     }
 

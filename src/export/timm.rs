@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Contents, ExportOptions, Exporter, Reader, inputs, safetensors, torchvision};
 use crate::augment::AugmentConfig;
 use crate::eval::Encoder;
-use crate::model::{EncoderConfig, Stem};
+use crate::model::{EncoderConfig, Family, Norm, Stem};
 
 const FILES: [&str; 2] = ["model.safetensors", "config.json"];
 
@@ -24,7 +24,7 @@ impl Exporter for Timm {
         "A folder for timm.create_model(\"local-dir:...\", pretrained=True)"
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, _: &Encoder) -> String {
         "folder for timm".into()
     }
 
@@ -33,7 +33,8 @@ impl Exporter for Timm {
     }
 
     fn check_encoder(&self, config: &EncoderConfig) -> Result<()> {
-        if config.width != 1.0 || config.stem != Stem::Imagenet {
+        let resnet = config.arch.family() == Family::Resnet && config.norm == Norm::Batch;
+        if !resnet || config.width != 1.0 || config.stem != Stem::Imagenet {
             bail!(
                 "--format timm: found {config}, which timm lacks: it has {} of width 1 with stem imagenet; use --format \
                  safetensors, whose printed lines build the network",

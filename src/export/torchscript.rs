@@ -12,6 +12,7 @@ use tch::{CModule, Kind, Tensor};
 use super::{Contents, ExportOptions, Exporter, ImageSize, Reader, shapes_in_python};
 use crate::augment::PerChannel;
 use crate::eval::Encoder;
+use crate::model::Family;
 
 /// More than the graph of the deepest encoder takes, besides its weights.
 const GRAPH_BYTES: u64 = 4 << 20;
@@ -27,8 +28,11 @@ impl Exporter for TorchScript {
         "A traced and frozen module, for torch.jit.load"
     }
 
-    fn describe(&self) -> String {
-        "torchscript, batch and image size free".into()
+    fn describe(&self, encoder: &Encoder) -> String {
+        match self.image_size(encoder, &ExportOptions::default()) {
+            ImageSize::Fixed(_) => "torchscript, batch size free".into(),
+            ImageSize::Dynamic => "torchscript, batch and image size free".into(),
+        }
     }
 
     fn check_options(&self, options: &ExportOptions) -> Result<()> {
@@ -41,9 +45,12 @@ impl Exporter for TorchScript {
         Ok(())
     }
 
-    /// The trace holds no shape.
-    fn image_size(&self, _: &Encoder, _: &ExportOptions) -> ImageSize {
-        ImageSize::Dynamic
+    /// The trace holds no shape, except a ViT's position embeddings.
+    fn image_size(&self, encoder: &Encoder, _: &ExportOptions) -> ImageSize {
+        match encoder.config.arch.family() {
+            Family::Vit => ImageSize::Fixed(encoder.augment.size as i64),
+            Family::Resnet | Family::Convnext => ImageSize::Dynamic,
+        }
     }
 
     fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents> {
@@ -65,7 +72,11 @@ impl Exporter for TorchScript {
         let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
         let of = |values: &PerChannel| Tensor::from_slice(values.values()).to_kind(Kind::Float).reshape([1, -1, 1, 1]);
         let [mean, std] = [mean, std].map(of);
-        let example = Tensor::f_zeros([2, encoder.config.channels, 64, 64], (Kind::Float, encoder.device))?;
+        let side = match self.image_size(encoder, options) {
+            ImageSize::Fixed(side) => side,
+            ImageSize::Dynamic => 64.max(8 * encoder.config.patch_size),
+        };
+        let example = Tensor::f_zeros([2, encoder.config.channels, side, side], (Kind::Float, encoder.device))?;
         let normalizes = self.normalizes(options);
         let mut forward = |inputs: &[Tensor]| {
             let x = if normalizes { (&inputs[0] - &mean) / &std } else { inputs[0].shallow_clone() };
@@ -86,7 +97,7 @@ impl Exporter for TorchScript {
             "import torch\n\
              encoder = torch.jit.load(\"{file}\", map_location=\"cpu\")  # or \"cuda\": .to() does not move its constants\n\
              features = encoder(images)  {}",
-            shapes_in_python(encoder, ImageSize::Dynamic, self.normalizes(options))
+            shapes_in_python(encoder, self.image_size(encoder, options), self.normalizes(options))
         )
     }
 }

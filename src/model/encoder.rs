@@ -1,5 +1,6 @@
 //! The encoder f of BYOL: one description of its layers ([`EncoderConfig::layers`]), and the network built from it.
-//! To add a family of encoders, put a file next to [`super::resnet`], and new operations here and in `export/onnx.rs`.
+//! To add a family of encoders, put a file next to [`super::resnet`] and list it here; new operations go to
+//! [`super::graph`], to `run` below, and to `export/onnx_layers.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,15 +9,24 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tch::Tensor;
 
+use super::arch::Family;
+use super::drop_path::{DropPath, drop_path};
 use super::graph::{Layer, Op, Shape, shapes};
-use super::layers::{BatchNorm, Conv2d};
-use super::params::Scope;
-use super::{Arch, EncoderConfig, Stem, resnet};
+use super::layers::{BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear};
+use super::params::{Init, Scope};
+use super::{Arch, EncoderConfig, Norm, Stem, convnext, resnet, tokens, vit};
 
 impl EncoderConfig {
+    /// The first weight of each ConvNeXt or ViT: its name in a file shows the common prefix of all names.
+    pub const MARKERS: [&str; 3] = [convnext::MARKER, vit::MARKERS[0], vit::MARKERS[1]];
+
     /// The layers, in the order of execution.
     pub fn layers(&self) -> Vec<Layer> {
-        resnet::layers(self)
+        match self.arch.family() {
+            Family::Resnet => resnet::layers(self),
+            Family::Convnext => convnext::layers(self),
+            Family::Vit => vit::layers(self),
+        }
     }
 
     /// The encoder whose tensors have these names and shapes, or the one that differs least from them.
@@ -28,13 +38,39 @@ impl EncoderConfig {
             let equal = expected.iter().filter(|(name, shape)| found.get(name.as_str()) == Some(shape)).count();
             expected.len() + found.len() - 2 * equal
         };
-        resnet::candidates(found)?.into_iter().min_by_key(differences).context("found no encoder")
+        let candidates = match () {
+            () if found.contains_key(convnext::MARKER) => convnext::candidates(found)?,
+            () if vit::MARKERS.iter().any(|marker| found.contains_key(marker)) => vit::candidates(found)?,
+            () => resnet::candidates(found)?,
+        };
+        candidates.into_iter().min_by_key(differences).context("found no encoder")
+    }
+
+    /// Refuses images of a height and width that it cannot take.
+    /// # Errors
+    /// What is expected, in words that continue "found ..., expected".
+    pub fn check_size(&self, [height, width]: [i64; 2]) -> Result<(), String> {
+        let patch = self.patch_size.max(1);
+        match self.arch.family() {
+            Family::Convnext if height.min(width) < 8 * patch => {
+                Err(format!("at least 8 times model.patch_size {patch}: three layers halve the patches"))
+            }
+            Family::Vit if height % patch != 0 || width % patch != 0 || height * width == 0 => {
+                Err(format!("a multiple of model.patch_size {patch}"))
+            }
+            Family::Resnet | Family::Convnext | Family::Vit => Ok(()),
+        }
     }
 }
 
 impl fmt::Display for EncoderConfig {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} of width {} with stem {}", self.arch, self.width, self.stem)?;
+        write!(f, "{} of width {} with ", self.arch, self.width)?;
+        match self.arch.family() {
+            Family::Resnet if self.norm == Norm::GroupWs => write!(f, "stem {} and GroupNorm", self.stem)?,
+            Family::Resnet => write!(f, "stem {}", self.stem)?,
+            Family::Convnext | Family::Vit => write!(f, "patches of {} px", self.patch_size)?,
+        }
         if self.channels == 3 { Ok(()) } else { write!(f, " for images of {} channels", self.channels) }
     }
 }
@@ -61,6 +97,8 @@ pub struct Encoder {
     steps: Vec<Step>,
     /// Length of a representation.
     pub feature_dim: i64,
+    /// Stochastic depth, if this network is trained with it.
+    pub drop_path: Option<DropPath>,
 }
 
 /// A layer ready to run.
@@ -78,6 +116,11 @@ enum Weights {
     None,
     Conv(Conv2d),
     BatchNorm(BatchNorm),
+    GroupNorm(GroupNorm),
+    LayerNorm(LayerNorm),
+    Linear(Linear),
+    /// The one tensor of [`Op::LayerScale`], [`Op::ClassToken`] or [`Op::Positions`].
+    One(Tensor),
 }
 
 impl Encoder {
@@ -85,22 +128,28 @@ impl Encoder {
     pub fn new(mut scope: Scope, config: &EncoderConfig) -> Self {
         let layers = config.layers();
         let steps = (0..layers.len()).map(|at| Step::new(&mut scope, &layers, at)).collect();
-        let feature_dim = shapes(&layers, 64).last().map_or(0, |Shape { channels, .. }| *channels);
-        Self { layers, steps, feature_dim }
+        let feature_dim = shapes(&layers, [64; 2]).last().map_or(0, |Shape { channels, .. }| *channels);
+        // Only the online network drops paths, as in DINO (arXiv 2104.14294): the target's output is the goal.
+        let drop_path = scope.seed().and_then(|seed| DropPath::new(&layers, seed, scope.device()));
+        Self { layers, steps, feature_dim, drop_path }
     }
 
     /// Images `[N, C, H, W]` to representations `[N, feature_dim]`. In training BatchNorm normalizes by the batch's
     /// statistics, otherwise by the running ones.
     pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         let mut values = vec![Some(images.shallow_clone())];
+        let kept = self.drop_path.as_ref().filter(|_| train).map(|drop_path| drop_path.next(images.size()[0]));
         for (layer, step) in self.layers.iter().zip(&self.steps) {
             // A value is dropped after its last use, to free its memory.
             let inputs = layer.inputs.iter().zip(&step.last_use).map(|(&input, &last)| {
                 let value = if last { values[input].take() } else { values[input].as_ref().map(Tensor::shallow_clone) };
                 value.expect("a value is there until its last use")
             });
-            let inputs = inputs.collect();
-            values.push(Some(step.run(layer.op, inputs, train)));
+            let inputs: Vec<Tensor> = inputs.collect();
+            values.push(Some(match (layer.op, &kept) {
+                (Op::DropPath { index, rate }, Some(kept)) => drop_path(&inputs[0], &kept.get(index as i64), rate),
+                (op, _) => step.run(op, inputs, train),
+            }));
         }
         values.pop().flatten().expect("the last layer's output has no other use")
     }
@@ -109,20 +158,14 @@ impl Encoder {
 impl Step {
     fn new(scope: &mut Scope, layers: &[Layer], at: usize) -> Self {
         let layer = &layers[at];
-        let weights = match layer.op {
-            Op::Conv { input, output, kernel, stride, padding, groups } => {
-                let scope = scope.sub(&layer.name);
-                Weights::Conv(Conv2d::new(scope, input, output, kernel, stride, padding, groups))
-            }
-            Op::BatchNorm { channels, weight } => {
-                Weights::BatchNorm(BatchNorm::new(scope.sub(&layer.name), channels, weight))
-            }
-            Op::Relu | Op::MaxPool { .. } | Op::Add | Op::GlobalAvgPool => Weights::None,
-        };
+        let weights = Weights::new(scope, layer);
         // The images are the caller's.
         let later = |value: &usize| *value == 0 || layers[at + 1..].iter().any(|layer| layer.inputs.contains(value));
         let last_use: Vec<bool> = layer.inputs.iter().map(|value| !later(value)).collect();
-        let unsaved = |op: Op| matches!(op, Op::Conv { .. } | Op::BatchNorm { .. } | Op::Add);
+        let unsaved = |op: Op| {
+            matches!(op, Op::Conv(_) | Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::Linear { .. } | Op::Add)
+                || matches!(op, Op::LayerScale { .. } | Op::DropPath { .. })
+        };
         let in_place = last_use[0] && unsaved(layers[layer.inputs[0] - 1].op);
         Self { weights, last_use, in_place }
     }
@@ -132,13 +175,51 @@ impl Step {
         match (&self.weights, op) {
             (Weights::Conv(conv), _) => conv.forward(&x),
             (Weights::BatchNorm(norm), _) => norm.forward(&x, train),
+            (Weights::GroupNorm(norm), _) => norm.forward(&x),
+            (Weights::LayerNorm(norm), _) => norm.forward(&x),
+            (Weights::Linear(linear), _) => linear.forward(&x),
+            (Weights::One(token), Op::ClassToken { .. }) => tokens::prepend(token, &x),
+            (Weights::One(positions), Op::Positions { grid, .. }) => x + tokens::positions(positions, grid, &inputs[1]),
+            (Weights::One(scale), _) => x * scale,
             (Weights::None, Op::Relu) if self.in_place => x.relu_(),
             (Weights::None, Op::Relu) => x.relu(),
-            (Weights::None, Op::Add) if self.in_place => x.g_add_(&inputs[1]),
+            (Weights::None, Op::Gelu) => x.gelu("none"),
+            // In bf16 the sum may be wider than its first term.
+            (Weights::None, Op::Add) if self.in_place && x.kind() == inputs[1].kind() => x.g_add_(&inputs[1]),
             (Weights::None, Op::Add) => x.g_add(&inputs[1]),
             (Weights::None, Op::MaxPool { kernel, stride, padding }) => x.max_pool2d(kernel, stride, padding, 1, false),
             (Weights::None, Op::GlobalAvgPool) => x.adaptive_avg_pool2d([1, 1]).flatten(1, -1),
-            (Weights::None, Op::Conv { .. } | Op::BatchNorm { .. }) => unreachable!("built with its weights"),
+            (Weights::None, Op::ChannelsLast) => x.permute([0, 2, 3, 1]),
+            (Weights::None, Op::ChannelsFirst) => x.permute([0, 3, 1, 2]),
+            (Weights::None, Op::DropPath { .. }) => x,
+            (Weights::None, Op::Tokens) => x.flatten(2, 3).transpose(1, 2),
+            (Weights::None, Op::Attention { heads, size }) => tokens::attention(&x, heads, size),
+            (Weights::None, Op::FirstToken) => x.select(1, 0),
+            (Weights::None, Op::MeanToken) => tokens::mean(&x),
+            (Weights::None, _) => unreachable!("built with its weights"),
+        }
+    }
+}
+
+impl Weights {
+    fn new(scope: &mut Scope, layer: &Layer) -> Self {
+        let name = &layer.name;
+        let mut one = |init| {
+            let (name, shape) = &layer.tensors()[0];
+            Self::One(scope.parameter(name, shape, init))
+        };
+        match layer.op {
+            Op::LayerScale { .. } => one(Init::Constant(1e-6)),
+            Op::ClassToken { init, .. } => one(init),
+            Op::Positions { .. } => one(Init::Normal(0.02)),
+            Op::Conv(conv) => Self::Conv(Conv2d::new(scope.sub(name), conv)),
+            Op::BatchNorm { channels, weight } => Self::BatchNorm(BatchNorm::new(scope.sub(name), channels, weight)),
+            Op::GroupNorm { channels, weight } => Self::GroupNorm(GroupNorm::new(scope.sub(name), channels, weight)),
+            Op::LayerNorm { channels } => Self::LayerNorm(LayerNorm::new(scope.sub(name), channels)),
+            Op::Linear { input, output, init, bias, separator } => {
+                Self::Linear(Linear::filled(scope.sub_by(name, separator), input, output, init, Some(bias)))
+            }
+            _ => Self::None,
         }
     }
 }

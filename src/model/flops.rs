@@ -1,4 +1,4 @@
-//! FLOPs of a training step: multiplications and additions of convolutions and linear layers, as
+//! FLOPs of a training step: multiplications and additions of convolutions, linear layers and attention, as
 //! `torch.utils.flop_counter` counts them. BatchNorm, ReLU and the loss are not counted, as there.
 
 use super::Network;
@@ -7,25 +7,33 @@ use super::graph::{Layer, Op, shapes};
 impl Network {
     /// FLOPs of one step of BYOL for one image of `size` pixels, two views: a forward pass of the target's encoder and
     /// projector, and forward and backward passes of the online network (`self`).
-    /// A backward pass takes two products for each of the forward pass, except in the first layer.
+    /// A backward pass takes two products for each of the forward pass, except in the first layer: one, or none if its
+    /// weights are frozen.
     pub fn step_flops(&self, size: i64) -> f64 {
         let (encoder, first) = forward_flops(&self.encoder.layers, size);
+        let frozen = matches!(self.encoder.layers[0].op, Op::Conv(conv) if conv.frozen);
+        let saved = if frozen { 2.0 * first } else { first };
         let head = |prefix: &str| -> f64 {
             let inside = self.params.parameters.iter().filter(|p| p.name.starts_with(prefix) && p.tensor.dim() == 2);
             inside.map(|p| 2.0 * p.tensor.numel() as f64).sum()
         };
         let (projector, predictor) = (head("projector."), head("predictor."));
-        2.0 * (4.0 * (encoder + projector) - first + 3.0 * predictor)
+        2.0 * (4.0 * (encoder + projector) - saved + 3.0 * predictor)
     }
 }
 
 /// FLOPs of a forward pass on one image of `size` pixels, and those of its first layer.
 fn forward_flops(layers: &[Layer], size: i64) -> (f64, f64) {
-    let outputs = shapes(layers, size).into_iter().skip(1);
-    let flops = layers.iter().zip(outputs).map(|(layer, output)| match layer.op {
-        // Every weight is used once for each position of the output.
-        Op::Conv { .. } => 2.0 * layer.parameters() as f64 * (output.side * output.side) as f64,
-        Op::BatchNorm { .. } | Op::Relu | Op::MaxPool { .. } | Op::Add | Op::GlobalAvgPool => 0.0,
+    let outputs = shapes(layers, [size; 2]).into_iter().skip(1);
+    let flops = layers.iter().zip(outputs).map(|(layer, output)| {
+        let positions = output.positions() as f64;
+        match layer.op {
+            // Every weight is used once for each position of the output.
+            Op::Conv(_) | Op::Linear { .. } => 2.0 * layer.tensors()[0].1.iter().product::<i64>() as f64 * positions,
+            // Two products of all tokens with all: queries with keys, their softmax with values.
+            Op::Attention { .. } => 4.0 * positions * positions * output.channels as f64,
+            _ => 0.0,
+        }
     });
     let flops: Vec<f64> = flops.collect();
     (flops.iter().sum(), flops[0])
@@ -58,6 +66,28 @@ mod tests {
             let projector = 2.0 * 3.0 * (online.encoder.feature_dim as f64 + 2.0);
             let predictor = 2.0 * 5.0 * (2.0 + 2.0);
             assert_eq!(online.step_flops(size), 2.0 * (both + forward + 4.0 * projector + 3.0 * predictor));
+        }
+    }
+
+    /// The same for ConvNeXt and ViT; attention's two products are counted, as they are for
+    /// `SDPBackend.MATH`. Of a ViT also with backward.
+    #[test]
+    fn convnext_and_vit_count_as_in_pytorch() {
+        for (arch, patch_size, size, forward, both) in [
+            (Arch::ConvnextTiny, 4, 224, 8_909_526_528.0, None),
+            (Arch::ConvnextSmall, 4, 224, 17_365_888_512.0, None),
+            (Arch::ConvnextBase, 4, 224, 30_707_410_944.0, None),
+            (Arch::ConvnextTiny, 2, 32, 725_538_816.0, None),
+            (Arch::VitTiny, 16, 224, 2_506_982_400.0, Some(7_463_144_448.0)),
+            (Arch::VitSmall, 16, 224, 9_196_996_608.0, Some(27_475_384_320.0)),
+            (Arch::VitBase, 16, 224, 35_126_120_448.0, Some(105_147_150_336.0)),
+            (Arch::VitBase, 8, 32, 2_903_150_592.0, Some(8_704_733_184.0)),
+        ] {
+            let (patch_size, image_size) = (Some(patch_size), Some([size; 2]));
+            let layers = ModelConfig { arch, patch_size, image_size, ..ModelConfig::default() }.encoder().layers();
+            let (found, first) = forward_flops(&layers, size);
+            assert_eq!(found, forward, "{arch} {size}");
+            assert_eq!(3.0 * found - first, both.unwrap_or(3.0 * found - first), "{arch} {size}");
         }
     }
 

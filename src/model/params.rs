@@ -19,6 +19,18 @@ pub struct Named {
     pub tensor: Tensor,
 }
 
+impl Named {
+    /// Whether a parameter is subject to weight decay: not a bias, a normalization's, LayerScale's, nor the class token
+    /// or a position embedding.
+    pub fn decays(&self) -> bool {
+        let last = self.name.rsplit('.').next().unwrap_or_default();
+        self.tensor.dim() > 1 && !UNDECAYED.contains(&last)
+    }
+}
+
+/// Parameters of more than one axis without weight decay, in the names of torchvision and timm.
+const UNDECAYED: [&str; 5] = ["layer_scale", "class_token", "pos_embedding", "cls_token", "pos_embed"];
+
 /// All tensors of one network, in the order in which its layers were built.
 #[derive(Debug)]
 pub struct Params {
@@ -36,7 +48,7 @@ pub struct Params {
 pub(super) type SharedGroup = Arc<OnceLock<Arc<ProcessGroup>>>;
 
 /// How a new parameter is filled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Normal with this standard deviation.
     Normal(f64),
@@ -120,8 +132,23 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The prefix `name` below this one.
     pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
-        let prefix = format!("{}{name}.", self.prefix);
+        self.sub_by(name, '.')
+    }
+
+    /// The same with another separator between `name` and what follows.
+    pub fn sub_by(&mut self, name: impl std::fmt::Display, separator: char) -> Scope<'_> {
+        let prefix = format!("{}{name}{separator}", self.prefix);
         Scope { params: self.params, prefix }
+    }
+
+    /// Seed of the initial values; none in a network that is not trained.
+    pub(super) fn seed(&self) -> Option<u64> {
+        self.params.seed
+    }
+
+    /// Device of the tensors.
+    pub(super) fn device(&self) -> Device {
+        self.params.device
     }
 
     /// The processes set by [`Params::synchronize`].

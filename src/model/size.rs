@@ -25,17 +25,20 @@ impl ModelConfig {
     pub fn size(&self, side: usize) -> Size {
         let mut size = Size::default();
         let layers = self.encoder().layers();
-        let outputs = shapes(&layers, side as i64).into_iter().skip(1);
+        let outputs = shapes(&layers, [side as i64; 2]).into_iter().skip(1);
         let mut features = 0;
         for (layer, output) in layers.iter().zip(outputs) {
             size.online += layer.parameters();
             size.activations += output.values()
                 * match layer.op {
+                    Op::MaxPool { .. } => 5, // the output, and an int64 index for each value
                     // A convolution's output is kept by its BatchNorm, whose own output, changed in place by a sum or
                     // a ReLU, is the next layer's input.
-                    Op::Conv { .. } | Op::BatchNorm { .. } => 1,
-                    Op::MaxPool { .. } => 5, // the output, and an int64 index for each value
-                    Op::Relu | Op::Add | Op::GlobalAvgPool => 0,
+                    Op::Conv(_) | Op::BatchNorm { .. } | Op::GroupNorm { .. } => 1,
+                    Op::LayerNorm { .. } | Op::Linear { .. } | Op::Gelu | Op::Attention { .. } => 1,
+                    Op::LayerScale { .. } | Op::Positions { .. } => 1,
+                    // Changed in place, a view, or not needed again.
+                    _ => 0,
                 };
             size.largest = size.largest.max(output.values());
             if let Op::Conv { input, kernel, groups, .. } = layer.op {
@@ -74,6 +77,9 @@ mod tests {
             (Arch::Resnet50, 0.25, Stem::Imagenet, false),
             (Arch::Resnext50_32x4d, 0.25, Stem::Cifar, false),
             (Arch::WideResnet50_2, 0.25, Stem::Imagenet, false),
+            (Arch::ConvnextTiny, 0.25, Stem::Imagenet, false),
+            (Arch::VitTiny, 0.25, Stem::Imagenet, true),
+            (Arch::VitBase, 0.25, Stem::Imagenet, false),
         ] {
             let (projector_hidden, projection_dim, predictor_hidden) = (40, 24, 56);
             let config = ModelConfig {
@@ -85,6 +91,10 @@ mod tests {
                 projection_dim,
                 predictor_hidden,
                 ..ModelConfig::default()
+            };
+            let config = match arch {
+                Arch::VitBase => ModelConfig { patch_size: Some(8), image_size: Some([64; 2]), ..config },
+                _ => config,
             };
             let online = Network::online(&config, Device::Cpu, 0);
             let target = Network::target_of(&online, &config, Device::Cpu);

@@ -64,7 +64,8 @@ pub struct OptimizerConfig {
     pub scale_lr: bool,
     /// L2 penalty (lars, sgd) or decoupled decay (adamw). Default 1.5e-6.
     pub weight_decay: f64,
-    /// Exclude biases and BatchNorm parameters from weight decay and LARS adaptation. Default true.
+    /// Exclude biases, the parameters of normalizations, LayerScale, class token and position embeddings from weight
+    /// decay and LARS adaptation. Default true.
     pub exclude_bias_and_norm: bool,
     /// Momentum of lars and sgd, 0 to below 1. Default 0.9.
     pub momentum: f64,
@@ -171,7 +172,7 @@ impl Optimizer {
         let slots = params.parameters.iter().map(|parameter| Slot {
             name: parameter.name.clone(),
             weight: parameter.tensor.shallow_clone(),
-            adapted: !config.exclude_bias_and_norm || parameter.tensor.dim() > 1,
+            adapted: !config.exclude_bias_and_norm || parameter.decays(),
             // Zeros in the weight's own memory layout.
             state: (0..config.name.states()).map(|_| parameter.tensor.detach().zeros_like()).collect(),
         });

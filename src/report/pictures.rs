@@ -3,8 +3,7 @@
 use std::io::Cursor;
 
 use anyhow::{Context, Result};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64ct::{Base64, Encoding};
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops;
 use image::{ImageFormat, RgbImage};
@@ -50,7 +49,7 @@ fn uri(image: &RgbImage) -> Result<String> {
         JpegEncoder::new_with_quality(&mut file, QUALITY).encode_image(image).context("encoding a JPEG file")?;
         "jpeg"
     };
-    Ok(format!("data:image/{kind};base64,{}", STANDARD.encode(file.into_inner())))
+    Ok(format!("data:image/{kind};base64,{}", Base64::encode_string(&file.into_inner())))
 }
 
 #[cfg(test)]

@@ -86,6 +86,7 @@ pub fn byol(config: &Config, machine: &Machine, group: &Group) -> Result<Byol> {
             byol.networks().iter().for_each(|(_, network)| network.params.synchronize(processes));
         }
         byol.ranks = Ranks::new(processes, &byol.online.params)?;
+        byol.online.encoder.drop_path.iter().for_each(|draws| draws.share(group.rank(), group.world()));
     }
     Ok(byol)
 }

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use tch::Device;
 
 use crate::config::Config;
+use crate::model::Norm;
 use crate::run::machine::Machine;
 use crate::train::CudaGraph;
 use native::{Memory, describe_device, human_bytes};
@@ -66,6 +67,8 @@ impl Estimate {
         let columns = if columns { COLUMNS * micro * size.columns * bytes } else { 0 };
         let images = 2 * config.channels() as u64 * side * side * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
+        // Each view's pass keeps standardized weights of its own.
+        let standardized = if config.model.norm == Norm::GroupWs { 2 * size.online * bytes } else { 0 };
         let (model, optimizer) = (4 * (size.online + size.target), 4 * size.online * states);
         // The loader keeps `data.prefetch_batches` finished ones or `data.prefetch_bytes`, one at least; those of a
         // step are in use.
@@ -74,7 +77,7 @@ impl Estimate {
         let batches = images.saturating_mul(train.accumulation_steps as u64).saturating_add(waiting);
         Self {
             weights: model + 4 * size.online + optimizer,
-            step: activations + columns + images * 4 + casts + 4 * size.online,
+            step: activations + columns + images * 4 + casts + standardized + 4 * size.online,
             batches,
             // Every tensor copied, then the file: first of the model, then of the optimizer beside the model's.
             checkpoint: (2 * model).max(model + 2 * optimizer),

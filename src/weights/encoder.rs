@@ -9,13 +9,13 @@ use tch::{Kind, Tensor};
 use super::file::Tensors;
 use super::input::adapt_input;
 use super::layout::{Layout, Shapes};
-use super::resnet;
+use super::{named, resnet};
 use crate::checkpoint::load_views;
 use crate::model::{Arch, EncoderConfig, Named};
 use crate::pytorch::Stored;
 
 /// What finds the encoders of each family.
-const FAMILIES: [fn(&Shapes) -> Vec<Layout>; 1] = [resnet::layouts];
+const FAMILIES: [fn(&Shapes) -> Vec<Layout>; 2] = [resnet::layouts, named::layouts];
 
 /// Which of several encoders in a file.
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,7 @@ mod file;
 mod input;
 mod layout;
 mod locate;
+mod named;
 mod resnet;
 mod start;
 mod values;

@@ -65,6 +65,17 @@ fn one_two_and_four_processes_end_with_the_same_weights() {
     }
 }
 
+/// Stochastic depth draws for an image whatever process has it; a frozen parameter has no gradient to average.
+#[test]
+fn a_vit_ends_with_the_same_weights_in_one_and_two_processes() {
+    let runs = Runs::new();
+    let vit = "model.arch=vit_tiny model.stem=imagenet model.patch_size=4 model.drop_path=0.5 schedule.epochs=1 \
+               model.freeze_patch_projection=true train.accumulation_steps=2 optimizer.name=sgd optimizer.base_lr=0.01";
+    succeeded(&runs.train("one", vit));
+    succeeded(&runs.train("two", &format!("{vit} --nproc 2")));
+    alike(&runs.tensors("one", 4), &runs.tensors("two", 4), "a ViT");
+}
+
 #[test]
 fn accumulation_is_the_same_and_batchnorm_alone_is_not() {
     let runs = Runs::new();

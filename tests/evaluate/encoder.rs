@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::support::{CPU, Fixture, TinyRun};
 use byol::eval::{Branch, Encoder, EncoderOptions, Represent};
 use byol::export::{self, ExportOptions, Format, ImageSize};
-use byol::model::{self, Arch, EncoderConfig, Params, Stem};
+use byol::model::{self, Arch, EncoderConfig, Family, Norm, Params, Stem};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tch::{Kind, Tensor};
@@ -37,7 +37,7 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
 /// torchvision's `state_dict` of this ResNet by the fill rule, with a classifier.
 pub fn state_dict(fixture: &Fixture, arch: Arch, width: f64, stem: Stem) -> BTreeMap<String, Tensor> {
     let mut params = Params::new(CPU, None);
-    model::Encoder::new(params.root(), &EncoderConfig { arch, width, stem, zero_init_residual: false, channels: 3 });
+    model::Encoder::new(params.root(), &EncoderConfig { arch, width, stem, ..EncoderConfig::default() });
     let mut state: BTreeMap<String, Tensor> = params
         .state_dict(17)
         .into_iter()
@@ -84,14 +84,26 @@ fn torchvisions_own_networks_give_torchvisions_features() {
 
 #[test]
 fn every_encoder_is_recognized_by_its_shapes() {
-    for arch in Arch::ALL {
+    for arch in Arch::of(Family::Resnet) {
         for (stem, width) in [(Stem::Imagenet, 1.0), (Stem::Cifar, 0.25), (Stem::Imagenet, 0.375), (Stem::Cifar, 2.0)] {
-            let config = EncoderConfig { arch, width, stem, zero_init_residual: false, channels: 3 };
+            let config = EncoderConfig { arch, width, stem, ..EncoderConfig::default() };
             let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
             let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
             assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
         }
     }
+    let (patches, all) = (EncoderConfig::default(), Arch::ALL.into_iter());
+    for arch in all.filter(|arch| arch.family() != Family::Resnet) {
+        let image_size = if arch.family() == Family::Vit { [32; 2] } else { patches.image_size };
+        let config = EncoderConfig { arch, patch_size: 4, image_size, ..patches };
+        let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
+        let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
+        assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
+    }
+    let config = EncoderConfig { arch: Arch::Resnet18, norm: Norm::GroupWs, ..EncoderConfig::default() };
+    let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
+    let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
+    assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod commands;
 mod encoder;
 mod export;
 mod export_folders;
+mod families;
 mod features;
 mod layouts;
 mod looking;

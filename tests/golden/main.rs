@@ -4,6 +4,7 @@
 mod support;
 
 mod augment;
+mod families;
 mod mmpretrain_order;
 mod model;
 mod probe;

@@ -2,11 +2,11 @@
 
 use crate::support::{CPU, Fixture};
 use byol::byol::loss::{regression_loss, z_std};
-use byol::model::{Arch, Encoder, EncoderConfig, Mlp, Params, Stem};
+use byol::model::{Arch, Encoder, EncoderConfig, Mlp, Norm, Params, Stem};
 use tch::Kind;
 
 fn config(arch: Arch, width: f64, stem: Stem) -> EncoderConfig {
-    EncoderConfig { arch, width, stem, zero_init_residual: false, channels: 3 }
+    EncoderConfig { arch, width, stem, ..EncoderConfig::default() }
 }
 
 // model.train(); features = model(x); (features * G).sum().backward(); model.eval(); model(x)
@@ -14,7 +14,7 @@ fn check_resnet(case: &str, config: EncoderConfig, size: i64) {
     check_encoder(&Fixture::open("resnet.safetensors"), case, config, size);
 }
 
-fn check_encoder(fixture: &Fixture, case: &str, config: EncoderConfig, size: i64) {
+pub fn check_encoder(fixture: &Fixture, case: &str, config: EncoderConfig, size: i64) {
     let mut params = Params::new(CPU, Some(0));
     let encoder = Encoder::new(params.root(), &config);
     fixture.fill_params("", &mut params);
@@ -128,7 +128,7 @@ fn heads_are_pytorchs() {
     let fixture = Fixture::open("heads_loss.safetensors");
     for (head, input, output) in [("projector", 24, 12), ("predictor", 12, 12)] {
         let mut params = Params::new(CPU, Some(0));
-        let mlp = Mlp::new(params.root(), input, 32, output, false);
+        let mlp = Mlp::new(params.root(), input, 32, output, false, Norm::Batch);
         fixture.fill_params(&format!("{head}."), &mut params);
         let x = fixture.fill(&format!("input.{head}"), &[16, input]).set_requires_grad(true);
         let y = mlp.forward(&x, true);
@@ -198,7 +198,7 @@ fn initial_weights_are_drawn_as_pytorch_draws_them() {
     for input in [32, 256, 512, 2048, 4096] {
         let bound = fixture.numbers(&format!("linear_bound.{input}"))[0];
         let mut params = Params::new(CPU, Some(3));
-        Mlp::new(params.root(), input, 64, 16, true);
+        Mlp::new(params.root(), input, 64, 16, true, Norm::Batch);
         for parameter in &params.parameters[..2] {
             let largest = parameter.tensor.abs().max().double_value(&[]);
             assert!(largest <= bound * (1.0 + 1e-6) && largest > 0.9 * bound, "{}: {largest}", parameter.name);

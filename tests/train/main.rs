@@ -6,6 +6,7 @@ mod support;
 mod checkpoint_damage;
 mod disk;
 mod encoder_file;
+mod families;
 mod init;
 mod killed;
 mod non_finite;
