@@ -42,7 +42,7 @@ pub struct Facts {
     /// Per channel, in 0..1.
     pub std: [f64; 3],
     /// Images with a label, if these have several classes.
-    pub labelled: Option<usize>,
+    pub labeled: Option<usize>,
     /// Number of classes.
     pub classes: usize,
     /// Labeled held-out images.
@@ -90,7 +90,7 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
     let [mean, std] = Colors::summary(looks.iter().map(|look| look.colors));
     let mut sides: Vec<usize> = looks.iter().map(|look| look.side).collect();
     sides.sort_unstable();
-    let labelled = several_classes(&**set).then(|| (0..set.len()).filter(|&at| set.label(at).is_some()).count());
+    let labeled = several_classes(&**set).then(|| (0..set.len()).filter(|&at| set.label(at).is_some()).count());
     let held_out = data::open_eval(&config.data).ok().flatten();
     let held_out = held_out.filter(|set| (0..set.len()).all(|at| set.label(at).is_some_and(|label| label >= 0)));
     Facts {
@@ -102,7 +102,7 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
         gray: looks.iter().filter(|look| look.colors.gray).count(),
         mean,
         std,
-        labelled,
+        labeled,
         classes: set.class_names().len(),
         held_out: held_out.map_or(0, |set| set.len()),
         channels: (3, true),

@@ -357,7 +357,7 @@ mod tests {
     use tch::Device;
 
     fn facts(images: usize, side: usize) -> Facts {
-        let labelled = images.is_multiple_of(2).then_some(images);
+        let labeled = images.is_multiple_of(2).then_some(images);
         let (mean, std) = ([0.5; 3], [0.2; 3]);
         Facts {
             channels: (3, true),
@@ -366,7 +366,7 @@ mod tests {
             sides: [side; 3],
             mean,
             std,
-            labelled,
+            labeled,
             classes: 3,
             ..Facts::default()
         }
@@ -410,7 +410,7 @@ mod tests {
         assert!(fits(config) || train.micro_batch() <= MIN_MICRO_BATCH, "{case}: {}", train.batch_size);
         assert!(memory < 8 || fits(config), "{case}: 8 GB are enough");
         assert_eq!(config.schedule.hours, hours.or((!gpu).then_some(CPU_HOURS)), "{case}");
-        assert_eq!(config.monitor.knn_every.is_some(), facts.labelled.is_some(), "{case}");
+        assert_eq!(config.monitor.knn_every.is_some(), facts.labeled.is_some(), "{case}");
         if let Some(hours) = hours {
             let updates = (config.schedule.epochs * (images / train.batch_size) as u64) as f64;
             let fit = hours * 3600.0 * rate / train.batch_size as f64;

@@ -10,8 +10,8 @@ use super::look::Facts;
 pub fn watch(facts: &Facts, epochs: f64, updates: f64, choices: &mut Choices) -> Result<()> {
     let every = (epochs / 20.0).ceil().max(1.0) as u64;
     let labels =
-        facts.labelled.map(|count| format!("{count} of {} images have one of {} labels", facts.images, facts.classes));
-    let k = facts.labelled.map_or(200, |count| (count / 10).clamp(5, 200));
+        facts.labeled.map(|count| format!("{count} of {} images have one of {} labels", facts.images, facts.classes));
+    let k = facts.labeled.map_or(200, |count| (count / 10).clamp(5, 200));
     match &labels {
         Some(reason) => {
             choices.set("monitor.knn_every", every, reason)?;

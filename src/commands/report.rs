@@ -51,7 +51,7 @@ fn look(args: &ReportArgs, folder: &Path, extent: Extent) -> Result<(Look, u8)> 
         return Ok((Err("left out (--curves-only)".into()), 0));
     }
     let (checkpoint, set) = (folder.to_path_buf(), args.set.clone());
-    let encoder = EncoderArgs { checkpoint, config: None, set, ranks: RanksArgs { nproc: None } };
+    let encoder = EncoderArgs { checkpoint, config: None, set, prefix: None, ranks: RanksArgs { nproc: None } };
     let found = RefCell::new(None);
     let asked = |_: &_| json!({"command": "report"});
     let code = Evaluation::run(&encoder, asked, |evaluation| {

@@ -6,10 +6,11 @@ use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::decode::{DecodeOptions, decode};
+use super::decode::{DecodeOptions, decode_values};
 use super::formats::Format;
 use super::values::{Axes, Channels, ValueRange, Values};
 use super::{Paths, formats, loader};
+use crate::augment::Part;
 use crate::pixels::Pixels;
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
 
@@ -194,7 +195,11 @@ impl DataConfig {
     /// # Errors
     /// They are no image, or a larger one than the config allows.
     pub fn decode(&self, bytes: &[u8], out: &mut Pixels) -> Result<()> {
-        decode(bytes, self.decode_options(), out)
+        let mut values = self.values();
+        if values.range == ValueRange::Auto {
+            values.range = ValueRange::Full;
+        }
+        decode_values(bytes, self.decode_options(), &values, &mut Part::whole, out).map(drop)
     }
 
     /// Channels and range of the images, 8-bit RGB where they are `auto`.

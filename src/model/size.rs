@@ -2,7 +2,7 @@
 //! layers and the dimensions of [`super::heads`].
 
 use super::ModelConfig;
-use super::graph::{Op, shapes};
+use super::graph::{Conv, Op, shapes};
 
 /// Sizes as numbers of values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,9 +41,9 @@ impl ModelConfig {
                     _ => 0,
                 };
             size.largest = size.largest.max(output.values());
-            if let Op::Conv { input, kernel, groups, .. } = layer.op {
+            if let Op::Conv(Conv { input, kernel, groups, .. }) = layer.op {
                 let patch = (input / groups * kernel * kernel) as u64;
-                size.columns = size.columns.max(patch * (output.side * output.side) as u64);
+                size.columns = size.columns.max(patch * (output.height * output.width) as u64);
             }
             features = output.channels as u64;
         }

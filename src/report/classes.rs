@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::charts;
 use crate::data::Dataset;
-use crate::data::subset::{labelled, spread};
+use crate::data::subset::{labeled, spread};
 use crate::eval::{Features, Images, Nearest, View, extract_views};
 use crate::logging::one_line;
 use crate::run::evaluation::Evaluation;
@@ -64,7 +64,7 @@ pub fn by_class(
     features: &Features,
     images: usize,
 ) -> Result<Option<ByClass>> {
-    let Some(bank_set) = labelled(train.clone()).filter(|_| features.labels.iter().any(|&label| label >= 0)) else {
+    let Some(bank_set) = labeled(train.clone()).filter(|_| features.labels.iter().any(|&label| label >= 0)) else {
         return Ok(None);
     };
     let (temperature, own) = (evaluation.config.monitor.knn_temperature, Arc::ptr_eq(train, set));

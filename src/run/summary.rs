@@ -163,10 +163,10 @@ pub fn summarize(trainer: &mut Trainer, outcome: &Outcome, skipped: usize, start
 }
 
 /// Commands to go on with after a run.
-fn next_steps(run_dir: &Path, labelled: bool) -> Vec<String> {
+fn next_steps(run_dir: &Path, labeled: bool) -> Vec<String> {
     let run = quoted(&run_dir.display().to_string());
     let file = |name: &str| quoted(&run_dir.join(name).display().to_string());
-    let evaluate = match labelled {
+    let evaluate = match labeled {
         true => format!("byol linear-eval --checkpoint {run}"),
         false => format!("byol linear-eval --checkpoint {run} --set data.path=LABELED_IMAGES"),
     };
