@@ -107,7 +107,7 @@ mod tests {
             (127.0 + brightness + 60.0 * (9.0 * x + 4.0 * y).sin() + 40.0 * (5.0 * y - 7.0 * x).cos()) as u8
         };
         let at = |i: usize| value(i / 3 % width, i / 3 / width);
-        Pixels { width, height, data: (0..width * height * 3).map(at).collect() }
+        Pixels { width, height, channels: 3, data: (0..width * height * 3).map(at).collect() }
     }
 
     #[test]
@@ -120,12 +120,12 @@ mod tests {
         let mirrored = Pixels { data: mirrored, ..image.clone() };
         assert!((hash(&image) ^ hash(&mirrored)).count_ones() > 10);
         assert_ne!(exact_hash(&image), exact_hash(&mirrored));
-        assert_eq!(difference_hash(&Pixels { width: 20, height: 20, data: vec![7; 1200] }), None);
+        assert_eq!(difference_hash(&Pixels { width: 20, height: 20, channels: 3, data: vec![7; 1200] }), None);
     }
 
     #[test]
     fn colors_are_averaged_over_images() {
-        let flat = |rgb: [u8; 3]| Pixels { width: 2, height: 2, data: rgb.repeat(4) };
+        let flat = |rgb: [u8; 3]| Pixels { width: 2, height: 2, channels: 3, data: rgb.repeat(4) };
         let colors = [flat([0, 51, 255]), flat([255, 51, 255])].map(|pixels| Colors::of(&pixels));
         let [mean, std] = Colors::summary(colors.into_iter());
         for (found, expected) in mean.iter().chain(&std).zip([0.5, 0.2, 1.0, 0.5, 0.0, 0.0]) {

@@ -14,6 +14,9 @@ const FOUND: f64 = 0.99;
 /// The evaluations of a run so far, each after so many epochs.
 pub type History = [(f64, Quality)];
 
+/// One of the ranks of an evaluation.
+type Rank = fn(&Quality) -> f64;
+
 /// Sentences about the latest evaluation, none if all is well.
 pub fn warnings(history: &History) -> Vec<String> {
     [collapse(history), flat(history)].into_iter().flatten().collect()
@@ -22,7 +25,7 @@ pub fn warnings(history: &History) -> Vec<String> {
 /// The encoder, or the projector, uses ever fewer dimensions. The first evaluation, of random weights, does not count.
 fn collapse(history: &History) -> Option<String> {
     let [.., (_, before), (_, now)] = history.get(1..)? else { return None };
-    let ranks: [(&str, fn(&Quality) -> f64, i64); 2] = [
+    let ranks: [(&str, Rank, i64); 2] = [
         ("effective rank", |quality| quality.effective_rank, now.max_rank()),
         ("effective rank of the projections", |quality| quality.projection_rank, now.max_rank()),
     ];

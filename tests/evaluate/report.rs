@@ -74,7 +74,7 @@ fn visit(browser: &str, page: &Path, width: u32) -> Value {
     assert!(!log.contains(":CONSOLE"), "{log}");
     let result = dom.split("<pre id=\"result\">").nth(1).and_then(|rest| rest.split('<').next());
     let result = result.unwrap_or_else(|| panic!("no result: {}\n{log}", &dom[..dom.len().min(2000)]));
-    let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, result.trim()).expect("base64");
+    let bytes = <base64ct::Base64 as base64ct::Encoding>::decode_vec(result.trim()).expect("base64");
     serde_json::from_slice(&bytes).expect("JSON")
 }
 

@@ -91,7 +91,9 @@ impl Parquet {
         column::<ByteArrayType>(&mut group, &classes, Some(&there), None)?;
         vectors(&mut group, &self.values, self.table.dim)?;
         group.close()?;
-        (self.names.clear(), self.labels.clear(), self.values.clear());
+        self.names.clear();
+        self.labels.clear();
+        self.values.clear();
         Ok(())
     }
 }
