@@ -25,7 +25,7 @@ const MAX_PEAK: u64 = 24 << 20;
 
 /// Names of a small ResNet in three spellings; only the first convolutions have their shape.
 fn encoder_names() -> Vec<(String, Vec<usize>)> {
-    let config = EncoderConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Cifar, zero_init_residual: false };
+    let config = EncoderConfig { arch: Arch::Resnet18, width: 0.25, stem: Stem::Cifar, ..EncoderConfig::default() };
     let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
     let shape = |name: &str| if name == "conv1.weight" { vec![16, 3, 3, 3] } else { vec![1] };
     let mut names = Vec::new();
