@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use bhtsne::tSNE;
+use rayon::ThreadPoolBuilder;
 use tch::{Kind, Tensor};
 
 use crate::byol::loss::l2_normalize;
@@ -55,12 +56,16 @@ pub fn tsne(features: &Tensor) -> Result<Option<Vec<(f64, f64)>>> {
     let start = &first / first.std(false).clamp_min(1e-12) * 1e-4;
     let start = Vec::<f32>::try_from(start.to_kind(Kind::Float).contiguous().flatten(0, -1))?;
     let distance = |a: &&[f32], b: &&[f32]| a.iter().zip(*b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-    let embedding = tSNE::<f32, &[f32], 2>::new(&rows)
-        .perplexity(perplexity)
-        .epochs(UPDATES)
-        .initial_embedding(start)
-        .barnes_hut(0.5, distance)
-        .embedding();
+    // On one thread: the sums of several come in another order each time, and the map would not repeat.
+    let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
+    let embedding = pool.install(|| {
+        tSNE::<f32, &[f32], 2>::new(&rows)
+            .perplexity(perplexity)
+            .epochs(UPDATES)
+            .initial_embedding(start)
+            .barnes_hut(0.5, distance)
+            .embedding()
+    });
     Ok(Some(embedding.chunks(2).map(|point| (point[0].into(), point[1].into())).collect()))
 }
 

@@ -128,6 +128,8 @@ fn a_run_on_four_16_bit_channels_is_evaluated_and_exported() {
             "--set",
             "data.channels=3",
             "--set",
+            "data.value_range=auto",
+            "--set",
             "augment.mean=auto",
             "--set",
             "augment.std=auto",

@@ -32,6 +32,10 @@ fn check_exports(run: &TinyRun) -> Encoder {
             if format.check_options(&options).is_err() {
                 continue;
             }
+            if let Err(error) = format.check_encoder(&encoder.config) {
+                assert!(["timm", "hf"].contains(&format.name()), "{error}");
+                continue;
+            }
             let written = export::write(&encoder, format, &options, &output);
             if vit && image_size == Some(ImageSize::Dynamic) {
                 let error = written.expect_err("refused").to_string();
