@@ -50,7 +50,23 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
         .iter()
         .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, Some(metadata))?)
+    in_order(safetensors::serialize(views, Some(metadata))?)
+}
+
+/// The same file, its header's keys in order: the library's map has another one in each process, and equal encoders are
+/// to be equal files.
+fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>> {
+    let (length, rest) = file.split_first_chunk().context("a file without a header")?;
+    let header = &rest[..u64::from_le_bytes(*length) as usize];
+    let mut entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)?;
+    if let Some(metadata) = entries.get_mut("__metadata__") {
+        let sorted: BTreeMap<String, String> = serde_json::from_value(metadata.take())?;
+        *metadata = serde_json::to_value(sorted)?;
+    }
+    let (mut text, length) = (serde_json::to_vec(&entries)?, header.len());
+    text.resize(length, b' '); // not longer: at most as many spaces
+    file[8..8 + length].copy_from_slice(&text);
+    Ok(file)
 }
 
 /// The length of a file according to its header; nothing else is read.

@@ -57,6 +57,24 @@ pub const ALL: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "byol neighbors",
+        &[
+            "byol neighbors --checkpoint runs/photos --index 0 --top 3",
+            "byol neighbors --checkpoint runs/photos --sample 2 --top 3 --output sheet.png",
+        ],
+    ),
+    (
+        "byol duplicates",
+        &[
+            "byol duplicates --checkpoint runs/photos",
+            "byol duplicates --checkpoint runs/photos --threshold 0.99 --json",
+        ],
+    ),
+    (
+        "byol report",
+        &["byol report runs/photos --output report.html", "byol report runs/photos --curves-only --output curves.html"],
+    ),
+    (
         "byol export-encoder",
         &[
             "byol export-encoder --checkpoint runs/photos --format onnx --output encoder.onnx",

@@ -106,6 +106,7 @@ fn as_expected(expected: &str, found: &str) -> String {
         "a string" => "text",
         "a sequence" => "a list in brackets",
         "field identifier" => "a key",
+        "fewer elements in sequence" => "a shorter list",
         "a YAML tag starting with '!'" | "a Value::Tagged enum" => "a word",
         "struct Config" => "sections such as data and train",
         text => {
@@ -136,6 +137,9 @@ pub(super) fn suggestion(unknown: &str, known: &[String]) -> String {
 
 fn nearest<'a>(unknown: &str, known: &'a [String]) -> Option<&'a String> {
     let unknown = unknown.to_lowercase().replace('-', "_");
+    if let Some(longer) = known.iter().filter(|known| unknown.len() > 3 && known.starts_with(&unknown)).min() {
+        return Some(longer);
+    }
     let near = known.iter().map(|known| (strsim::damerau_levenshtein(&unknown, known), known)).min();
     near.filter(|(distance, known)| *distance <= 1 + known.len() / 4).map(|(_, known)| known)
 }

@@ -41,14 +41,18 @@ pub fn assume_noise(config: &mut Config) {
 /// augmentations are for other numbers.
 pub fn open_train(config: &mut Config, group: &Group, with_views: bool) -> Result<Arc<dyn Dataset>> {
     let mut set = data::open_train(&config.data)?;
-    if config.data.channels == Channels::Auto || config.data.value_range == ValueRange::Auto {
-        let found = if group.is_first() {
+    let open = config.data.channels == Channels::Auto || config.data.value_range == ValueRange::Auto;
+    // Rank 0 may have taken them from the run that is resumed, so it decides for all.
+    let found = match (group.is_first(), open) {
+        (true, true) => {
             let (channels, range) = data::measure::measure(&*set, &config.data, true)?;
             numbers(channels, &range)
-        } else {
-            vec![0.0; numbers(3, &ValueRange::Full).len()]
-        };
-        let (channels, range) = from_numbers(&group.from_first(&found)?);
+        }
+        (true, false) => numbers(config.channels(), &config.data.value_range),
+        (false, _) => vec![0.0; numbers(3, &ValueRange::Full).len()],
+    };
+    let (channels, range) = from_numbers(&group.from_first(&found)?);
+    if open {
         (config.data.channels, config.data.value_range) = (Channels::Count(channels), range);
         if channels != 3 {
             log::info!("data.channels: {channels}");
@@ -68,18 +72,22 @@ pub fn open_train(config: &mut Config, group: &Group, with_views: bool) -> Resul
 fn complete(config: &mut Config, set: &dyn Dataset, group: &Group) -> Result<()> {
     let channels = config.channels();
     let (mean, std) = open_statistics(config);
-    if mean || std {
-        let found = match group.is_first() {
-            true => data::measure::mean_and_std(set, channels, true)?.concat(),
-            false => vec![0.0; 2 * channels],
-        };
-        let found = group.from_first(&found)?;
-        if mean {
-            config.augment.mean = PerChannel::Values(found[..channels].to_vec());
-        }
-        if std {
-            config.augment.std = PerChannel::Values(found[channels..].to_vec());
-        }
+    let found = match (group.is_first(), mean || std) {
+        (true, true) => data::measure::mean_and_std(set, channels, true)?.concat(),
+        _ => vec![0.0; 2 * channels],
+    };
+    let own = |value: &PerChannel, open: bool, at: usize| match value {
+        PerChannel::Values(values) if !open && values.len() == channels => values.clone(),
+        _ => found[at..at + channels].to_vec(),
+    };
+    let augment = &config.augment;
+    let all = [own(&augment.mean, mean, 0), own(&augment.std, std, channels)].concat();
+    let all = group.from_first(&all)?;
+    if mean {
+        config.augment.mean = PerChannel::Values(all[..channels].to_vec());
+    }
+    if std {
+        config.augment.std = PerChannel::Values(all[channels..].to_vec());
     }
     Ok(())
 }

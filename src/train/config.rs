@@ -1,9 +1,11 @@
 //! Sections `train`, `monitor` and `output` of a config.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{EnumAccess, Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::OnNonFinite;
 use crate::section::{Keys, Problems, Section, Words, count_or_null};
@@ -129,7 +131,7 @@ impl Section for TrainConfig {
 }
 
 /// `monitor.quality_every`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum QualityEvery {
     /// As often as costs under 2 % of the run.
@@ -137,6 +139,35 @@ pub enum QualityEvery {
     /// Every so many epochs.
     #[serde(untagged)]
     Epochs(u64),
+}
+
+impl<'de> Deserialize<'de> for QualityEvery {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(QualityEveryVisitor)
+    }
+}
+
+struct QualityEveryVisitor;
+
+impl<'de> Visitor<'de> for QualityEveryVisitor {
+    type Value = QualityEvery;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("auto or a whole number, 0 or more")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<QualityEvery, E> {
+        if text == "auto" { Ok(QualityEvery::Auto) } else { Err(E::invalid_value(Unexpected::Str(text), &self)) }
+    }
+
+    fn visit_u64<E>(self, epochs: u64) -> Result<QualityEvery, E> {
+        Ok(QualityEvery::Epochs(epochs))
+    }
+
+    /// A YAML tag.
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<QualityEvery, A::Error> {
+        Err(A::Error::invalid_type(Unexpected::Other("a word with a tag"), &self))
+    }
 }
 
 /// Section `monitor`.

@@ -61,11 +61,11 @@ fn collect(mut command: clap::Command, path: &str, lines: &mut Vec<String>, bare
     let help = command.render_long_help().to_string();
     let examples = help.split("Examples:\n").nth(1).unwrap_or_default();
     let own: Vec<&str> = examples.lines().map(str::trim).filter(|line| line.starts_with("byol ")).collect();
-    if own.len() < 2 {
+    if own.len() < 2 && !path.ends_with(" help") {
         bare.push(path.to_string());
     }
     lines.extend(own.into_iter().map(str::to_string));
-    for sub in command.get_subcommands() {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         collect(sub.clone(), &format!("{path} {}", sub.get_name()), lines, bare);
     }
 }
