@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Contents, ExportOptions, Exporter, Reader, safetensors, torchvision};
+use super::{Contents, ExportOptions, Exporter, Reader, torchvision};
 use crate::checkpoint;
-use crate::eval::Encoder;
+use crate::eval::{Encoder, Represent};
 use crate::pytorch;
+use crate::weights::{Choice, WeightFile, find};
 
 pub(super) struct Pth;
 
@@ -45,7 +46,12 @@ impl Exporter for Pth {
     }
 
     fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader> {
-        safetensors::open(encoder, path)
+        // Such a file has no metadata: what its shapes do not tell is the encoder's.
+        let (file, written) = (WeightFile::read(path)?, encoder.random(0));
+        let choice = Choice { prefix: None, option: "--prefix", network: encoder.which.name() };
+        let tensors = file.tensors()?;
+        find(&tensors, &choice)?.load_into(&written.params.state_dict(0))?;
+        Ok(Box::new(move |images| written.represent(images)))
     }
 
     fn load_in_python(&self, encoder: &Encoder, _: &ExportOptions, file: &str) -> String {
