@@ -12,8 +12,6 @@ pages!(
     recipes,
     configuration,
     evaluation,
-    looking,
-    weights,
     exporting,
     fault_tolerance,
     scaling,
