@@ -27,7 +27,8 @@ fn guide() {
         pages.iter().filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned())).collect();
     for (path, name) in pages.iter().zip(&names) {
         let text = fs::read_to_string(path).expect("a page of the guide");
-        let linked = names.iter().fold(text, |text, to| text.replace(&format!("]({to}.md"), &format!("](super::{to}")));
+        let linked =
+            names.iter().fold(text, |text, to| text.replace(&format!("]({to}.md"), &format!("](crate::guide::{to}")));
         fs::write(out.join(format!("{name}.md")), linked).expect("a page in OUT_DIR");
     }
 }
