@@ -95,7 +95,6 @@ fn every_format_is_recognized_and_the_choice_follows_the_users_wishes() {
         (fixture("webdataset"), "webdataset"),
         (fixture("cifar/cifar-10-binary.tar.gz"), "cifar10"),
         (fixture("cifar/cifar-100-binary.tar.gz"), "cifar100"),
-        (fixture("stl10"), "stl10"),
     ] {
         let (config, table) = dry(&path, &["--epochs", "3"]);
         assert!(table.contains(&format!("format         {format}")), "{path}:\n{table}");

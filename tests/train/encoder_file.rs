@@ -90,7 +90,7 @@ fn an_encoder_that_cannot_be_written_is_an_error() {
 /// Killed while the run ends, there is no file, or all of it; resumed, the run ends as it would have.
 #[test]
 fn killed_in_its_last_second_a_run_leaves_no_half_file() {
-    let kills = from_environment("BYOL_SOAK_KILLS", 12);
+    let kills = from_environment("BYOL_SOAK_KILLS", 5);
     let mut random = Random::new();
     let seed = format!("{random:?}");
     // A file of 11 MB takes long enough to be met.
