@@ -93,6 +93,7 @@ pub const ALL: &[(&str, &[&str])] = &[
     ("byol configs copy", &["byol configs copy quickstart small.yaml", "byol configs copy photos_resnet50 large.yaml"]),
     ("byol config", &["byol config explain train", "byol config schema"]),
     ("byol config schema", &["byol config schema", "byol config schema > config.schema.json"]),
+    ("byol config reference", &["byol config reference", "byol config reference > keys.md"]),
     ("byol config explain", &["byol config explain train.batch_size", "byol config explain augment.view1"]),
     ("byol completions", &["byol completions bash > byol.bash", "byol completions zsh > _byol"]),
     ("byol man", &["byol man man1", "byol man ~/.local/share/man/man1"]),

@@ -115,6 +115,8 @@ pub enum ConfigCommand {
         #[arg(value_name = "KEY")]
         key: String,
     },
+    /// Print the reference of all keys in Markdown, as it stands in the guide.
+    Reference,
 }
 
 /// Arguments of `byol completions`.

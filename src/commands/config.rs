@@ -5,13 +5,14 @@ use std::io::{Write, stdout};
 use anyhow::{Context, Result};
 
 use crate::cli::ConfigCommand;
-use crate::config::schema;
+use crate::config::{explain, schema};
 
 /// Runs the command.
 pub fn run(command: &ConfigCommand) -> Result<u8> {
     let text = match command {
         ConfigCommand::Schema => serde_json::to_string_pretty(&schema::schema())?,
-        ConfigCommand::Explain { key } => schema::explain(key)?,
+        ConfigCommand::Explain { key } => explain::explain(key)?,
+        ConfigCommand::Reference => explain::reference().trim_end().to_string(),
     };
     writeln!(stdout(), "{text}").context("cannot write to stdout")?;
     Ok(0)

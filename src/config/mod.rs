@@ -1,6 +1,7 @@
 //! The configuration of a run: one YAML file, one typed section per concern, unknown keys refused.
 
 mod commented;
+pub mod explain;
 pub mod recipes;
 pub mod schema;
 mod source;

@@ -55,7 +55,7 @@ pub enum ScaledDecoding {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// The kind of data set, one of [`Format`]. Default synthetic.
+    /// The kind of data set. Default synthetic.
     pub format: Format,
     /// The training images: a path or a list of paths, in which `~` and `$NAME` are replaced. Parquet and webdataset: a
     /// file, a brace pattern (`train-{000..123}.tar`) or a folder of shards (those named `train*`, or else all), also

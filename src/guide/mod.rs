@@ -11,6 +11,7 @@ pages!(
     augmentations,
     recipes,
     configuration,
+    reference,
     evaluation,
     looking,
     weights,
