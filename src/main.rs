@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         }
         run()
     });
+    native::stop_sharing_cores();
     let message = match outcome {
         Ok(Ok(code)) => return ExitCode::from(code),
         Ok(Err(error)) if error.is::<Reported>() => return ExitCode::FAILURE,

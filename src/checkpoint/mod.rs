@@ -25,6 +25,14 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 
+/// Total steps of a run with `schedule.hours` whose speed is not known yet.
+pub const UNKNOWN_STEPS: u64 = 1_000_000_000;
+
+/// How far a run is, in words.
+pub fn progress(step: u64, total_steps: u64) -> String {
+    if total_steps < UNKNOWN_STEPS { format!("step {step} of {total_steps}") } else { format!("step {step}") }
+}
+
 /// The time that a run with `schedule.hours` has taken, and the schedule that this led to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pace {

@@ -18,7 +18,7 @@ use tch::{Device, Tensor};
 pub use c10d::{Listen, ProcessGroup, Reducer, Store};
 pub use memory::alloc::{Counted, allocated_bytes, keep_freed_memory, peak_bytes};
 pub use memory::{Memory, human_bytes, no_memory_for, out_of_memory, resize, swap_bytes};
-pub use torch::contention::Contention;
+pub use torch::contention::{share_cores, stop_sharing_cores};
 pub use torch::cuda::{DeviceChoice, choose_device, describe_device};
 pub use torch::normalize::{ImageLayout, Normalizer};
 pub use torch::shim::{

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::run_files::RunFiles;
+use crate::checkpoint::UNKNOWN_STEPS;
 use crate::logging::one_line;
 use crate::train::trend;
 
@@ -72,7 +73,8 @@ pub fn facts(run: &RunFiles) -> Vec<Fact> {
             "Schedule",
             joined([
                 counted(&config["schedule"]["epochs"], "epochs"),
-                counted(&manifest["total_steps"], "steps"),
+                counted(&manifest["total_steps"], "steps")
+                    .filter(|_| manifest["total_steps"].as_u64() < Some(UNKNOWN_STEPS)),
                 text(&config["ema"]["base_tau"]).map(|tau| format!("base_tau {tau}")),
             ]),
         ),

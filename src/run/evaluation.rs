@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::augment::AugmentConfig;
-use crate::checkpoint::Manifest;
+use crate::checkpoint::{self, Manifest};
 use crate::cli::{EncoderArgs, SplitName};
 use crate::config::Config;
 use crate::data::loader::{BadImages, LoaderOptions};
@@ -291,8 +291,10 @@ impl Evaluation {
     /// One line on the encoder: its source and architecture.
     pub fn encoder_line(&self) -> String {
         let (encoder, config) = (&self.encoder, &self.encoder.config);
-        let step =
-            encoder.run.as_ref().map_or(String::new(), |run| format!(" (step {} of {})", run.step, run.total_steps));
+        let step = encoder
+            .run
+            .as_ref()
+            .map_or(String::new(), |run| format!(" ({})", checkpoint::progress(run.step, run.total_steps)));
         format!(
             "{}{step}: {}, width {}, {} features, on {} in {}",
             encoder.source.display(),

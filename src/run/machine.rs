@@ -46,6 +46,7 @@ impl Machine {
         let threads = config.train.threads.unwrap_or(torch_threads);
         let workers = config.data.workers.unwrap_or(loader_workers);
         native::set_threads(threads);
+        native::share_cores(device, threads, if rank_info.rank == 0 { busy } else { || {} });
         if device == Device::Cpu {
             native::keep_freed_memory();
         }
@@ -69,6 +70,13 @@ impl Machine {
     pub fn precision(&self) -> &'static str {
         if self.bf16 { "bf16" } else { "fp32" }
     }
+}
+
+/// Said once where other processes take the cores.
+fn busy() {
+    log::info!(
+        "the CPU is busy with other processes, which slows training down; a smaller train.threads may be faster"
+    );
 }
 
 /// Both networks with initial weights, and the optimizer. The processes of `group` share each batch.

@@ -43,7 +43,7 @@ impl Resume<'_> {
         move_to(manifest, plan, saved.step);
         manifest.knn_random = saved.knn_random;
         manifest.init = saved.init;
-        log::info!("resuming from {} (step {} of {})", folder.display(), saved.step, manifest.total_steps);
+        log::info!("resuming from {} ({})", folder.display(), checkpoint::progress(saved.step, manifest.total_steps));
         if saved.steps_per_epoch != plan.steps_per_epoch {
             log::warn!(
                 "an epoch has {} steps, was {}: the run keeps its position in the schedule, epoch {:.2} of {}; steps to \

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::checkpoint;
 use crate::logging::Quality;
 use crate::train::{Ending, Outcome, RunFolder, Trainer};
 
@@ -210,9 +211,8 @@ impl Summary {
         }
         let loss = if outcome.loss.is_finite() { format!(", loss {:.4}", outcome.loss) } else { String::new() };
         format!(
-            "{verb}: step {} of {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
-            self.step,
-            self.total_steps,
+            "{verb}: {}{loss}{knn}, {:.0} images/s, {:.0} s{skipped}; checkpoint {}",
+            checkpoint::progress(self.step, self.total_steps),
             outcome.images_per_second,
             self.seconds,
             outcome.checkpoint.display()

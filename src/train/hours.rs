@@ -3,12 +3,9 @@
 
 use std::time::Instant;
 
-use crate::checkpoint::Pace;
+use crate::checkpoint::{Pace, UNKNOWN_STEPS};
 
 use super::Plan;
-
-/// Steps of a plan whose speed is not known yet.
-const UNKNOWN: u64 = 1_000_000_000;
 
 /// Steps of a session before the first number is set, unless they take too long; the first of them is not measured.
 const FIRST: u64 = 4;
@@ -48,12 +45,12 @@ impl Hours {
 
     /// A plan of a new run until its speed is known: the rates stay at the start of their schedule.
     pub fn begin(plan: &mut Plan) {
-        plan.end_after(0, UNKNOWN);
+        plan.end_after(0, UNKNOWN_STEPS);
     }
 
     /// Whether the number of steps is known.
     pub fn is_planned(total_steps: u64) -> bool {
-        total_steps < UNKNOWN
+        total_steps < UNKNOWN_STEPS
     }
 
     /// The first step of the session begins.

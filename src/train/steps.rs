@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use native::Contention;
 use native::stream::PendingScalars;
 use tch::Device;
 
@@ -24,7 +23,6 @@ pub(super) struct Steps<'a> {
     end: u64,
     guard: Guard,
     collapse: CollapseWatch,
-    contention: Contention,
     interval: Interval,
     training_seconds: f64,
     /// The last step's loss and statistics, not read yet.
@@ -65,7 +63,6 @@ impl<'a> Steps<'a> {
         let (first, total) = (trainer.manifest.step, trainer.plan.total_steps);
         let guard = Guard::new(trainer.train.on_non_finite, trainer.train.max_skipped_steps);
         let collapse = CollapseWatch::new(&trainer.monitor, &trainer.byol);
-        let contention = Contention::new(trainer.byol.device, trainer.manifest.threads);
         let end = trainer.train.max_steps.map_or(total, |max| max.min(total));
         Self {
             trainer,
@@ -74,7 +71,6 @@ impl<'a> Steps<'a> {
             end,
             guard,
             collapse,
-            contention,
             interval: Interval::start(),
             training_seconds: 0.0,
             pending: None,
@@ -118,7 +114,6 @@ impl<'a> Steps<'a> {
                 }
             }
             self.trainer.logger.iter().for_each(|logger| logger.advance(done));
-            self.share_cores();
             if due.save || due.request != StopRequest::default() {
                 self.save(done, due.request.checkpoint)?;
             }
@@ -163,15 +158,6 @@ impl<'a> Steps<'a> {
         let Some(hours) = &self.trainer.hours else { return Ok(true) };
         let own = f64::from(u8::from(hours.has_time_to_evaluate()));
         Ok(self.trainer.group.from_first(&[own])?[0] > 0.0)
-    }
-
-    fn share_cores(&mut self) {
-        if self.contention.observe() && self.trainer.logger.is_some() {
-            let threads = self.trainer.manifest.threads;
-            log::info!(
-                "the CPU is busy with other processes, which slows down {threads} threads; fewer train.threads may be faster"
-            );
-        }
     }
 
     /// Evaluates the untrained encoder, or a run that stopped between its last checkpoint and its last evaluation.

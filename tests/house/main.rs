@@ -2,6 +2,8 @@
 
 mod layers;
 mod readme;
+#[path = "../support/mod.rs"]
+mod support;
 mod unsafe_code;
 mod wheel;
 

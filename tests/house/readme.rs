@@ -13,8 +13,11 @@ use std::process::{Command, Output};
 
 use safetensors::{Dtype, SafeTensors};
 
-/// Only this is added to a command: one epoch, a log interval, in place of 14.
+use crate::support::run::draw_images;
+
+/// Only this is added to a command: one epoch, a log interval, in place of 14; two steps in place of an hour.
 const SHORTENED: &str = "--set schedule.epochs=1 --set schedule.warmup_epochs=0";
+const TWO_STEPS: &str = "--set train.max_steps=2";
 
 /// Where commands are shown: the README, then the guide.
 fn pages() -> Vec<PathBuf> {
@@ -44,30 +47,35 @@ fn block_with(language: &str, part: &str) -> String {
     found.remove(0).1
 }
 
-/// The commands on the quick start's run, each once, in the order of their first appearance.
+/// The commands on the quick start's run and on a folder of photos, each once, in the order of their first appearance.
 fn walk() -> Vec<String> {
     let shell = blocks().into_iter().filter(|(language, _)| language == "sh");
     let mut commands: Vec<String> = Vec::new();
     for (_, text) in shell {
         for line in text.replace("\\\n", "").lines() {
-            let ours = line.starts_with("scripts/byol ") && line.contains("quickstart");
-            if ours && !commands.iter().any(|seen| seen == line) {
+            let on = ["quickstart", "~/photos", "/data/photos", "runs/photos", "runs/plan"];
+            let ours = line.starts_with("scripts/byol ") || line.starts_with("byol ");
+            if ours && on.iter().any(|name| line.contains(name)) && !commands.iter().any(|seen| seen == line) {
                 commands.push(line.to_string());
             }
         }
     }
     let names: BTreeSet<&str> = commands.iter().filter_map(|command| command.split(' ').nth(1)).collect();
-    assert!(names.is_superset(&["train", "linear-eval", "knn-eval", "extract-features", "export-encoder"].into()));
+    let expected =
+        ["train", "linear-eval", "knn-eval", "extract-features", "export-encoder", "data", "preview", "check"];
+    assert!(names.is_superset(&expected.into()) && names.is_superset(&["report", "neighbors", "duplicates"].into()));
     commands
 }
 
 /// A folder from which the README's relative paths lead where they do from the repository. `scripts/byol` is the binary
-/// under test: the script itself would install libtorch and build another one.
+/// under test: the script itself would install libtorch and build another one. Photos are in the home folder.
 fn checkout() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     fs::create_dir(folder.path().join("scripts")).expect("a folder");
     symlink(env!("CARGO_BIN_EXE_byol"), folder.path().join("scripts/byol")).expect("a link");
     symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), folder.path().join("configs")).expect("a link");
+    draw_images(&folder.path().join("photos"));
+    fs::copy(folder.path().join("photos/a/0.png"), folder.path().join("photo.jpg")).expect("copied");
     folder
 }
 
@@ -81,7 +89,11 @@ fn succeeds(what: &str, command: &mut Command) -> (String, String) {
 
 /// Runs a line of shell. What the README shows was printed on a CPU.
 fn shell(folder: &Path, line: &str) -> (String, String) {
-    succeeds(line, Command::new("sh").args(["-c", line]).current_dir(folder).env("CUDA_VISIBLE_DEVICES", ""))
+    let line = line.replace("/data/photos", "~/photos");
+    let path = format!("{}:{}", folder.join("scripts").display(), std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new("sh");
+    command.args(["-c", &line]).current_dir(folder).env("HOME", folder).env("PATH", path);
+    succeeds(&line, command.env("CUDA_VISIBLE_DEVICES", ""))
 }
 
 /// A line without what differs from run to run: numbers, the processor's precision, spaces, the chosen row's mark.
@@ -146,18 +158,31 @@ fn python() -> Result<OsString, String> {
     Err(format!("{}: {problem}; BYOL_PYTHON may name another one", python.display()))
 }
 
+/// The file that `--output` names was written.
+fn assert_output(folder: &Path, command: &str) {
+    let output = command.split("--output ").nth(1).and_then(|rest| rest.split(' ').next());
+    assert!(output.is_none_or(|name| folder.join(name).is_file()), "{command} wrote no {output:?}");
+}
+
 #[test]
 fn the_walk_works_as_written() {
     let checkout = checkout();
     let folder = checkout.path();
     let mut printed_lines = Vec::new();
     for command in walk() {
-        let train = command.contains(" train ");
-        let line = if train { format!("{command} {SHORTENED}") } else { command.clone() };
+        let line = match command.contains(" train ") {
+            true if command.contains("quickstart") => format!("{command} {SHORTENED}"),
+            true => format!("{command} {TWO_STEPS}"),
+            false => command.clone(),
+        };
         let started = std::time::Instant::now();
         let (out, err) = shell(folder, &line);
         println!("{:.1} s: {line}", started.elapsed().as_secs_f64());
         match command.split(' ').nth(1).expect("a command") {
+            "train" if command.contains("photos") => {
+                let run = if command.contains("runs/plan") { "plan" } else { "photos" };
+                assert!(folder.join(format!("runs/{run}/config.yaml")).exists(), "{err}");
+            }
             "train" => assert_shown(&block_with("text", "finished: step 868"), &format!("{out}{err}")),
             "linear-eval" => {
                 assert_shown(&block_with("text", "held-out top-1"), &out);
@@ -171,6 +196,9 @@ fn the_walk_works_as_written() {
                 assert_eq!(tensor(&file, "features"), (vec![4000, 128], Dtype::F32));
                 assert_eq!(tensor(&file, "labels"), (vec![4000], Dtype::I64));
             }
+            "report" | "neighbors" | "duplicates" | "preview" => assert_output(folder, &command),
+            "data" => assert!(out.contains("36"), "{out}"),
+            "check" => assert!(out.contains("images/s"), "{out}"),
             _ => {
                 let output = command.split(' ').next_back().expect("a file");
                 assert!(out.starts_with(&format!("{output}: ")) && folder.join(output).is_file(), "{out}");

@@ -8,7 +8,8 @@
 //! second team of idle threads oversubscribes the cores on purpose. How threads wait does not change what is computed.
 
 use std::fs;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,31 +22,56 @@ const EVERY: Duration = Duration::from_millis(500);
 /// below the second no longer.
 const CROWDED: [f64; 2] = [0.2, 0.04];
 
+/// The watch of this process.
+static WATCH: Mutex<Option<Guarded>> = Mutex::new(None);
+
+/// Shares the cores with other processes from now on: a thread watches whether they are crowded, and makes the `threads`
+/// threads of libtorch's operators on `device` sleep instead of spin while they are. `crowded` is called the first time.
+/// Call [`stop_sharing_cores`] before the process ends.
+pub fn share_cores(device: Device, threads: usize, crowded: fn()) {
+    stop_sharing_cores();
+    let contention = Contention::new(device, threads);
+    if contention.possible {
+        let watch = Guarded::start("cores", move |ended| watch(contention, crowded, ended));
+        *WATCH.lock().unwrap_or_else(PoisonError::into_inner) = watch;
+    }
+}
+
+/// Ends what [`share_cores`] began.
+pub fn stop_sharing_cores() {
+    WATCH.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+/// A step may take seconds, so the watch does not wait for its end.
+fn watch(mut contention: Contention, crowded: fn(), ended: &Receiver<()>) {
+    let mut said = false;
+    while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+        if contention.observe() && !std::mem::replace(&mut said, true) {
+            crowded();
+        }
+    }
+}
+
 /// Detects contention with other processes, and makes the threads sleep instead of spin while it lasts.
-pub struct Contention {
+struct Contention {
     seen: Instant,
     delay: Duration,
-    crowd: Option<Idle>,
+    crowd: Option<Guarded>,
     /// OpenMP can have more threads than there are cores, and the system reports how long threads wait.
     possible: bool,
 }
 
 impl Contention {
     /// For `threads` threads of libtorch's operators on `device`; does nothing for a GPU or a single thread.
-    pub fn new(device: Device, threads: usize) -> Self {
+    fn new(device: Device, threads: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let delay = run_delay();
         let possible = device == Device::Cpu && threads > 1 && 2 * threads - 1 > cores && delay.is_some();
         Self { seen: Instant::now(), delay: delay.unwrap_or_default(), crowd: None, possible }
     }
 
-    /// Whether the threads sleep while they wait for each other.
-    pub fn yields(&self) -> bool {
-        self.crowd.is_some()
-    }
-
-    /// Checks the time since the last call; call it between steps. True if the cores have just become crowded.
-    pub fn observe(&mut self) -> bool {
+    /// Checks the time since the last call. True if the cores have just become crowded.
+    fn observe(&mut self) -> bool {
         let elapsed = self.seen.elapsed();
         if !self.possible || elapsed < EVERY {
             return false;
@@ -55,7 +81,7 @@ impl Contention {
         (self.seen, self.delay) = (Instant::now(), delay);
         match &self.crowd {
             None if share > CROWDED[0] => {
-                self.crowd = Idle::start();
+                self.crowd = Guarded::start("idle", idle);
                 return self.crowd.is_some();
             }
             Some(_) if share < CROWDED[1] => self.crowd = None,
@@ -76,27 +102,27 @@ fn run_delay() -> Option<Duration> {
     Some(Duration::from_nanos(nanoseconds))
 }
 
-/// A team of idle OpenMP threads, as long as this lives.
-struct Idle {
+/// A thread that ends, and is waited for, when this is dropped.
+struct Guarded {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Idle {
-    fn start() -> Option<Self> {
+impl Guarded {
+    fn start(name: &str, work: impl FnOnce(&Receiver<()>) + Send + 'static) -> Option<Self> {
         let (end, ended) = channel();
-        let thread = thread::Builder::new().name("idle".into()).spawn(move || idle(&ended)).ok()?;
+        let thread = thread::Builder::new().name(name.into()).spawn(move || work(&ended)).ok()?;
         Some(Self { end: Some(end), thread: Some(thread) })
     }
 }
 
-/// An operation large enough for libtorch to use every thread; then they sleep.
+/// A team of idle OpenMP threads: an operation large enough for libtorch to use every thread; then they sleep.
 fn idle(ended: &Receiver<()>) {
     let _ = Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)).f_exp();
     let _ = ended.recv();
 }
 
-impl Drop for Idle {
+impl Drop for Guarded {
     fn drop(&mut self) {
         self.end.take();
         let _ = self.thread.take().map(JoinHandle::join);
@@ -106,6 +132,7 @@ impl Drop for Idle {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -149,7 +176,16 @@ mod tests {
             assert!(work().equal(&expected));
             assert!(start.elapsed() < Duration::from_secs(300), "nobody waited for a core");
         }
-        assert!(contention.yields() && work().equal(&expected));
+        assert!(contention.crowd.is_some() && work().equal(&expected));
+        // The watch sees the same.
+        static SAID: AtomicBool = AtomicBool::new(false);
+        share_cores(Device::Cpu, 2.max(cores), || SAID.store(true, Ordering::SeqCst));
+        while !SAID.load(Ordering::SeqCst) {
+            assert!(work().equal(&expected));
+            assert!(start.elapsed() < Duration::from_secs(300), "the watch saw nothing");
+        }
+        stop_sharing_cores();
+        assert!(work().equal(&expected));
         drop(busy);
         assert!(!Contention::new(Device::Cuda(0), 8).possible && !Contention::new(Device::Cpu, 1).possible);
     }
