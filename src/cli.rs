@@ -10,7 +10,7 @@ use crate::export::{Format, ImageSize};
 pub mod examples;
 mod tools;
 
-pub use tools::{CheckArgs, CompletionsArgs, ConfigCommand, ConfigsCommand, DataArgs, ManArgs, TrainArgs};
+pub use tools::{CheckArgs, CompletionsArgs, ConfigCommand, ConfigsCommand, DataArgs, ManArgs, PackArgs, TrainArgs};
 
 /// BYOL pre-training of vision encoders on your own unlabeled images.
 #[derive(Debug, Parser)]
@@ -68,6 +68,8 @@ pub enum Command {
     ExportEncoder(ExportArgs),
     /// Draw augmented views of your images into a picture, to check the augmentations before training.
     Preview(PreviewArgs),
+    /// Copy any data set into webdataset shards, large photos made smaller on request; can be resumed.
+    Pack(PackArgs),
     /// List the built-in recipes, show one or copy it to a file; --config NAME takes one.
     Configs {
         /// What to do; without it the recipes are listed.
@@ -93,6 +95,7 @@ impl Command {
             Self::Bench(BenchCommand::Loader(_)) | Self::ExportEncoder(_) | Self::Preview(_) | Self::Report(_) => false,
             Self::Check(_)
             | Self::Data(_)
+            | Self::Pack(_)
             | Self::Configs { .. }
             | Self::Config(_)
             | Self::Completions(_)

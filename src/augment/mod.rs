@@ -87,6 +87,31 @@ pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, 
     );
 }
 
+/// The whole image, of which `part` is in memory, in another width and height: Pillow's `resize` with BICUBIC. Rows of
+/// `channels` bytes for each pixel.
+pub fn resized(image: &Pixels, part: Part, [width, height]: [usize; 2], scratch: &mut Scratch) -> Vec<u8> {
+    let (channels, size) = (image.channels, width.min(height));
+    let Scratch { resizer, steps, planes, .. } = scratch;
+    let (mut out, mut square) = (vec![0; width * height * channels], vec![0; size * size * channels]);
+    // The resizer makes squares: as many as cover the image, the last one over the one before it.
+    for along in (0..width.max(height)).step_by(size) {
+        let (left, top) = (along.min(width - size), along.min(height - size));
+        let target = Target { width, height, left, top, size, flip: false };
+        widest(
+            #[inline(always)]
+            || resizer.run(image, part.crop, part.reduction, target, Interpolation::Bicubic, planes),
+        );
+        widest(
+            #[inline(always)]
+            || steps.finish(planes, size, channels, &mut square),
+        );
+        for (row, y) in square.chunks_exact(size * channels).zip(top..) {
+            out[(y * width + left) * channels..][..row.len()].copy_from_slice(row);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +137,27 @@ mod tests {
         assert!((mean - (low + high) / 2.0).abs() < 5.0 * error, "{what}: mean {mean}");
         let low_half = values.iter().filter(|v| **v < (3.0 * low + high) / 4.0).count();
         assert_frequency(what, low_half, values.len(), 0.25);
+    }
+
+    /// Against `PIL.Image.resize` of Pillow 13.0.
+    #[test]
+    fn other_widths_and_heights_equal_pillow() {
+        let tall =
+            [78, 150, 139, 124, 126, 137, 134, 122, 135, 118, 129, 127, 118, 129, 112, 137, 119, 116, 142, 130, 121];
+        let wide =
+            [67, 148, 144, 137, 103, 108, 132, 120, 93, 138, 138, 124, 120, 136, 126, 121, 133, 124, 152, 130, 89, 81];
+        for ([width, height], size, expected) in [([13, 30], [3, 7], &tall[..]), ([40, 9], [11, 2], &wide[..])] {
+            let at = |x: usize, y: usize| (x * x * 7 + y * 13 + (x * y) % 31 * 5) as u8;
+            for channels in [1, 3] {
+                let pixels = (0..width * height).flat_map(|i| vec![at(i % width, i / width); channels]);
+                let image = Pixels { width, height, channels, data: pixels.collect() };
+                let made = resized(&image, Part::whole(width, height), size, &mut Scratch::default());
+                assert!(
+                    made.iter().copied().eq(expected.iter().flat_map(|v| vec![*v; channels])),
+                    "{size:?}: {made:?}"
+                );
+            }
+        }
     }
 
     #[test]
