@@ -200,8 +200,8 @@ pub struct ExportArgs {
     /// onnx: fold BatchNorm into the convolutions.
     #[arg(long)]
     pub fold_batchnorm: bool,
-    /// Height and width of the input, or `dynamic` [default: augment.size]. The batch size is always free.
-    #[arg(long, value_name = "PIXELS|dynamic", value_parser = image_size)]
+    /// Side of the input, its height and width, or `dynamic` [default: augment.size]. The batch size is always free.
+    #[arg(long, value_name = "PIXELS|HxW|dynamic")]
     pub image_size: Option<ImageSize>,
     /// With --network target: how many images to recompute BatchNorm statistics on.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
@@ -212,14 +212,6 @@ pub struct ExportArgs {
     /// Override a key of the config; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
-}
-
-fn image_size(text: &str) -> Result<ImageSize, String> {
-    match text.parse() {
-        _ if text == "dynamic" => Ok(ImageSize::Dynamic),
-        Ok(size @ 8..=1024) => Ok(ImageSize::Fixed(size)),
-        _ => Err("expected 8 to 1024 pixels, or dynamic".into()),
-    }
 }
 
 /// Arguments of `byol preview`.

@@ -5,12 +5,12 @@ use std::io::{Cursor, Write};
 use anyhow::{Context, Result, bail};
 use image::ImageFormat;
 
-use crate::augment::{Part, Scratch, two_views};
+use crate::augment::{Part, Scratch};
 use crate::checkpoint;
 use crate::cli::PreviewArgs;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::data::loader::BadImages;
+use crate::data::loader::{BadImages, load_for_views};
 use crate::distributed::Group;
 use crate::files;
 use crate::pixels::Pixels;
@@ -51,8 +51,9 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.original(row, &lines, &colored(&image, channels));
         for draw in 0..draws {
             let [first, second] = &mut views;
-            // As in the loader, a replacement gets the random choices of the image that it replaces.
-            two_views(&config.augment, &image, seed, draw as u64, wanted as u64, &mut scratch, [first, second]);
+            let (set, epoch) = (&*dataset, draw as u64);
+            let (_, choices) = load_for_views(set, wanted as u32, &bad, &config.augment, seed, epoch, &mut image)?;
+            config.augment.apply(&image, &choices, &mut scratch, [first, second]);
             for (column, view) in [(1 + draw, first), (1 + draws + draw, second)] {
                 picture.view(row, column, &colors(view, image.channels, channels));
             }

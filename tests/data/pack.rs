@@ -36,7 +36,7 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn pack<'a>(folder: &Path, output: &Path, more: &[&'a str]) -> std::process::Command {
+fn pack(folder: &Path, output: &Path, more: &[&str]) -> std::process::Command {
     let (config, output) = (folder.join("c.yaml").display().to_string(), output.display().to_string());
     byol(&[&["pack", "--config", &config, "--output", &output], more].concat())
 }

@@ -19,7 +19,7 @@ use super::decode::ending_of;
 use super::formats::names::{ending, is_image_name};
 use super::values::{Channels, ValueRange};
 use super::{DataConfig, Dataset, Format, OnBadImage, Paths, fingerprint, open_eval, open_train};
-use crate::augment::{Part, Scratch, resized};
+use crate::augment::{Part, Scratch, Size, resized};
 use crate::files;
 use crate::pixels::Pixels;
 use shard::{Item, Shard};
@@ -250,7 +250,7 @@ impl Packing<'_> {
             let smaller = self.options.limit.and_then(|limit| limit.applied(width, height));
             let png = match smaller {
                 Some(size) => shrink::png(&resized(pixels, Part::whole(width, height), size, scratch), size, channels),
-                None => shrink::png(&pixels.data, [width, height], channels),
+                None => shrink::png(&pixels.data, Size { height, width }, channels),
             };
             Ok((png?, "png".to_string()))
         })

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use anyhow::{Context, Result, bail};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
-use crate::augment::{Part, Scratch, resized};
+use crate::augment::{Part, Scratch, Size, resized};
 use crate::data::DataConfig;
 use crate::data::decode::{DecodeOptions, decode_values, look};
 use crate::data::values::{ValueRange, Values};
@@ -21,14 +21,14 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Width and height of an image of `width` x `height` pixels after shrinking; `None` if it is within the limit.
-    pub fn applied(self, width: usize, height: usize) -> Option<[usize; 2]> {
+    /// Size of an image of `width` x `height` pixels after shrinking; `None` if it is within the limit.
+    pub fn applied(self, width: usize, height: usize) -> Option<Size> {
         let (side, most) = match self {
             Self::MaxSide(most) => (width.max(height), most),
             Self::ShortSide(most) => (width.min(height), most),
         };
         let scaled = |length: usize| ((length as f64 * most as f64 / side as f64).round() as usize).max(1);
-        (side > most).then(|| [scaled(width), scaled(height)])
+        (side > most).then(|| Size { height: scaled(height), width: scaled(width) })
     }
 }
 
@@ -53,7 +53,7 @@ pub fn shrink(
     let mut want = |width, height| {
         size = limit.applied(width, height);
         let whole = Part::whole(width, height);
-        Part { reduction: size.map_or(1, |[width, height]| whole.crop.reduction(width, height)), ..whole }
+        Part { reduction: size.map_or(1, |size| whole.crop.reduction(size)), ..whole }
     };
     // Any image may be decoded at a lower resolution that leaves twice the wanted one.
     let options = DecodeOptions { scaled_above: 0, ..config.decode_options() };
@@ -62,15 +62,15 @@ pub fn shrink(
     let Some(size) = size else { return Ok(None) };
     let made = resized(pixels, part, size, scratch);
     if encoded.starts_with(&[0xff, 0xd8]) {
-        return Ok(Some((native::jpeg::encode(&made, [size[0], size[1], channels], quality)?, "jpg")));
+        return Ok(Some((native::jpeg::encode(&made, [size.width, size.height, channels], quality)?, "jpg")));
     }
     Ok(Some((png(&made, size, channels)?, "png")))
 }
 
-/// Encodes `width` x `height` pixels of 1 or 3 bytes.
+/// Encodes an image of pixels of 1 or 3 bytes.
 /// # Errors
 /// Other numbers of channels.
-pub fn png(pixels: &[u8], [width, height]: [usize; 2], channels: usize) -> Result<Vec<u8>> {
+pub fn png(pixels: &[u8], size: Size, channels: usize) -> Result<Vec<u8>> {
     let color = match channels {
         1 => ExtendedColorType::L8,
         3 => ExtendedColorType::Rgb8,
@@ -78,7 +78,7 @@ pub fn png(pixels: &[u8], [width, height]: [usize; 2], channels: usize) -> Resul
     };
     let mut png = Cursor::new(Vec::new());
     let encoder = PngEncoder::new(&mut png);
-    encoder.write_image(pixels, width as u32, height as u32, color).context("cannot encode the png")?;
+    encoder.write_image(pixels, size.width as u32, size.height as u32, color).context("cannot encode the png")?;
     Ok(png.into_inner())
 }
 
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn only_images_beyond_the_limit_shrink_and_keep_their_aspect() {
-        let size = |height, width| Some([width, height]);
+        let size = |height, width| Some(Size { height, width });
         assert_eq!(Limit::MaxSide(100).applied(400, 300), size(75, 100));
         assert_eq!(Limit::ShortSide(100).applied(400, 300), size(100, 133));
         assert_eq!(Limit::ShortSide(100).applied(30, 4000), None);
