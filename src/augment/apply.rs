@@ -43,18 +43,7 @@ pub fn apply(
     );
     turn(planes, size, draws, interpolation, turned);
     laps.end(|stages| &mut stages.resize);
-    for (plane, &factors) in planes.chunks_exact_mut(plane_length(pixels)).zip(draws.channels.iter().flatten()) {
-        degrade::adjust_channel(&mut plane[..pixels], factors);
-    }
-    for &op in draws.color.iter().flatten() {
-        widest(
-            #[inline(always)]
-            || steps.color(op, planes, pixels),
-        );
-    }
-    if draws.grayscale {
-        steps.grayscale();
-    }
+    recolor(planes, pixels, draws, steps);
     let mut planes = &mut planes[..];
     if let Some(sigma) = draws.blur {
         widest(
@@ -88,6 +77,22 @@ pub fn apply(
         degrade::erase(out, size, area);
     }
     laps.end(|stages| &mut stages.color);
+}
+
+/// Changes of color up to the blur: those of each channel first.
+fn recolor(planes: &mut [u8], pixels: usize, draws: &Draws, steps: &mut Steps) {
+    for (plane, &factors) in planes.chunks_exact_mut(plane_length(pixels)).zip(draws.channels.iter().flatten()) {
+        degrade::adjust_channel(&mut plane[..pixels], factors);
+    }
+    for &op in draws.color.iter().flatten() {
+        widest(
+            #[inline(always)]
+            || steps.color(op, planes, pixels),
+        );
+    }
+    if draws.grayscale {
+        steps.grayscale();
+    }
 }
 
 /// Vertical flip, quarter turns and rotation; the planes then have `size`.
