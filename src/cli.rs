@@ -10,7 +10,7 @@ use crate::export::{Format, ImageSize};
 pub mod examples;
 mod tools;
 
-pub use tools::{CheckArgs, CompletionsArgs, ConfigCommand, ConfigsCommand, DataArgs, ManArgs, TrainArgs};
+pub use tools::{CheckArgs, CompletionsArgs, ConfigCommand, ConfigsCommand, DataArgs, ManArgs, PackArgs, TrainArgs};
 
 /// BYOL pre-training of vision encoders on your own unlabeled images.
 #[derive(Debug, Parser)]
@@ -68,6 +68,8 @@ pub enum Command {
     ExportEncoder(ExportArgs),
     /// Draw augmented views of your images into a picture, to check the augmentations before training.
     Preview(PreviewArgs),
+    /// Copy any data set into webdataset shards, large photos made smaller on request; can be resumed.
+    Pack(PackArgs),
     /// List the built-in recipes, show one or copy it to a file; --config NAME takes one.
     Configs {
         /// What to do; without it the recipes are listed.
@@ -93,6 +95,7 @@ impl Command {
             Self::Bench(BenchCommand::Loader(_)) | Self::ExportEncoder(_) | Self::Preview(_) | Self::Report(_) => false,
             Self::Check(_)
             | Self::Data(_)
+            | Self::Pack(_)
             | Self::Configs { .. }
             | Self::Config(_)
             | Self::Completions(_)
@@ -197,8 +200,8 @@ pub struct ExportArgs {
     /// onnx: fold BatchNorm into the convolutions.
     #[arg(long)]
     pub fold_batchnorm: bool,
-    /// Height and width of the input, or `dynamic` [default: augment.size]. The batch size is always free.
-    #[arg(long, value_name = "PIXELS|dynamic", value_parser = image_size)]
+    /// Side of the input, its height and width, or `dynamic` [default: augment.size]. The batch size is always free.
+    #[arg(long, value_name = "PIXELS|HxW|dynamic")]
     pub image_size: Option<ImageSize>,
     /// With --network target: how many images to recompute BatchNorm statistics on.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
@@ -209,14 +212,6 @@ pub struct ExportArgs {
     /// Override a key of the config; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
-}
-
-fn image_size(text: &str) -> Result<ImageSize, String> {
-    match text.parse() {
-        _ if text == "dynamic" => Ok(ImageSize::Dynamic),
-        Ok(size @ 8..=1024) => Ok(ImageSize::Fixed(size)),
-        _ => Err("expected 8 to 1024 pixels, or dynamic".into()),
-    }
 }
 
 /// Arguments of `byol preview`.

@@ -89,7 +89,7 @@ fn fit(width: u32, height: u32, cell: u32) -> (u32, u32) {
 }
 
 /// RGB bytes as an image of another size; pixels are repeated to enlarge, averaged to reduce.
-pub fn scaled(bytes: &[u8], (width, height): (u32, u32), (wide, high): (u32, u32), enlarged: bool) -> RgbImage {
+fn scaled(bytes: &[u8], (width, height): (u32, u32), (wide, high): (u32, u32), enlarged: bool) -> RgbImage {
     let image = RgbImage::from_raw(width, height, bytes.to_vec()).expect("width * height * 3 bytes");
     if (width, height) == (wide, high) {
         return image;

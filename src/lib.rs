@@ -21,7 +21,7 @@
 //! drawing       pictures of images with lines of text
 //! preview       a picture of views side by side
 //! sheet         a picture of images in rows, with captions
-//! data          formats, decoding, the parallel loader
+//! data          formats, decoding, the parallel loader, packing
 //! inspect       what is in a data set
 //! model         encoders, heads, named parameters
 //! optim         LARS, SGD, AdamW, schedules

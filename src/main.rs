@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Duplicates(args) => commands::duplicates::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Preview(args) => commands::preview::run(args),
+        Command::Pack(args) => commands::pack::run(args),
         Command::Configs { command } => commands::configs::run(command.as_ref()),
         Command::Config(command) => commands::config::run(command),
         Command::Completions(args) => commands::completions::run(args),

@@ -3,7 +3,8 @@
 
 use image::RgbImage;
 
-use crate::drawing::{BOLD, Canvas, GRAY, INK, PLAIN, TITLE, scaled};
+use crate::augment::Size;
+use crate::drawing::{BOLD, Canvas, GRAY, INK, PLAIN, TITLE};
 use crate::pixels::Pixels;
 
 /// In pixels, as all lengths here.
@@ -30,19 +31,20 @@ const MAX_CELL: u32 = 320;
 pub struct Layout {
     rows: u32,
     draws: u32,
-    size: u32,
+    /// Of a view.
+    size: Size,
     cell: u32,
 }
 
 impl Layout {
-    /// A grid for `rows` images with `draws` draws of each of two views of `size` x `size` pixels. Views keep their
+    /// A grid for `rows` images with `draws` draws of each of two views of this size. Views keep their
     /// size, but small ones are enlarged by an integer factor, and those that would make the picture too wide are
     /// reduced.
-    pub fn new(rows: usize, draws: usize, size: usize) -> Self {
-        let [rows, draws, size] = [rows, draws, size].map(|n| n as u32);
+    pub fn new(rows: usize, draws: usize, size: Size) -> Self {
+        let [rows, draws, long] = [rows, draws, size.long()].map(|n| n as u32);
         let around = 2 * MARGIN + LABEL + 3 * GROUP_GAP + 2 * (draws - 1) * GAP;
         let room = (MAX_WIDTH.saturating_sub(around) / (1 + 2 * draws)).clamp(8, MAX_CELL);
-        let cell = if size > room { room } else { size * (room.min(ENLARGED) / size).max(1) };
+        let cell = if long > room { room } else { long * (room.min(ENLARGED) / long).max(1) };
         Self { rows, draws, size, cell }
     }
 
@@ -67,7 +69,7 @@ impl Layout {
 
     /// How the views are scaled, in words.
     pub fn scale(&self) -> String {
-        match (self.cell / self.size, self.cell) {
+        match (self.cell / self.size.long() as u32, self.cell) {
             (0, cell) => format!("reduced to {cell} px"),
             (1, _) => "pixel by pixel".to_string(),
             (factor, _) => format!("enlarged {factor} times"),
@@ -112,12 +114,11 @@ impl Picture {
         self.canvas.image((left, top), self.layout.cell, image);
     }
 
-    /// Draws a view, `size * size * 3` bytes, into a column (see [`Layout::corner`]).
+    /// Draws a view, `height * width * 3` bytes, into a column (see [`Layout::corner`]).
     pub fn view(&mut self, row: usize, column: usize, view: &[u8]) {
-        let (left, top) = self.layout.corner(row, column);
-        let Layout { size, cell, .. } = self.layout;
-        let shown = scaled(view, (size, size), (cell, cell), cell > size);
-        self.canvas.put(&shown, (left, top));
+        let Size { height, width } = self.layout.size;
+        let view = Pixels { width, height, channels: 3, data: view.to_vec() };
+        self.canvas.image(self.layout.corner(row, column), self.layout.cell, &view);
     }
 
     /// The finished picture.
@@ -133,7 +134,7 @@ mod tests {
     #[test]
     fn cells_lie_apart_inside_a_picture_of_bounded_width() {
         for (draws, size) in [(1, 8), (4, 32), (3, 96), (4, 224), (16, 224), (16, 1024), (1, 1024)] {
-            let layout = Layout::new(3, draws, size);
+            let layout = Layout::new(3, draws, size.into());
             let (width, height) = layout.dimensions();
             assert!(width <= MAX_WIDTH, "{width} px for {draws} draws of {size}");
             // The widest caption, and four lines of label beside a row.
@@ -151,7 +152,9 @@ mod tests {
 
     #[test]
     fn views_are_enlarged_by_integer_factors_unscaled_or_reduced() {
-        let shown = |draws, size| (Layout::new(1, draws, size).cell(), Layout::new(1, draws, size).scale());
+        let shown = |draws, size: usize| {
+            (Layout::new(1, draws, size.into()).cell(), Layout::new(1, draws, size.into()).scale())
+        };
         assert_eq!(shown(4, 32), (160, "enlarged 5 times".to_string()));
         assert_eq!(shown(4, 96), (96, "pixel by pixel".to_string()));
         assert_eq!(shown(4, 224), (224, "pixel by pixel".to_string()));

@@ -23,6 +23,10 @@ pub enum Purpose {
     Verify = 6,
     /// Stochastic depth; `epoch` is the step, `index` the image's place in the batch, `part` the view.
     DropPath = 7,
+    /// Augmentations that the paper does not have; `part` is twice the operation's number plus the view (0 or 1).
+    Views = 8,
+    /// The noise that is added to a view; the seed is that of the noise.
+    Noise = 9,
 }
 
 /// A random stream (ChaCha with 8 rounds: creating one costs about 80 ns).

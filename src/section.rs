@@ -95,9 +95,20 @@ impl Problems {
 
     /// Reports a number outside `range`, and NaN.
     pub fn range<T: PartialOrd + Shown>(&mut self, key: &str, value: T, range: RangeInclusive<T>) {
+        self.ranges(key, &value, std::slice::from_ref(&value), range);
+    }
+
+    /// Reports a value unless all of its numbers are inside `range`.
+    pub fn ranges<T: PartialOrd + Shown>(
+        &mut self,
+        key: &str,
+        value: impl Shown,
+        numbers: &[T],
+        range: RangeInclusive<T>,
+    ) {
         self.note(key, range.start(), Some(range.end()));
         let expected = format!("{} to {}", range.start().shown(), range.end().shown());
-        self.require(range.contains(&value), key, value, expected);
+        self.require(numbers.iter().all(|number| range.contains(number)), key, value, expected);
     }
 
     /// Reports a number outside `range`, unless null.

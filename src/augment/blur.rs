@@ -4,6 +4,8 @@
 //! A box of real radius weights `2 * whole + 1` pixels equally and the next one on either side less. It is a running
 //! sum, so the cost does not depend on sigma.
 
+use super::Size;
+
 /// Box blurs in each direction.
 const PASSES: usize = 3;
 /// Maximum pixels on each side of a box that is summed directly instead of by a running sum.
@@ -57,11 +59,11 @@ pub(super) struct Blur {
 }
 
 impl Blur {
-    /// Blurs a plane of `size` x `size` bytes with standard deviation `sigma` in pixels.
+    /// Blurs a plane of `size` bytes with standard deviation `sigma` in pixels.
     #[inline(always)]
-    pub fn run(&mut self, plane: &mut [u8], size: usize, sigma: f64) {
+    pub fn run(&mut self, plane: &mut [u8], size: Size, sigma: f64) {
         let kernel = Kernel::new(sigma as f32);
-        let length = (size + 2 * MAX_ADDED + 2) * size;
+        let length = size.pixels() + (2 * MAX_ADDED + 2) * size.width;
         self.from.resize(length, 0);
         self.to.resize(length, 0);
         match kernel.whole {
@@ -69,10 +71,10 @@ impl Blur {
             1 => self.small::<5>(plane, size, kernel),
             MAX_ADDED => self.small::<{ 2 * MAX_ADDED + 3 }>(plane, size, kernel),
             _ => {
-                for _ in 0..2 {
+                for size in [size, size.turned()] {
                     turn(plane, size, &mut self.to);
-                    plane.copy_from_slice(&self.to[..size * size]);
-                    self.columns(plane, size, kernel);
+                    plane.copy_from_slice(&self.to[..size.pixels()]);
+                    self.columns(plane, size.turned(), kernel);
                 }
             }
         }
@@ -80,41 +82,43 @@ impl Blur {
 
     /// Blurs with a box of `N` pixels, few enough to be summed directly.
     #[inline(always)]
-    fn small<const N: usize>(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
+    fn small<const N: usize>(&mut self, plane: &mut [u8], size: Size, kernel: Kernel) {
+        let Size { height, width } = size;
         let edge = N / 2;
         let [a, b] = &mut self.lines;
-        a.resize(size + 2 * edge, 0);
-        b.resize(size + 2 * edge, 0);
-        let inside = edge..edge + size;
-        let from = &mut self.from[..(size + 2 * edge) * size];
-        let to = &mut self.to[..(size + 2 * edge) * size];
-        for (row, out) in plane.chunks_exact(size).zip(from[edge * size..].chunks_exact_mut(size)) {
+        a.resize(width + 2 * edge, 0);
+        b.resize(width + 2 * edge, 0);
+        let inside = edge..edge + width;
+        let from = &mut self.from[..(height + 2 * edge) * width];
+        let to = &mut self.to[..(height + 2 * edge) * width];
+        for (row, out) in plane.chunks_exact(width).zip(from[edge * width..].chunks_exact_mut(width)) {
             a[inside.clone()].copy_from_slice(row);
             kernel.pass::<N>(a, 1, &mut b[inside.clone()]);
             kernel.pass::<N>(b, 1, &mut a[inside.clone()]);
             kernel.pass::<N>(a, 1, out);
         }
         // All columns at once: the pixel below is one row further.
-        let inside = edge * size..(edge + size) * size;
-        kernel.pass::<N>(from, size, &mut to[inside.clone()]);
-        kernel.pass::<N>(to, size, &mut from[inside]);
-        kernel.pass::<N>(from, size, plane);
+        let inside = edge * width..(edge + height) * width;
+        kernel.pass::<N>(from, width, &mut to[inside.clone()]);
+        kernel.pass::<N>(to, width, &mut from[inside]);
+        kernel.pass::<N>(from, width, plane);
     }
 
     /// Blurs along the columns, all of them side by side.
     #[inline(always)]
-    fn columns(&mut self, plane: &mut [u8], size: usize, kernel: Kernel) {
+    fn columns(&mut self, plane: &mut [u8], size: Size, kernel: Kernel) {
+        let Size { height, width } = size;
         let whole = kernel.whole;
-        self.sums.resize(size, 0);
-        self.from[..size * size].copy_from_slice(plane);
+        self.sums.resize(width, 0);
+        self.from[..height * width].copy_from_slice(plane);
         for _ in 0..PASSES {
-            let line = |y: usize| &self.from[y.min(size - 1) * size..][..size];
+            let line = |y: usize| &self.from[y.min(height - 1) * width..][..width];
             // Sums of the equally weighted pixels around the line before the first.
             self.sums.iter_mut().zip(line(0)).for_each(|(sum, &v)| *sum = u32::from(v) * (whole as u32 + 1));
             for y in 0..whole {
                 self.sums.iter_mut().zip(line(y)).for_each(|(sum, &v)| *sum += u32::from(v));
             }
-            for (y, out) in self.to.chunks_exact_mut(size).take(size).enumerate() {
+            for (y, out) in self.to.chunks_exact_mut(width).take(height).enumerate() {
                 let (before, entering, after) =
                     (line(y.saturating_sub(whole + 1)), line(y + whole), line(y + whole + 1));
                 let lines = self.sums.iter_mut().zip(before).zip(entering).zip(after).zip(out);
@@ -125,14 +129,14 @@ impl Blur {
             }
             std::mem::swap(&mut self.from, &mut self.to);
         }
-        plane.copy_from_slice(&self.from[..size * size]);
+        plane.copy_from_slice(&self.from[..height * width]);
     }
 }
 
-/// Transposes rows and columns.
-fn turn(plane: &[u8], size: usize, out: &mut [u8]) {
-    for (y, row) in plane.chunks_exact(size).enumerate() {
-        row.iter().zip(out[y..].iter_mut().step_by(size)).for_each(|(v, out)| *out = *v);
+/// Transposes the rows and columns of a plane of `size`.
+pub(super) fn turn(plane: &[u8], size: Size, out: &mut [u8]) {
+    for (y, row) in plane.chunks_exact(size.width).enumerate() {
+        row.iter().zip(out[y..].iter_mut().step_by(size.height)).for_each(|(v, out)| *out = *v);
     }
 }
 
@@ -184,15 +188,21 @@ mod tests {
     /// Any sigma, also with boxes larger than the image, against integer sums over the window.
     #[test]
     fn blurs_equal_plain_integer_sums() {
-        let size = 37;
-        let noise: Vec<u8> = (0..size * size).map(|i| (i * i * 31 + i * 7 + i / 5) as u8).collect();
+        for size in [Size::from(37), Size { height: 21, width: 45 }, Size { height: 45, width: 21 }] {
+            blurs_of(size);
+        }
+    }
+
+    fn blurs_of(size: Size) {
+        let Size { height, width } = size;
+        let noise: Vec<u8> = (0..size.pixels()).map(|i| (i * i * 31 + i * 7 + i / 5) as u8).collect();
         for sigma in [0.1, 0.5, 0.9, 1.0, 1.7, 2.0, 3.1, 4.0, 9.0, 30.0, 80.0] {
             let Kernel { whole, inner, outer } = Kernel::new(sigma as f32);
-            let slow = |plane: &[u8], step: usize, line_step: usize| {
+            let slow = |plane: &[u8], length: usize, step: usize, line_step: usize| {
                 let mut blurred = plane.to_vec();
-                for (line, i) in (0..size * size).map(|k| (k / size, k % size)) {
+                for (line, i) in (0..size.pixels()).map(|k| (k / length, k % length)) {
                     let at = |offset: isize| {
-                        let i = (i as isize + offset).clamp(0, size as isize - 1) as usize;
+                        let i = (i as isize + offset).clamp(0, length as isize - 1) as usize;
                         u64::from(plane[line * line_step + i * step])
                     };
                     let whole = whole as isize;
@@ -204,8 +214,8 @@ mod tests {
                 blurred
             };
             let mut expected = noise.clone();
-            (0..3).for_each(|_| expected = slow(&expected, 1, size));
-            (0..3).for_each(|_| expected = slow(&expected, size, 1));
+            (0..3).for_each(|_| expected = slow(&expected, width, 1, width));
+            (0..3).for_each(|_| expected = slow(&expected, height, width, 1));
             let mut plane = noise.clone();
             Blur::default().run(&mut plane, size, sigma);
             assert!(plane == expected, "sigma {sigma}");

@@ -15,9 +15,9 @@ const STRETCH: usize = 8;
 /// Red, green and blue of some pixels, whole numbers from 0 to 255.
 type Colors = [[f32; LANES]; 3];
 
-/// Bytes of a plane of `size` x `size` pixels: whole groups; the last pixels are padding.
-pub(super) fn plane_length(size: usize) -> usize {
-    (size * size).next_multiple_of(LANES)
+/// Bytes of a plane of that many pixels: whole groups; the last pixels are padding.
+pub(super) fn plane_length(pixels: usize) -> usize {
+    pixels.next_multiple_of(LANES)
 }
 
 /// One color change.
@@ -50,12 +50,12 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Adds a color change. Contrast first applies the pending ones to the planes of `size` x `size` pixels.
+    /// Adds a color change. Contrast first applies the pending ones to the planes of `pixels` each.
     #[inline(always)]
-    pub fn color(&mut self, op: ColorOp, planes: &mut [u8], size: usize) {
+    pub fn color(&mut self, op: ColorOp, planes: &mut [u8], pixels: usize) {
         let step = match op {
             ColorOp::Brightness(factor) => Step::Blend { from: 0.0, factor: factor as f32 },
-            ColorOp::Contrast(factor) => Step::Blend { from: self.mean_luma(planes, size), factor: factor as f32 },
+            ColorOp::Contrast(factor) => Step::Blend { from: self.mean_luma(planes, pixels), factor: factor as f32 },
             ColorOp::Saturation(factor) => Step::Saturate(factor as f32),
             // As torchvision: truncated to an integer, then modulo 256.
             ColorOp::Hue(turn) => Step::Hue(((turn * 255.0) as i32 & 255) as f32),
@@ -75,8 +75,8 @@ impl Steps {
 
     /// Applies the pending changes to the planes.
     #[inline(always)]
-    pub fn flush(&mut self, planes: &mut [u8], size: usize) {
-        match (self.pending.is_empty(), planes.len() / plane_length(size)) {
+    pub fn flush(&mut self, planes: &mut [u8], pixels: usize) {
+        match (self.pending.is_empty(), planes.len() / plane_length(pixels)) {
             (true, _) => {}
             (_, 3) => self.each(planes, |_| {}),
             _ => self.each_channel(planes),
@@ -85,12 +85,12 @@ impl Steps {
 
     /// Applies the pending changes and returns the mean luma, rounded.
     #[inline(always)]
-    fn mean_luma(&mut self, planes: &mut [u8], size: usize) -> f32 {
-        if planes.len() != 3 * plane_length(size) {
-            return self.mean_value(planes, size);
+    fn mean_luma(&mut self, planes: &mut [u8], pixels: usize) -> f32 {
+        if planes.len() != 3 * plane_length(pixels) {
+            return self.mean_value(planes, pixels);
         }
         let mut sums = [0.0; LANES];
-        let mut left = size * size;
+        let mut left = pixels;
         self.each(
             planes,
             #[inline(always)]
@@ -107,16 +107,16 @@ impl Steps {
             },
         );
         // A view has at most 2^20 pixels: whole numbers below 2^23 are exact.
-        (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / (size * size) as f64 + 0.5) as u8 as f32
+        (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / pixels as f64 + 0.5) as u8 as f32
     }
 
     /// Applies the pending changes and returns the mean over all channels, rounded: of one channel, as in torchvision.
     #[inline(always)]
-    fn mean_value(&mut self, planes: &mut [u8], size: usize) -> f32 {
-        self.flush(planes, size);
-        let channels = planes.chunks_exact(plane_length(size)).map(|plane| &plane[..size * size]);
+    fn mean_value(&mut self, planes: &mut [u8], pixels: usize) -> f32 {
+        self.flush(planes, pixels);
+        let channels = planes.chunks_exact(plane_length(pixels)).map(|plane| &plane[..pixels]);
         let sums = channels.map(|plane| plane.iter().map(|v| u64::from(*v)).sum::<u64>());
-        let (count, sum) = sums.fold((0, 0), |(count, sum), plane| (count + size * size, sum + plane));
+        let (count, sum) = sums.fold((0, 0), |(count, sum), plane| (count + pixels, sum + plane));
         (sum as f64 / count as f64 + 0.5) as u8 as f32
     }
 
@@ -155,20 +155,20 @@ impl Steps {
     /// Applies the pending changes and writes pixels of `channels` channels. `planes` are as many, or one for a gray
     /// image in RGB.
     #[inline(always)]
-    pub fn finish(&mut self, planes: &mut [u8], size: usize, channels: usize, out: &mut [u8]) {
-        assert_eq!(out.len(), size * size * channels, "a view has size * size * channels bytes");
+    pub fn finish(&mut self, planes: &mut [u8], pixels: usize, channels: usize, out: &mut [u8]) {
+        assert_eq!(out.len(), pixels * channels, "a view has height * width * channels bytes");
         if channels == 3 {
-            return self.finish_rgb(planes, size, out);
+            return self.finish_rgb(planes, pixels, out);
         }
-        self.flush(planes, size);
-        for (channel, plane) in planes.chunks_exact(plane_length(size)).enumerate() {
+        self.flush(planes, pixels);
+        for (channel, plane) in planes.chunks_exact(plane_length(pixels)).enumerate() {
             out[channel..].iter_mut().step_by(channels).zip(plane).for_each(|(out, v)| *out = *v);
         }
     }
 
     #[inline(always)]
-    fn finish_rgb(&mut self, planes: &[u8], size: usize, out: &mut [u8]) {
-        let plane = |channel: usize| planes.chunks_exact(plane_length(size)).nth(channel).unwrap_or(planes);
+    fn finish_rgb(&mut self, planes: &[u8], pixels: usize, out: &mut [u8]) {
+        let plane = |channel: usize| planes.chunks_exact(plane_length(pixels)).nth(channel).unwrap_or(planes);
         let [red, green, blue] = [plane(0), plane(1), plane(2)];
         if self.pending.is_empty() {
             return interleave(red, green, blue, out);
@@ -272,7 +272,7 @@ fn luma([red, green, blue]: &Colors) -> [f32; LANES] {
 
 /// `from + factor * (to - from)` in single precision, clipped and truncated.
 #[inline(always)]
-fn blend(from: f32, to: f32, factor: f32) -> f32 {
+pub(super) fn blend(from: f32, to: f32, factor: f32) -> f32 {
     let value = from + factor * (to - from);
     let value = if value > 0.0 { value } else { 0.0 };
     (if value < 255.0 { value } else { 255.0 }).floor()
@@ -372,12 +372,12 @@ mod tests {
     #[test]
     fn contrast_moves_from_the_mean_of_the_whole_image() {
         let size = 7;
-        let mut planes = vec![0; 3 * plane_length(size)];
-        planes.chunks_exact_mut(plane_length(size)).for_each(|plane| plane[..size * size].fill(100));
+        let mut planes = vec![0; 3 * plane_length(size * size)];
+        planes.chunks_exact_mut(plane_length(size * size)).for_each(|plane| plane[..size * size].fill(100));
         let (mut steps, mut out) = (Steps::default(), vec![0; size * size * 3]);
-        steps.color(ColorOp::Brightness(1.5), &mut planes, size);
-        steps.color(ColorOp::Contrast(0.0), &mut planes, size);
-        steps.finish(&mut planes, size, 3, &mut out);
+        steps.color(ColorOp::Brightness(1.5), &mut planes, size * size);
+        steps.color(ColorOp::Contrast(0.0), &mut planes, size * size);
+        steps.finish(&mut planes, size * size, 3, &mut out);
         assert!(out.iter().all(|v| *v == 150), "{out:?}");
     }
 

@@ -1,5 +1,6 @@
 //! Where to crop: torchvision's `RandomResizedCrop.get_params`.
 
+use super::Size;
 use crate::rng::Stream;
 
 /// A box of whole pixels inside an image.
@@ -53,9 +54,9 @@ impl Crop {
     }
 
     /// The most that the image may be reduced, 1, 2, 4 or 8, so that the box still has at least twice the view's
-    /// `width` and `height` in pixels: what the antialiased resize then takes away, a reduction has not touched.
-    pub fn reduction(self, width: usize, height: usize) -> usize {
-        let enough = |by: &usize| self.width >= 2 * width * by && self.height >= 2 * height * by;
+    /// pixels in each direction: what the antialiased resize then takes away, a reduction has not touched.
+    pub fn reduction(self, view: Size) -> usize {
+        let enough = |by: &usize| self.width >= 2 * view.width * by && self.height >= 2 * view.height * by;
         [8, 4, 2].into_iter().find(enough).unwrap_or(1)
     }
 

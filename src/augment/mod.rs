@@ -8,21 +8,33 @@
 //!
 //! Random choices ([`Draws`]) are separate from the work on pixels ([`apply`]).
 
+mod apply;
 mod blur;
 mod color;
 mod config;
 mod crop;
+mod degrade;
+mod draws;
+mod presets;
 mod resize;
+mod size;
+mod spatial;
 mod stages;
 mod stats;
+mod taps;
 mod view;
 
+pub use apply::{Scratch, apply};
 pub use color::ColorOp;
 pub use config::{AugmentConfig, Interpolation};
 pub use crop::{Crop, Part};
+pub use degrade::Noise;
+pub use draws::Draws;
+pub use presets::Preset;
+pub use size::Size;
 pub use stages::Stages;
 pub use stats::PerChannel;
-pub use view::{Draws, Scratch, ViewConfig, apply};
+pub use view::ViewConfig;
 
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
@@ -33,14 +45,18 @@ impl AugmentConfig {
     /// Makes the choices for both views of image `index`, of `width` x `height` pixels: a function of
     /// (seed, epoch, index).
     pub fn draw(&self, width: usize, height: usize, seed: u64, epoch: u64, index: u64) -> [Draws; 2] {
-        [(&self.view1, 0), (&self.view2, 1)]
-            .map(|(view, part)| view.draw(width, height, &mut Stream::new(seed, Purpose::Augment, epoch, index, part)))
+        [(&self.view1, 0), (&self.view2, 1)].map(|(view, part)| {
+            let mut draws = view.draw(width, height, &mut Stream::new(seed, Purpose::Augment, epoch, index, part));
+            let more = |number: u64| Stream::new(seed, Purpose::Views, epoch, index, 2 * number + part);
+            view.draw_more(self.size, more, &mut draws);
+            draws
+        })
     }
 
     /// What these views need of the image.
     pub fn wanted(&self, draws: &[Draws; 2]) -> Part {
         let [first, second] = draws.each_ref().map(|draws| draws.crop);
-        let reduction = [first, second].map(|crop| crop.reduction(self.size, self.size)).into_iter().min();
+        let reduction = draws.iter().map(|draws| draws.crop.reduction(draws.unturned(self.size))).min();
         Part { crop: first.around(second), reduction: reduction.unwrap_or(1) }
     }
 
@@ -66,15 +82,20 @@ pub fn two_views(
 }
 
 /// Makes the evaluation view: bicubic resize of the short side to `config.eval_side()`, then the central
-/// `config.size` square, as torchvision's `Resize` and `CenterCrop`. `out` as in [`apply`].
+/// `config.size` square, as torchvision's `Resize` and `CenterCrop`. For a view that is not square, the image is resized
+/// to just cover it, enlarged as `eval_side()` enlarges its short side. `out` as in [`apply`].
 pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, out: &mut [u8]) {
-    let (side, size) = (config.eval_side(), config.size);
-    let short = image.width.min(image.height);
+    let (size, side) = (config.size, config.eval_side());
+    let to_cover = |length: usize| length * side / size.short();
+    let (wide, high) = (to_cover(size.width), to_cover(size.height));
     // torchvision divides as floats and truncates; integers give the same for sizes below 2^26.
-    let scaled = |length: usize| if length == short { side } else { side * length / short };
-    let (width, height) = (scaled(image.width), scaled(image.height));
-    let offset = |length: usize| ((length - size) as f64 / 2.0).round_ties_even() as usize;
-    let target = Target { width, height, left: offset(width), top: offset(height), size, flip: false };
+    let (width, height) = match image.width * high <= image.height * wide {
+        true => (wide, wide * image.height / image.width),
+        false => (high * image.width / image.height, high),
+    };
+    let offset = |length: usize, view: usize| ((length - view) as f64 / 2.0).round_ties_even() as usize;
+    let (left, top) = (offset(width, size.width), offset(height, size.height));
+    let target = Target { width, height, left, top, size, flip: false };
     let whole = Crop::whole(image.width, image.height);
     let Scratch { resizer, steps, planes, .. } = scratch;
     widest(
@@ -83,8 +104,25 @@ pub fn eval_view(config: &AugmentConfig, image: &Pixels, scratch: &mut Scratch, 
     );
     widest(
         #[inline(always)]
-        || steps.finish(planes, size, image.channels, out),
+        || steps.finish(planes, size.pixels(), image.channels, out),
     );
+}
+
+/// The whole image, of which `part` is in memory, in another size: Pillow's `resize` with BICUBIC. Rows of
+/// `channels` bytes for each pixel.
+pub fn resized(image: &Pixels, part: Part, size: Size, scratch: &mut Scratch) -> Vec<u8> {
+    let target = Target { width: size.width, height: size.height, left: 0, top: 0, size, flip: false };
+    let Scratch { resizer, steps, planes, .. } = scratch;
+    let mut out = vec![0; size.pixels() * image.channels];
+    widest(
+        #[inline(always)]
+        || resizer.run(image, part.crop, part.reduction, target, Interpolation::Bicubic, planes),
+    );
+    widest(
+        #[inline(always)]
+        || steps.finish(planes, size.pixels(), image.channels, &mut out),
+    );
+    out
 }
 
 #[cfg(test)]
@@ -112,6 +150,28 @@ mod tests {
         assert!((mean - (low + high) / 2.0).abs() < 5.0 * error, "{what}: mean {mean}");
         let low_half = values.iter().filter(|v| **v < (3.0 * low + high) / 4.0).count();
         assert_frequency(what, low_half, values.len(), 0.25);
+    }
+
+    /// Against `PIL.Image.resize` of Pillow 13.0.
+    #[test]
+    fn other_widths_and_heights_equal_pillow() {
+        let tall =
+            [78, 150, 139, 124, 126, 137, 134, 122, 135, 118, 129, 127, 118, 129, 112, 137, 119, 116, 142, 130, 121];
+        let wide =
+            [67, 148, 144, 137, 103, 108, 132, 120, 93, 138, 138, 124, 120, 136, 126, 121, 133, 124, 152, 130, 89, 81];
+        for ([width, height], [w, h], expected) in [([13, 30], [3, 7], &tall[..]), ([40, 9], [11, 2], &wide[..])] {
+            let size = Size { height: h, width: w };
+            let at = |x: usize, y: usize| (x * x * 7 + y * 13 + (x * y) % 31 * 5) as u8;
+            for channels in [1, 3] {
+                let pixels = (0..width * height).flat_map(|i| vec![at(i % width, i / width); channels]);
+                let image = Pixels { width, height, channels, data: pixels.collect() };
+                let made = resized(&image, Part::whole(width, height), size, &mut Scratch::default());
+                assert!(
+                    made.iter().copied().eq(expected.iter().flat_map(|v| vec![*v; channels])),
+                    "{size:?}: {made:?}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -180,9 +240,74 @@ mod tests {
         assert_eq!(ops.iter().flatten().count(), 3);
     }
 
+    /// Each of the operations that the paper lacks has its own random numbers, and its configured frequency.
+    #[test]
+    fn added_operations_move_no_other_choice() {
+        let off = AugmentConfig { size: 32.into(), ..Default::default() };
+        let mut on = off.clone();
+        for view in [&mut on.view1, &mut on.view2] {
+            view.vertical_flip_prob = 0.3;
+            view.quarter_turn_prob = 0.75;
+            (view.rotation_prob, view.channel_jitter_prob) = (0.3, 0.3);
+            (view.noise_prob, view.erase_prob) = (0.3, 0.3);
+        }
+        let n = 4000;
+        let mut drawn = Vec::new();
+        for index in 0..n as u64 {
+            let (plain, draws) = (off.draw(100, 80, 1, 2, index), on.draw(100, 80, 1, 2, index));
+            for (plain, draws) in plain.into_iter().zip(draws) {
+                let Draws { crop, reduction, flip, color, grayscale, blur, solarize, .. } = draws.clone();
+                assert_eq!(plain, Draws { reduction, flip, color, grayscale, blur, solarize, ..Draws::of(crop) });
+                drawn.push(draws);
+            }
+        }
+        let frequency = |what: &str, p: f64, hit: &dyn Fn(&Draws) -> bool| {
+            assert_frequency(what, drawn.iter().filter(|draws| hit(draws)).count(), 2 * n, p);
+        };
+        frequency("vertical flip", 0.3, &|d| d.vertical_flip);
+        (0..4).for_each(|turns| frequency("turns", 0.25, &|d| d.quarter_turns == turns));
+        frequency("rotation", 0.3, &|d| d.rotation.is_some());
+        frequency("flip and rotation", 0.09, &|d| d.vertical_flip && d.rotation.is_some());
+        frequency("channels", 0.3, &|d| d.channels.as_ref().is_some_and(|factors| factors.len() == 64));
+        frequency("noise", 0.3, &|d| d.noise.is_some());
+        frequency("erase", 0.3, &|d| d.erase.is_some());
+        let values = |pick: &dyn Fn(&Draws) -> Option<f64>| drawn.iter().filter_map(pick).collect::<Vec<_>>();
+        assert_uniform("degrees", &values(&|d| d.rotation), -15.0, 15.0);
+        assert_uniform("noise", &values(&|d| d.noise.map(|noise| noise.std)), 0.01, 0.05);
+        let factor = |at: usize| values(&|d| d.channels.as_ref().map(|factors| factors[63][at]));
+        (0..2).for_each(|at| assert_uniform("factor", &factor(at), 0.8, 1.2));
+    }
+
+    /// Both views, every operation, any number of channels, sides that differ: nothing panics, and it repeats.
+    #[test]
+    fn every_operation_works_on_any_image() {
+        let mut config = AugmentConfig { size: Size { height: 24, width: 40 }, ..Default::default() };
+        for view in [&mut config.view1, &mut config.view2] {
+            (view.vertical_flip_prob, view.quarter_turn_prob, view.rotation_prob) = (0.5, 0.75, 0.5);
+            (view.channel_jitter_prob, view.noise_prob, view.erase_prob, view.blur_prob) = (0.5, 0.5, 0.5, 0.5);
+        }
+        let mut scratch = Scratch::default();
+        for index in 0..60 {
+            let channels = [3, 1, 2, 5, 13][index % 5];
+            let (width, height) = (30 + index, 70 - index);
+            let data = (0..width * height * channels).map(|i| (i * i / 7) as u8).collect();
+            let image = Pixels { width, height, channels, data };
+            let mut make = || {
+                let mut out = [vec![0; 24 * 40 * channels], vec![0; 24 * 40 * channels]];
+                let [a, b] = &mut out;
+                two_views(&config, &image, 1, 0, index as u64, &mut scratch, [a, b]);
+                out
+            };
+            let views = make();
+            assert!(views == make() && views[0] != views[1]);
+            let mut out = vec![0; 24 * 40 * channels];
+            eval_view(&config, &image, &mut scratch, &mut out);
+        }
+    }
+
     #[test]
     fn views_depend_on_seed_epoch_index_and_view_only() {
-        let (image, config) = (noise(60, 50), AugmentConfig { size: 32, ..Default::default() });
+        let (image, config) = (noise(60, 50), AugmentConfig { size: 32.into(), ..Default::default() });
         let views = |seed, epoch, index, scratch: &mut Scratch| {
             let mut out = [vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]];
             let [a, b] = &mut out;
@@ -192,7 +317,12 @@ mod tests {
         let first = views(1, 2, 3, &mut Scratch::default());
         // Scratch buffers used for other images and sizes make no difference.
         let mut used = Scratch::default();
-        eval_view(&AugmentConfig { size: 100, ..Default::default() }, &noise(200, 300), &mut used, &mut [0; 30_000]);
+        eval_view(
+            &AugmentConfig { size: 100.into(), ..Default::default() },
+            &noise(200, 300),
+            &mut used,
+            &mut [0; 30_000],
+        );
         views(7, 7, 7, &mut used);
         assert!(first == views(1, 2, 3, &mut used));
         assert!(first[0] != first[1]);
@@ -205,11 +335,16 @@ mod tests {
     fn an_evaluation_view_of_the_right_size_is_the_image() {
         let image = noise(32, 32);
         let mut out = vec![0; 32 * 32 * 3];
-        eval_view(&AugmentConfig { size: 32, ..Default::default() }, &image, &mut Scratch::default(), &mut out);
+        eval_view(&AugmentConfig { size: 32.into(), ..Default::default() }, &image, &mut Scratch::default(), &mut out);
         assert!(out == image.data);
         // Thin images are enlarged until the square fits.
         let mut out = vec![0; 32 * 32 * 3];
-        eval_view(&AugmentConfig { size: 32, ..Default::default() }, &noise(1, 40), &mut Scratch::default(), &mut out);
+        eval_view(
+            &AugmentConfig { size: 32.into(), ..Default::default() },
+            &noise(1, 40),
+            &mut Scratch::default(),
+            &mut out,
+        );
         assert!(out.chunks_exact(96).all(|row| row.as_chunks::<3>().0.iter().all(|pixel| *pixel == row[..3])));
     }
 }

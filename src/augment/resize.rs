@@ -5,125 +5,26 @@
 //! transposed so that the pixels of a column are adjacent and one weight serves many lanes. The result is transposed
 //! back, split into planes, and kept in a ring buffer with just the rows that an output row needs.
 
-use std::ops::Range;
-
 use super::color::plane_length;
-use super::{Crop, Interpolation};
+use super::taps::{BITS, Input, Taps};
+use super::{Crop, Interpolation, Size};
 use crate::pixels::Pixels;
 
 /// Rows resampled together.
 const ROWS: usize = 8;
 /// Lanes of an output row computed together, in four arrays of `ROWS`.
 const CHUNK: usize = 4 * ROWS;
-/// Fractional bits of the weights.
-const BITS: u32 = 22;
 
-/// The output: an image of `width` x `height`, of which only the square of `size` at (left, top) is computed.
+/// The output: an image of `width` x `height`, of which only the part of `size` at (left, top) is computed.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
     pub width: usize,
     pub height: usize,
     pub left: usize,
     pub top: usize,
-    pub size: usize,
+    pub size: Size,
     /// Horizontal flip.
     pub flip: bool,
-}
-
-/// The input along one axis: a stretch of it, of which the ends may lie between pixels.
-#[derive(Clone, Copy)]
-struct Input {
-    /// Pixels that cover the stretch.
-    pixels: usize,
-    /// Where it starts, 0 to 1.
-    start: f64,
-    /// Its length in pixels.
-    length: f64,
-}
-
-impl Input {
-    /// The `length` pixels from `start` on of an axis, of which `pixels` of `reduction` each cover them.
-    fn new(start: usize, length: usize, reduction: usize, pixels: usize) -> Self {
-        let reduced = |length: usize| length as f64 / reduction as f64;
-        Self { pixels, start: reduced(start % reduction), length: reduced(length) }
-    }
-}
-
-/// Weights of the input pixels for each output pixel along one axis.
-#[derive(Default)]
-struct Taps {
-    /// First input pixel and one past the last, for each output pixel.
-    spans: Vec<(usize, usize)>,
-    /// `stride` weights for each output pixel, in fixed point.
-    weights: Vec<i32>,
-    stride: usize,
-    exact: Vec<f64>,
-}
-
-impl Taps {
-    /// Sets the weights of the output pixels `wanted` of `output`.
-    #[inline(always)]
-    fn fill(&mut self, kernel: Interpolation, input: Input, output: usize, wanted: Range<usize>) {
-        match kernel {
-            Interpolation::Bicubic => self.fill_with(cubic, 2.0, input, output, wanted),
-            Interpolation::Bilinear => self.fill_with(triangle, 1.0, input, output, wanted),
-        }
-    }
-
-    #[inline(always)]
-    fn fill_with(
-        &mut self,
-        filter: impl Fn(f64) -> f64,
-        reach: f64,
-        input: Input,
-        output: usize,
-        wanted: Range<usize>,
-    ) {
-        let scale = input.length / output as f64;
-        let (support, shrink) = (reach * scale.max(1.0), 1.0 / scale.max(1.0));
-        self.stride = support.ceil() as usize * 2 + 1;
-        self.spans.clear();
-        self.weights.clear();
-        self.weights.resize(wanted.len() * self.stride, 0);
-        for (i, weights) in wanted.zip(self.weights.chunks_exact_mut(self.stride)) {
-            let center = input.start + (i as f64 + 0.5) * scale;
-            let first = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(input.pixels);
-            self.spans.push((first, end));
-            self.exact.clear();
-            self.exact.extend((first..end).map(|x| filter((x as f64 - center + 0.5) * shrink)));
-            let total: f64 = self.exact.iter().sum();
-            for (weight, exact) in weights.iter_mut().zip(&self.exact) {
-                let fixed = exact / total * f64::from(1 << BITS);
-                *weight = (fixed + 0.5f64.copysign(fixed)) as i32;
-            }
-        }
-    }
-
-    /// Span and weights of output pixel `i`.
-    #[inline(always)]
-    fn at(&self, i: usize) -> (usize, &[i32]) {
-        let (first, end) = self.spans[i];
-        (first, &self.weights[i * self.stride..][..end - first])
-    }
-}
-
-#[inline(always)]
-fn triangle(x: f64) -> f64 {
-    (1.0 - x.abs()).max(0.0)
-}
-
-/// Cubic convolution with a = -0.5.
-#[inline(always)]
-fn cubic(x: f64) -> f64 {
-    let (a, x) = (-0.5, x.abs());
-    if x < 1.0 {
-        ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * a
-    } else {
-        0.0
-    }
 }
 
 /// The resampler and its buffers.
@@ -154,9 +55,9 @@ impl Resizer {
         let (wanted, crop) = (crop, crop.reduced(reduction));
         let across = Input::new(wanted.left, wanted.width, reduction, crop.width);
         let down = Input::new(wanted.top, wanted.height, reduction, crop.height);
-        self.across.fill(kernel, across, width, left..left + size);
-        self.down.fill(kernel, down, height, top..top + size);
-        planes.resize(plane_length(size) * image.channels, 0);
+        self.across.fill(kernel, across, width, left..left + size.width);
+        self.down.fill(kernel, down, height, top..top + size.height);
+        planes.resize(plane_length(size.pixels()) * image.channels, 0);
         // Pillow's rule since version 13; older versions always start with the rows.
         if crop.height > height + 2 * crop.width.saturating_sub(width) {
             self.columns_first(image, crop, target, planes);
@@ -169,9 +70,9 @@ impl Resizer {
     fn rows_first(&mut self, image: &Pixels, crop: Crop, target: Target, planes: &mut [u8]) {
         let (size, channels) = (target.size, image.channels);
         let mut made = self.down.spans[0].0;
-        self.ring.clear(size * channels, self.down.stride + ROWS - 1);
-        self.rows.resize(size * channels, 0);
-        for y in 0..size {
+        self.ring.clear(size.width * channels, self.down.stride + ROWS - 1);
+        self.rows.resize(size.width * channels, 0);
+        for y in 0..size.height {
             while made < self.down.spans[y].1 {
                 // Past the last row it is repeated, and not used.
                 let row = |lane: usize| crop.row(image, (made + lane).min(crop.height - 1));
@@ -189,8 +90,8 @@ impl Resizer {
     fn columns_first(&mut self, image: &Pixels, crop: Crop, target: Target, planes: &mut [u8]) {
         let (size, stride) = (target.size, crop.width * image.channels);
         self.rows.resize(ROWS * stride, 0);
-        for start in (0..size).step_by(ROWS) {
-            let lines = start..(start + ROWS).min(size);
+        for start in (0..size.height).step_by(ROWS) {
+            let lines = start..(start + ROWS).min(size.height);
             for (y, out) in lines.clone().zip(self.rows.chunks_exact_mut(stride)) {
                 resample_down(&self.down, y, |row| crop.row(image, row), out);
             }
@@ -385,9 +286,9 @@ fn separate(pairs: &[u8], out: &mut [u8]) {
 
 /// Writes row `y` of three planes.
 #[inline(always)]
-fn store(row: &[u8], size: usize, y: usize, planes: &mut [u8]) {
-    for (plane, line) in planes.chunks_exact_mut(plane_length(size)).zip(row.chunks_exact(size)) {
-        plane[y * size..][..size].copy_from_slice(line);
+fn store(row: &[u8], size: Size, y: usize, planes: &mut [u8]) {
+    for (plane, line) in planes.chunks_exact_mut(plane_length(size.pixels())).zip(row.chunks_exact(size.width)) {
+        plane[y * size.width..][..size.width].copy_from_slice(line);
     }
 }
 
@@ -421,6 +322,39 @@ mod tests {
         out
     }
 
+    /// A view that is not square is made of the same rows and columns; and a crop of an image reduced by averages that
+    /// do not change a plane's values is that plane.
+    #[test]
+    fn sides_differ_and_reduced_crops_keep_their_place() {
+        let (width, height) = (90, 130);
+        let data = (0..width * height).map(|i: usize| (i * i * 13 + i / 7) as u8).collect();
+        let image = Pixels { width, height, channels: 1, data };
+        let crop = Crop { left: 7, top: 3, width: 61, height: 90 };
+        let (mut resizer, mut planes) = (Resizer::default(), Vec::new());
+        let mut run = |image: &Pixels, crop, reduction, size: Size| {
+            let target = Target { width: size.width, height: size.height, left: 0, top: 0, size, flip: false };
+            resizer.run(image, crop, reduction, target, Interpolation::Bicubic, &mut planes);
+            planes[..size.pixels()].to_vec()
+        };
+        // Both passes of the square, then the middle rows of one of another height.
+        let wide = run(&image, crop, 1, Size { height: 20, width: 33 });
+        let tall = run(&image, crop, 1, Size { height: 40, width: 33 });
+        assert_eq!((wide.len(), tall.len()), (20 * 33, 40 * 33));
+        let mean = |plane: &[u8]| plane.iter().map(|v| f64::from(*v)).sum::<f64>() / plane.len() as f64;
+        assert!((mean(&wide) - mean(&tall)).abs() < 1.0);
+        // A ramp: reduced by 4, its pixels are the means of 4 x 4.
+        let ramp = |by: usize| {
+            let (width, height) = (160 / by, 80 / by);
+            let value = |i: usize| ((i % width * by) as f64 + (by - 1) as f64 / 2.0).round() as u8;
+            Pixels { width, height, channels: 1, data: (0..width * height).map(value).collect() }
+        };
+        let crop = Crop { left: 21, top: 6, width: 97, height: 66 };
+        let size = Size { height: 8, width: 12 };
+        let (full, reduced) = (run(&ramp(1), crop, 1, size), run(&ramp(4), crop, 4, size));
+        let difference = full.iter().zip(&reduced).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(difference <= Some(1), "{full:?} {reduced:?}");
+    }
+
     #[test]
     fn crops_equal_plain_integer_sums() {
         let (width, height) = (90, 130);
@@ -434,14 +368,16 @@ mod tests {
             let image = Pixels { width, height, channels, data };
             for ((w, h), (kernel, size)) in crops.into_iter().flat_map(|crop| kernels.map(|kernel| (crop, kernel))) {
                 let crop = Crop { left: (width - w) / 2, top: (height - h) / 3, width: w, height: h };
-                let mut target = Target { width: size, height: size, left: 0, top: 0, size, flip: false };
+                let mut target = Target { width: size, height: size, left: 0, top: 0, size: size.into(), flip: false };
                 resizer.run(&image, crop, 1, target, kernel, &mut planes);
-                let made: Vec<&[u8]> = planes.chunks(plane_length(size)).map(|plane| &plane[..size * size]).collect();
+                let made: Vec<&[u8]> =
+                    planes.chunks(plane_length(size * size)).map(|plane| &plane[..size * size]).collect();
                 let made = made.concat();
                 assert!(made == slow(&image, crop, size, kernel), "{channels}: {w} x {h} to {size}, {kernel:?}");
                 target.flip = true;
                 resizer.run(&image, crop, 1, target, kernel, &mut planes);
-                let flipped = planes.chunks(plane_length(size)).flat_map(|plane| plane[..size * size].chunks(size));
+                let flipped =
+                    planes.chunks(plane_length(size * size)).flat_map(|plane| plane[..size * size].chunks(size));
                 assert!(flipped.eq(made.chunks(size).map(|row| row.iter().rev().copied().collect::<Vec<_>>())));
             }
         }

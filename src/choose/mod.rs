@@ -75,9 +75,16 @@ impl Choices {
         Self { config, reasons: BTreeMap::new(), rows: Vec::new(), overrides: overrides.to_vec() }
     }
 
-    /// Whether the user has set a key.
+    /// Whether the user has set a key, or chosen a preset of views with it.
     pub fn is_fixed(&self, key: &str) -> bool {
-        Config::is_overridden(&self.overrides, key)
+        self.fixed_by(key).is_some()
+    }
+
+    /// The key that the user has set to fix this one.
+    fn fixed_by<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let of_preset = key.starts_with("augment.view") || key == "augment.size";
+        let keys = [Some(key), of_preset.then_some("augment.preset")];
+        keys.into_iter().flatten().find(|key| Config::is_overridden(&self.overrides, key))
     }
 
     /// Sets a key unless the user has.
@@ -95,7 +102,7 @@ impl Choices {
 
     /// Adds a row to the table; `keys` are those that it is about: where the user has set one, that is the reason.
     pub fn row(&mut self, what: &'static str, value: String, reason: String, keys: &[&str]) {
-        let fixed = keys.iter().find(|key| self.is_fixed(key));
+        let fixed = keys.iter().find_map(|key| self.fixed_by(key));
         let reason = fixed.map_or(reason, |key| format!("your {key}"));
         self.rows.push(Row { what, value, reason });
     }

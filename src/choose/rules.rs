@@ -174,7 +174,7 @@ fn of_kind(kind: &Kind, facts: &Facts, choices: &mut Choices) -> Result<()> {
     choices.set("augment.size", kind.size, &median)?;
     let size = choices.config.augment.size;
     choices.row("image size", format!("{size} px"), median, &["augment.size"]);
-    if size <= 48 {
+    if size.long() <= 48 {
         let reason = "no blur at this size, as solo-learn and lightly";
         choices.set("augment.view1.blur_prob", 0.0, reason)?;
         choices.set("augment.view2.blur_prob", 0.0, reason)?;
@@ -187,7 +187,7 @@ fn of_kind(kind: &Kind, facts: &Facts, choices: &mut Choices) -> Result<()> {
     choices.set("model.arch", kind.arch, source)?;
     choices.set("model.width", kind.width, source)?;
     // The user's size may need another stem.
-    choices.set("model.stem", if size <= 48 { "cifar" } else { kind.stem }, source)?;
+    choices.set("model.stem", if size.long() <= 48 { "cifar" } else { kind.stem }, source)?;
     for (key, units) in ["projector_hidden", "projection_dim", "predictor_hidden"].iter().zip(kind.heads) {
         choices.set(&format!("model.{key}"), units, source)?;
     }
@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn sizes_and_numbers_choose_the_encoder() {
         for (images, side, gpu, size, arch) in [
-            (50_000, 32, true, 32, "resnet18"),
+            (50_000, 32, true, 32usize, "resnet18"),
             (9_469, 160, true, 128, "resnet18"),
             (20_000, 500, true, 224, "resnet18"),
             (1_281_167, 375, true, 224, "resnet50"),
@@ -432,8 +432,8 @@ mod tests {
             let facts = facts(images, side);
             let mut choices = Choices::new(Config::default(), &[]);
             network(&Case { facts: &facts, gpu, preset: None, fits: &|_| true }, &mut choices).unwrap();
-            let config = &choices.config;
-            assert_eq!((config.augment.size, config.model.arch.to_string().as_str()), (size, arch), "{images} {side}");
+            let found = (choices.config.augment.size, choices.config.model.arch.to_string());
+            assert_eq!(found, (size.into(), arch.to_string()), "{images} {side}");
         }
     }
 

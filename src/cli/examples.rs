@@ -88,6 +88,14 @@ pub const ALL: &[(&str, &[&str])] = &[
             "byol preview --config quickstart --output drawn.png --images 4 --draws 2",
         ],
     ),
+    (
+        "byol pack",
+        &[
+            "byol pack --config runs/photos/config.yaml --output packed",
+            "byol pack --config runs/photos/config.yaml --output small --short-side 512 --quality 95",
+            "byol pack --config quickstart --output drawn --set data.limit=100",
+        ],
+    ),
     ("byol configs", &["byol configs", "byol configs copy photos_resnet18 my.yaml"]),
     ("byol configs show", &["byol configs show quickstart", "byol configs show photos_resnet18"]),
     ("byol configs copy", &["byol configs copy quickstart small.yaml", "byol configs copy photos_resnet50 large.yaml"]),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
 
@@ -82,6 +83,36 @@ pub struct DataArgs {
     /// Write a list of the images without bad ones and without duplicates, which data.path and byol train take.
     #[arg(long, value_name = "FILE")]
     pub clean_list: Option<PathBuf>,
+}
+
+/// Arguments of `byol pack`.
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// Which config; only its section data is used.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// Folder for the shards: train-000000.tar and so on, val-000000.tar for held-out images. It is data.path of format
+    /// webdataset then. The same command again continues a packing that was interrupted.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Make images smaller whose longer side has more pixels; all others are copied byte for byte, and so are those of
+    /// more than 8 bits or other channels than gray or RGB.
+    #[arg(long, value_name = "N", conflicts_with = "short_side", value_parser = side())]
+    pub max_side: Option<usize>,
+    /// The same for the shorter side.
+    #[arg(long, value_name = "N", value_parser = side())]
+    pub short_side: Option<usize>,
+    /// Quality of JPEGs that are made smaller, 1 to 100; other formats become PNG.
+    #[arg(long, value_name = "Q", default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub quality: u8,
+    /// A shard ends with the image that reaches this size.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub shard_size: u64,
+}
+
+/// Pixels that a side of a JPEG can have.
+fn side() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(8..=65500)
 }
 
 /// What `byol configs` can do.

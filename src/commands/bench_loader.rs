@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::augment::{Scratch, Stages};
+use crate::augment::{Scratch, Size, Stages};
 use crate::cli::BenchLoaderArgs;
 use crate::config::Config;
 use crate::data::Dataset;
@@ -25,8 +25,8 @@ struct Report {
     /// Images per second, two views of each.
     images_per_second: f64,
     workers: usize,
-    /// Side of a view, pixels.
-    size: usize,
+    /// Side of a view, pixels, or height and width.
+    size: Size,
     /// Images of the data set.
     images: usize,
     /// Unreadable images so far.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::augment::Size;
 use crate::byol::timing::{self, Part, Times};
 use crate::cli::BenchStepArgs;
 use crate::config::Config;
@@ -32,8 +33,8 @@ struct Report {
     images_per_second: f64,
     batch: usize,
     micro_batches: usize,
-    /// Side of a view, pixels.
-    size: usize,
+    /// Side of a view, pixels, or height and width.
+    size: Size,
     steps: usize,
     /// Without a loader.
     synthetic: bool,
@@ -190,7 +191,7 @@ fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Gro
     let known = machine.device == Device::Cpu;
     let [communication_seconds, communication_share] = [0, 1].map(|at| known.then(|| sums[at] / processes as f64));
     let images_per_second = (steps * config.train.batch_size) as f64 / measured.total;
-    let tflops = trial.byol.online.step_flops(config.augment.size as i64) * images_per_second / 1e12;
+    let tflops = trial.byol.online.step_flops(config.augment.size.shape()) * images_per_second / 1e12;
     let peak_tflops = gpu_peaks::tflops(machine.device, machine.bf16, config.train.allow_tf32);
     Ok(Report {
         bench: "step",

@@ -129,7 +129,7 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
     let (device, channels_last) = (machine.device, config.train.channels_last);
     let options = EncoderOptions { which: encoder.which, device, channels_last, ..EncoderOptions::default() };
     let mut there = Encoder::open(&encoder.source, &options)?;
-    let (augment, size) = (&config.augment, config.augment.size as i64);
+    let (augment, [height, width]) = (&config.augment, config.augment.size.shape());
     let normalizer = Normalizer::new(
         augment.mean.values(),
         augment.std.values(),
@@ -142,7 +142,7 @@ fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()
         let batch = batch?;
         bar.set(done);
         done += batch.labels.len();
-        let shape = [batch.labels.len() as i64, size, size, channels];
+        let shape = [batch.labels.len() as i64, height, width, channels];
         normalizer.bytes(&batch.pixels, shape)
     });
     encoder.batches_tracked = there.recompute_batchnorm(batches)?;

@@ -14,6 +14,7 @@ pub mod knn_eval;
 pub mod linear_eval;
 pub mod man;
 pub mod neighbors;
+pub mod pack;
 pub mod preview;
 pub mod report;
 pub mod train;

@@ -108,14 +108,13 @@ fn outside(evaluation: &Evaluation, path: &Path) -> Result<(Query, Tensor)> {
     let mut image = Pixels::default();
     evaluation.config.data.decode(&bytes, &mut image).with_context(place)?;
     let Evaluation { encoder, config, options, .. } = evaluation;
-    let size = config.augment.size;
+    let [height, width] = config.augment.size.shape();
     let mut view = vec![0; config.augment.view_bytes()];
     eval_view(&config.augment, &image, &mut Scratch::default(), &mut view);
     let layout = ImageLayout { channels_last: options.channels_last, bf16: false };
     let normalizer =
         Normalizer::new(config.augment.mean.values(), config.augment.std.values(), encoder.device, layout)?;
-    let feature = encoder
-        .represent(&normalizer.bytes(&view, [1, size as i64, size as i64, config.augment.channels() as i64])?)?;
+    let feature = encoder.represent(&normalizer.bytes(&view, [1, height, width, config.augment.channels() as i64])?)?;
     Ok((Query { row: None, name: path.display().to_string(), class: None, image }, feature))
 }
 

@@ -1,16 +1,17 @@
 //! `byol preview`: draws augmented views of a config's images, to check the augmentations before training.
 
 use std::io::{Cursor, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use image::ImageFormat;
+use image::{ImageFormat, RgbImage};
 
-use crate::augment::{Part, Scratch, two_views};
+use crate::augment::{Part, Scratch};
 use crate::checkpoint;
 use crate::cli::PreviewArgs;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::data::loader::BadImages;
+use crate::data::loader::{BadImages, load_for_views};
 use crate::distributed::Group;
 use crate::files;
 use crate::pixels::Pixels;
@@ -32,16 +33,17 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     let bad = BadImages::new(config.data.on_bad_image);
 
     let indices = spread(dataset.len(), args.images as usize);
-    let (size, seed, draws) = (config.augment.size, config.train.seed, args.draws as usize);
-    let layout = Layout::new(indices.len(), draws, size);
+    let (augment, seed, draws) = (&config.augment, config.train.seed, args.draws as usize);
+    let layout = Layout::new(indices.len(), draws, augment.size);
     let source = config.data.path.as_ref().map_or("drawn textures".to_string(), |paths| paths.to_string());
     let title = format!("{source}: {} images", dataset.len());
-    let about = format!("views of {size} px, {}, exactly as drawn in training with seed {seed}", layout.scale());
+    let about =
+        format!("views of {} px, {}, exactly as drawn in training with seed {seed}", augment.size, layout.scale());
     let mut picture = Picture::new(layout, &title, &about);
 
     let names = dataset.class_names();
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
-    let mut views = [vec![0; config.augment.view_bytes()], vec![0; config.augment.view_bytes()]];
+    let mut views = [(); 2].map(|()| vec![0; augment.view_bytes()]);
     for (row, &wanted) in indices.iter().enumerate() {
         let (found, _) = bad.load_next(&*dataset, wanted, &mut Part::whole, &mut image)?;
         let mut lines = label(&*dataset, &names, found, &image);
@@ -51,8 +53,9 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.original(row, &lines, &colored(&image, channels));
         for draw in 0..draws {
             let [first, second] = &mut views;
-            // As in the loader, a replacement gets the random choices of the image that it replaces.
-            two_views(&config.augment, &image, seed, draw as u64, wanted as u64, &mut scratch, [first, second]);
+            let (wanted, epoch) = (wanted as u32, draw as u64);
+            let (_, choices) = load_for_views(&*dataset, wanted, &bad, augment, seed, epoch, &mut image)?;
+            augment.apply(&image, &choices, &mut scratch, [first, second]);
             for (column, view) in [(1 + draw, first), (1 + draws + draw, second)] {
                 picture.view(row, column, &colors(view, image.channels, channels));
             }
@@ -60,9 +63,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     }
 
     let picture = picture.finish();
-    let mut png = Cursor::new(Vec::new());
-    picture.write_to(&mut png, ImageFormat::Png).context("--output: cannot encode the picture")?;
-    checkpoint::write_file(&args.output, &png.into_inner()).context("--output")?;
+    write(&picture, &args.output).context("--output")?;
     let skipped = match bad.count() {
         0 => String::new(),
         count => format!(", {count} unreadable images skipped"),
@@ -79,6 +80,12 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.height(),
     );
     Ok(0)
+}
+
+fn write(picture: &RgbImage, file: &Path) -> Result<()> {
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png).context("cannot encode the picture")?;
+    checkpoint::write_file(file, &png.into_inner())
 }
 
 /// The channels that are shown as red, green and blue: those asked for, the first three, or the first in gray.

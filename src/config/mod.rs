@@ -22,7 +22,7 @@ use crate::eval::LinearEvalConfig;
 use crate::files;
 use crate::model::{Family, ModelConfig};
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
-use crate::section::{Problems, Range, Section};
+use crate::section::{Problems, Range, Section, Shown};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
 
 /// A whole config file. Every section and every key may be omitted: the default is the paper's main run.
@@ -68,13 +68,13 @@ impl Config {
         let source = path.map(source::Source::read).transpose()?;
         let mut outdated = Vec::new();
         let mut config = match &source {
-            Some(source) => source.parse_over(base, &mut outdated)?,
-            None => base,
+            Some(source) => source.parse_over(base, source::preset(overrides), &mut outdated)?,
+            None => Self { augment: base.augment.on(source::preset(overrides)), ..base },
         };
         for text in overrides {
             config = source::set(&config, text, &mut outdated)?;
         }
-        let size = [config.augment.size as i64; 2];
+        let size = config.augment.size.shape();
         if config.model.arch.family() == Family::Vit && config.model.encoder().check_size(size).is_ok() {
             config.model.image_size.get_or_insert(size);
         }
@@ -205,9 +205,9 @@ impl Config {
         let mut problems = Problems::default();
         self.sections().iter().for_each(|(name, section)| problems.within(name, *section));
         let mut problems = problems.into_inner();
-        let size = self.augment.size as i64;
-        if let Err(expected) = self.model.encoder().check_size([size; 2]) {
-            problems.push(("augment.size".into(), format!("found {size}, expected {expected}")));
+        let size = self.augment.size;
+        if let Err(expected) = self.model.encoder().check_size(size.shape()) {
+            problems.push(("augment.size".into(), format!("found {}, expected {expected}", size.shown())));
         }
         let possible = self.data.channels.count().filter(|count| (1..=MAX_CHANNELS).contains(count));
         problems.extend(possible.into_iter().flat_map(|count| self.channel_problems(count)));

@@ -10,6 +10,7 @@ use serde_yaml::Value;
 
 use super::wording::{current_name, is_about_values, plain, split_path, suggestion};
 use super::{Config, join, leaves, recipes};
+use crate::augment::Preset;
 use crate::distributed::{self, RankInfo};
 use crate::files;
 
@@ -47,9 +48,10 @@ impl Source {
         Ok(Self { name, text })
     }
 
-    fn parse(&self, outdated: &mut Vec<String>) -> Result<Config> {
+    /// The file's config, with `preset` instead of its own.
+    fn parse(&self, preset: Option<Preset>, outdated: &mut Vec<String>) -> Result<Config> {
         if self.text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
-            return Ok(Config::default());
+            return Ok(Config { augment: preset.unwrap_or_default().into(), ..Config::default() });
         }
         let config: Result<Config, _> = serde_yaml::from_str(&self.text);
         // A tag is parsed as the name of a variant.
@@ -63,7 +65,16 @@ impl Source {
         if let Some((key, tag)) = tagged("", &whole) {
             bail!("{}: {key}: found the tag {tag}, expected a plain value; remove it", self.place(&key));
         }
-        let config = config.map_err(|error| self.complaint(&error))?;
+        let mut config = config.map_err(|error| self.complaint(&error))?;
+        if let Some(preset) = preset {
+            let mut augment = whole
+                .get("augment")
+                .filter(|section| section.is_mapping())
+                .cloned()
+                .unwrap_or(Value::Mapping(Default::default()));
+            augment["preset"] = serde_yaml::to_value(preset)?;
+            config.augment = serde_yaml::from_value(augment).with_context(|| format!("config {}", self.name))?;
+        }
         for (key, advice) in written_otherwise(&config, &serde_json::to_value(whole)?)? {
             outdated.push(format!("{}: {key}: {advice}", self.place(&key)));
         }
@@ -104,14 +115,15 @@ impl Source {
         anyhow!("{}: {}", line(at), plain(message))
     }
 
-    /// `base` with every section that the file has in place of its own. A line for each key that is written otherwise
-    /// now is added to `outdated`.
-    pub fn parse_over(&self, base: Config, outdated: &mut Vec<String>) -> Result<Config> {
-        let (parsed, place) = (self.parse(outdated)?, || format!("config {}", self.name));
+    /// `base` with every section that the file has in place of its own; those keys of `augment` that it does not have are
+    /// from `preset`, if that is given. A line for each key that is written otherwise now is added to `outdated`.
+    pub fn parse_over(&self, base: Config, preset: Option<Preset>, outdated: &mut Vec<String>) -> Result<Config> {
+        let (parsed, place) = (self.parse(preset, outdated)?, || format!("config {}", self.name));
         let written: Option<BTreeMap<String, IgnoredAny>> = serde_yaml::from_str(&self.text).with_context(place)?;
         let (mut whole, parsed) = (serde_yaml::to_value(base)?, serde_yaml::to_value(parsed)?);
-        for key in written.unwrap_or_default().keys() {
-            whole[key] = parsed[key].clone();
+        let preset = preset.map(|_| "augment".to_string());
+        for key in written.unwrap_or_default().into_keys().chain(preset) {
+            whole[&key] = parsed[&key].clone();
         }
         serde_yaml::from_value(whole).with_context(place)
     }
@@ -143,6 +155,13 @@ impl Source {
         }
         found
     }
+}
+
+/// The preset that `--set augment.preset=...` chooses, if it is one: it is the base of the other keys, so they have to be
+/// read with it.
+pub(super) fn preset(overrides: &[String]) -> Option<Preset> {
+    let chosen = overrides.iter().rev().find_map(|text| text.strip_prefix("augment.preset="))?;
+    serde_yaml::from_str(chosen).ok()
 }
 
 /// A text without byte order marks before its lines: concatenated files may have more than one.

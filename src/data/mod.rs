@@ -19,6 +19,7 @@ pub mod decode;
 pub mod formats;
 pub mod loader;
 pub mod measure;
+pub mod pack;
 mod paths;
 pub mod subset;
 pub mod values;

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
+use crate::augment::Size;
 use crate::section::{Keys, Problems, Section, Words, distinct};
 
 /// `linear_eval.features`.
@@ -110,16 +111,16 @@ impl Default for LinearEvalConfig {
 }
 
 impl LinearEvalConfig {
-    /// Whether features of images of `size` pixels are computed once.
-    pub fn cached(&self, size: usize) -> bool {
+    /// Whether features of images of this size are computed once.
+    pub fn cached(&self, size: Size) -> bool {
         match self.features {
-            FeatureMode::Auto => size < 96 || self.solver == Solver::Lbfgs,
+            FeatureMode::Auto => size.short() < 96 || self.solver == Solver::Lbfgs,
             mode => mode == FeatureMode::Cached,
         }
     }
 
-    /// How linear classifiers are trained on images of `size` pixels.
-    pub fn protocol(&self, size: usize) -> Protocol {
+    /// How linear classifiers are trained on images of this size.
+    pub fn protocol(&self, size: Size) -> Protocol {
         match (self.cached(size), self.solver) {
             (true, Solver::Auto | Solver::Lbfgs) => Protocol::Lbfgs,
             _ => Protocol::Sgd,
@@ -180,7 +181,7 @@ mod tests {
     fn defaults_are_the_papers_and_every_bad_value_is_named() {
         let config = LinearEvalConfig::default();
         assert_eq!(config.problems(), []);
-        assert_eq!((config.cached(95), config.cached(96)), (true, false));
+        assert_eq!((config.cached(95.into()), config.cached(96.into())), (true, false));
         let penalties = config.penalties();
         assert_eq!((penalties.len(), penalties[0], penalties[44]), (45, 1e5, 1e-6));
         assert!((penalties[24] - 0.1).abs() < 1e-15, "{penalties:?}");
@@ -189,7 +190,8 @@ mod tests {
         let lbfgs = LinearEvalConfig { solver: Solver::Lbfgs, ..config.clone() };
         let augmented = LinearEvalConfig { features: FeatureMode::Augmented, ..config.clone() };
         let sgd = LinearEvalConfig { solver: Solver::Sgd, ..config.clone() };
-        let protocols = [&config, &lbfgs, &augmented, &sgd].map(|config| [95, 96].map(|size| config.protocol(size)));
+        let protocols =
+            [&config, &lbfgs, &augmented, &sgd].map(|config| [95, 96].map(|size: usize| config.protocol(size.into())));
         let [l, s] = [Protocol::Lbfgs, Protocol::Sgd];
         assert_eq!(protocols, [[l, s], [l, l], [s, s], [s, s]]);
         assert_eq!(LinearEvalConfig::scaled(0.4, 1024), 1.6);

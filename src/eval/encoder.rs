@@ -14,6 +14,7 @@ use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::data::values::ValueRange;
 use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
+use crate::section::Shown;
 use crate::weights::{Choice, Place, WeightFile, check_values, find, locate};
 use native::Autocast;
 
@@ -150,8 +151,11 @@ impl Encoder {
         let place = || path.display().to_string();
         let file = WeightFile::read(path)?;
         let tensors = file.tensors()?;
+        let metadata = file.metadata()?;
+        let positions = metadata.as_ref().map(metadata::positions).transpose().with_context(place)?.flatten();
         let (prefix, network) = (options.prefix.as_deref(), options.which.name());
-        let mut found = find(&tensors, &Choice { prefix, option: "--prefix", network }).with_context(place)?;
+        let choice = Choice { prefix, option: "--prefix", network, positions };
+        let mut found = find(&tensors, &choice).with_context(place)?;
         if let Some(ignored) = found.ignored(&[]) {
             let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
             log::info!("{where_}: {} tensors loaded, {ignored}", found.count());
@@ -159,7 +163,6 @@ impl Encoder {
         if let Some(types) = found.other_types() {
             log::info!("{types} tensors are converted to F32");
         }
-        let metadata = file.metadata()?;
         if let Some(metadata) = &metadata {
             metadata::describe(metadata, &mut found.config).with_context(place)?;
         }
@@ -224,9 +227,11 @@ impl Encoder {
     /// # Errors
     /// The size found and expected.
     pub fn check_inputs(&self) -> Result<()> {
-        let size = self.augment.size as i64;
-        let checked = self.config.check_size([size; 2]);
-        checked.map_err(|expected| anyhow!("augment.size: found {size}, expected {expected} for {}", self.config))
+        let size = self.augment.size;
+        let checked = self.config.check_size(size.shape());
+        checked.map_err(|expected| {
+            anyhow!("augment.size: found {}, expected {expected} for {}", size.shown(), self.config)
+        })
     }
 
     /// The manifest of the run or checkpoint at `path`, the latest one that can be read, without its weights. `None`

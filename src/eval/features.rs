@@ -160,7 +160,8 @@ impl<'a> Images<'a> {
         let normalizer = Normalizer::new(augment.mean.values(), augment.std.values(), device, layout)?;
         Ok(loader.map(move |batch| {
             let batch = batch?;
-            let shape = [(batch.labels.len() * view.count()) as i64, size as i64, size as i64, channels as i64];
+            let [height, width] = size.shape();
+            let shape = [(batch.labels.len() * view.count()) as i64, height, width, channels as i64];
             Ok((normalizer.bytes(&batch.pixels, shape)?, batch))
         }))
     }

@@ -51,10 +51,18 @@ pub(super) fn describe(metadata: &HashMap<String, String>, config: &mut EncoderC
     if let Some(pool) = text("pool") {
         config.pool = serde_json::from_value(pool).with_context(|| place("pool"))?;
     }
-    if let Some(size) = metadata.get("positions") {
-        config.image_size = parsed("positions", size)?;
+    if let Some(size) = positions(metadata)? {
+        config.image_size = size;
     }
     Ok(())
+}
+
+/// Height and width of the images that a ViT's position embeddings are for, from an export of this program.
+/// # Errors
+/// No height and width.
+pub(super) fn positions(metadata: &HashMap<String, String>) -> Result<Option<[i64; 2]>> {
+    let text = metadata.get("positions").filter(|_| metadata.contains_key("byol"));
+    text.map(|text| parsed("positions", text)).transpose()
 }
 
 /// Which values of an image become 0 and 255; `Auto` if the file does not say it.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::{Contents, ExportOptions, Exporter, Reader, inputs, safetensors, torchvision};
+use crate::augment::Size;
 use crate::checkpoint;
 use crate::eval::{Encoder, Represent};
 use crate::model::{EncoderConfig, Family, Named, Norm, Stem};
@@ -58,6 +59,13 @@ impl Exporter for Hf {
         let renamed = tensors.map(|Named { name, tensor }| Ok(Named { name: rename(&name)?, tensor }));
         let weights = safetensors::weights(encoder, options, &renamed.collect::<Result<Vec<_>>>()?)?;
         let augment = inputs(encoder, self.image_size(encoder, options));
+        let Size { height, width } = augment.size;
+        if height != width {
+            bail!(
+                "--format hf: found images of {height} x {width} px, transformers crops squares only; add --image-size \
+                 with one number"
+            );
+        }
         // Resize the short side, crop the center, scale to 0..1, normalize.
         let preprocessor = json!({
             "image_processor_type": "BitImageProcessor",
@@ -66,7 +74,7 @@ impl Exporter for Hf {
             "size": {"shortest_edge": augment.eval_side()},
             "resample": 3, // bicubic
             "do_center_crop": true,
-            "crop_size": {"height": augment.size, "width": augment.size},
+            "crop_size": {"height": height, "width": width},
             "do_rescale": true,
             "rescale_factor": 1.0 / 255.0,
             "do_normalize": true,

@@ -18,18 +18,20 @@ use std::fs;
 use std::ops::Deref;
 use std::panic::RefUnwindSafe;
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use tch::Tensor;
 
-use crate::augment::AugmentConfig;
+use crate::augment::{AugmentConfig, Size};
 use crate::checkpoint::{self, write_file};
 use crate::data::values::ValueRange;
 use crate::eval::{Encoder, Represent};
 use crate::model::{EncoderConfig, Family, Norm, Pool};
 use crate::rng::{Purpose, Stream};
+use crate::section::Shown;
 use native::{ImageLayout, Normalizer};
 
 /// Largest difference between an export's features and the encoder's, as a part of the largest feature.
@@ -73,7 +75,7 @@ pub trait Exporter: Sync + RefUnwindSafe {
 
     /// The image size that it accepts.
     fn image_size(&self, encoder: &Encoder, options: &ExportOptions) -> ImageSize {
-        options.image_size.unwrap_or(ImageSize::Fixed(encoder.augment.size as i64))
+        options.image_size.unwrap_or(ImageSize::Fixed(encoder.augment.size))
     }
 
     /// The names of its files, if it is a folder.
@@ -157,10 +159,26 @@ impl ValueEnum for Format {
 /// Height and width of an export's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageSize {
-    /// Squares of this many pixels.
-    Fixed(i64),
+    /// This one.
+    Fixed(Size),
     /// Any size.
     Dynamic,
+}
+
+/// A number for both sides, as `160x320` height and width, or `dynamic`.
+impl FromStr for ImageSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|side| (8..=1024).contains(side));
+        let sides: Vec<Option<usize>> = text.split('x').map(number).collect();
+        match sides[..] {
+            _ if text == "dynamic" => Ok(Self::Dynamic),
+            [Some(side)] => Ok(Self::Fixed(side.into())),
+            [Some(height), Some(width)] => Ok(Self::Fixed(Size { height, width })),
+            _ => Err("expected 8 to 1024 pixels, a height and a width such as 160x320, or dynamic".into()),
+        }
+    }
 }
 
 /// Export options; `None` is the format's default.
@@ -248,13 +266,13 @@ pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output
     let _no_grad = tch::no_grad_guard();
     let written = format.open(encoder, output)?;
     let sizes = match format.image_size(encoder, options) {
-        ImageSize::Fixed(size) => vec![size],
-        ImageSize::Dynamic => vec![encoder.augment.size as i64, encoder.augment.size as i64 + 33],
+        ImageSize::Fixed(size) => vec![size.shape()],
+        ImageSize::Dynamic => [0, 33].map(|more| encoder.augment.size.shape().map(|side| side + more)).to_vec(),
     };
     let (mut expected, mut found) = (Vec::new(), Vec::new());
     for size in sizes {
-        let shape = [BATCH, size, size, encoder.config.channels];
-        let mut random = Stream::new(0, Purpose::Verify, 0, size as u64, 0);
+        let shape = [BATCH, size[0], size[1], encoder.config.channels];
+        let mut random = Stream::new(0, Purpose::Verify, 0, size[1] as u64, 0);
         let bytes: Vec<u8> = (0..shape.iter().product()).map(|_: i64| random.below(256) as u8).collect();
         let (mean, std) = (encoder.augment.mean.values(), encoder.augment.std.values());
         let normalized = |mean: &[f64], std: &[f64]| {
@@ -277,7 +295,7 @@ pub fn load_in_python(encoder: &Encoder, format: Format, options: &ExportOptions
 /// A comment on a graph's inputs and outputs.
 fn shapes_in_python(encoder: &Encoder, size: ImageSize, normalizes: bool) -> String {
     let side = match size {
-        ImageSize::Fixed(side) => format!("{side}, {side}"),
+        ImageSize::Fixed(size) => format!("{}, {}", size.height, size.width),
         ImageSize::Dynamic => "H, W".into(),
     };
     let (channels, pixels) = (encoder.config.channels, pixels(encoder));
@@ -300,8 +318,8 @@ fn inputs(encoder: &Encoder, size: ImageSize) -> AugmentConfig {
     let mut augment = encoder.augment.clone();
     if let ImageSize::Fixed(size) = size {
         // Chosen for the run's size; for another one the rule gives it.
-        augment.eval_resize = augment.eval_resize.filter(|_| size == augment.size as i64);
-        augment.size = size as usize;
+        augment.eval_resize = augment.eval_resize.filter(|_| size == augment.size);
+        augment.size = size;
     }
     augment
 }
@@ -318,7 +336,7 @@ fn metadata(encoder: &Encoder, size: ImageSize, normalizes: bool) -> Vec<(String
         ("channels", config.channels.to_string()),
         ("mean", format!("{:?}", augment.mean.values())),
         ("std", format!("{:?}", augment.std.values())),
-        ("image_size", augment.size.to_string()),
+        ("image_size", augment.size.shown()),
         ("eval_resize", augment.eval_resize.map_or("null".into(), |pixels| pixels.to_string())),
         ("input", format!("{} in 0..1{}", pixels(encoder), if normalizes { "" } else { ", (x - mean) / std" })),
         ("source", encoder.source.display().to_string()),

@@ -53,7 +53,7 @@ impl Exporter for Onnx {
         let _no_grad = tch::no_grad_guard();
         let (size, normalizes) = (self.image_size(encoder, options), self.normalizes(options));
         let grid = match size {
-            ImageSize::Fixed(size) => Some([size / encoder.config.patch_size; 2]),
+            ImageSize::Fixed(size) => Some(size.shape().map(|side| side / encoder.config.patch_size)),
             ImageSize::Dynamic if encoder.config.arch.family() == Family::Vit => {
                 bail!("--image-size dynamic: a ViT's position embeddings are for one size; give its pixels instead")
             }
@@ -63,7 +63,7 @@ impl Exporter for Onnx {
         builder.encoder(encoder, normalizes)?;
         let free = |name: &str| Length::Free(name.into());
         let [height, width] = match size {
-            ImageSize::Fixed(size) => [Length::Fixed(size), Length::Fixed(size)],
+            ImageSize::Fixed(size) => size.shape().map(Length::Fixed),
             ImageSize::Dynamic => [free("height"), free("width")],
         };
         let graph = Graph {

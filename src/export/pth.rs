@@ -48,7 +48,8 @@ impl Exporter for Pth {
     fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader> {
         // Such a file has no metadata: what its shapes do not tell is the encoder's.
         let (file, written) = (WeightFile::read(path)?, encoder.random(0));
-        let choice = Choice { prefix: None, option: "--prefix", network: encoder.which.name() };
+        let positions = Some(encoder.config.image_size);
+        let choice = Choice { prefix: None, option: "--prefix", network: encoder.which.name(), positions };
         let tensors = file.tensors()?;
         find(&tensors, &choice)?.load_into(&written.params.state_dict(0))?;
         Ok(Box::new(move |images| written.represent(images)))

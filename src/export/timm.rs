@@ -54,14 +54,14 @@ impl Exporter for Timm {
 
     fn serialize(&self, encoder: &Encoder, options: &ExportOptions) -> Result<Contents> {
         let augment = inputs(encoder, self.image_size(encoder, options));
-        let size = augment.size;
+        let [height, width] = augment.size.shape();
         let config = json!({
             "architecture": encoder.config.arch,
             "num_classes": 0,
             "num_features": encoder.net.feature_dim,
             "model_args": {"in_chans": encoder.config.channels},
             "pretrained_cfg": {
-                "input_size": [encoder.config.channels, size, size],
+                "input_size": [encoder.config.channels, height, width],
                 "fixed_input_size": false,
                 "interpolation": "bicubic",
                 "crop_pct": crop_share(&augment),
@@ -69,7 +69,7 @@ impl Exporter for Timm {
                 "mean": augment.mean.values(),
                 "std": augment.std.values(),
                 "num_classes": 0,
-                "pool_size": [size.div_ceil(32), size.div_ceil(32)],
+                "pool_size": [(height + 31) / 32, (width + 31) / 32],
                 "first_conv": "conv1",
                 "classifier": "fc",
             },
@@ -93,9 +93,9 @@ impl Exporter for Timm {
     }
 }
 
-/// What timm divides the size by to get the length that the short side is resized to, truncating the result.
+/// What timm divides height and width by to get the lengths that the image is resized to cover, truncating the result.
 fn crop_share(augment: &AugmentConfig) -> f64 {
-    let (size, side) = (augment.size as f64, augment.eval_side() as f64);
+    let (size, side) = (augment.size.short() as f64, augment.eval_side() as f64);
     let share = size / side;
     if (size / share) as usize == augment.eval_side() { share } else { size / (side + 0.5) }
 }
@@ -106,9 +106,9 @@ mod tests {
 
     #[test]
     fn timm_resizes_to_the_same_length() {
-        for size in 8..=1024 {
+        for size in 8..=1024usize {
             for eval_resize in [None, Some(size), Some(size + 1), Some(size * 8 / 7)] {
-                let augment = AugmentConfig { size, eval_resize, ..AugmentConfig::default() };
+                let augment = AugmentConfig { size: size.into(), eval_resize, ..AugmentConfig::default() };
                 assert_eq!(
                     (size as f64 / crop_share(&augment)) as usize,
                     augment.eval_side(),
@@ -116,6 +116,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(crop_share(&AugmentConfig { size: 224, ..AugmentConfig::default() }), 0.875);
+        assert_eq!(crop_share(&AugmentConfig { size: 224.into(), ..AugmentConfig::default() }), 0.875);
     }
 }

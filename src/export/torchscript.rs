@@ -48,7 +48,7 @@ impl Exporter for TorchScript {
     /// The trace holds no shape, except a ViT's position embeddings.
     fn image_size(&self, encoder: &Encoder, _: &ExportOptions) -> ImageSize {
         match encoder.config.arch.family() {
-            Family::Vit => ImageSize::Fixed(encoder.augment.size as i64),
+            Family::Vit => ImageSize::Fixed(encoder.augment.size),
             Family::Resnet | Family::Convnext => ImageSize::Dynamic,
         }
     }
@@ -72,11 +72,11 @@ impl Exporter for TorchScript {
         let (mean, std) = (&encoder.augment.mean, &encoder.augment.std);
         let of = |values: &PerChannel| Tensor::from_slice(values.values()).to_kind(Kind::Float).reshape([1, -1, 1, 1]);
         let [mean, std] = [mean, std].map(of);
-        let side = match self.image_size(encoder, options) {
-            ImageSize::Fixed(side) => side,
-            ImageSize::Dynamic => 64.max(8 * encoder.config.patch_size),
+        let [height, width] = match self.image_size(encoder, options) {
+            ImageSize::Fixed(size) => size.shape(),
+            ImageSize::Dynamic => [64.max(8 * encoder.config.patch_size); 2],
         };
-        let example = Tensor::f_zeros([2, encoder.config.channels, side, side], (Kind::Float, encoder.device))?;
+        let example = Tensor::f_zeros([2, encoder.config.channels, height, width], (Kind::Float, encoder.device))?;
         let normalizes = self.normalizes(options);
         let mut forward = |inputs: &[Tensor]| {
             let x = if normalizes { (&inputs[0] - &mean) / &std } else { inputs[0].shallow_clone() };

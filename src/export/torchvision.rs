@@ -97,10 +97,19 @@ fn vit(config: &EncoderConfig) -> String {
     let mean = config.pool == Pool::Mean;
     if arch == Arch::VitBase {
         let pool = if mean { "  # the representation is the mean of its patches after encoder.ln" } else { "" };
-        return format!(
+        let mut lines = format!(
             "model = torchvision.models.VisionTransformer({height}, {patch}, 12, 12, {channels}, {}){pool}",
             4 * channels
         );
+        if height != width {
+            // torchvision's own is for squares.
+            let tokens = 1 + (height / patch) * (width / patch);
+            lines += &format!(
+                "\nimport torch; model.encoder.pos_embedding = torch.nn.Parameter(torch.empty(1, {tokens}, {channels}))\n\
+                 model._process_input = lambda x: model.conv_proj(x).flatten(2).transpose(1, 2)"
+            );
+        }
+        return lines;
     }
     let pool = if mean { ", global_pool=\"avg\", fc_norm=False" } else { "" };
     format!(

@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::Result;
 use rayon::prelude::*;
 
+use crate::augment::Size;
 use crate::data::Dataset;
 use crate::logging::progress::Bar;
 use crate::pixels::Pixels;
@@ -31,10 +32,10 @@ struct Seen {
     near: Option<u64>,
 }
 
-/// Looks at all images of a set; those with a side below `size` pixels would be upscaled. `stop` is asked ever so often.
+/// Looks at all images of a set; those with a side below that of `size` would be upscaled. `stop` is asked ever so often.
 /// # Errors
 /// That of `stop`.
-pub fn inspect(set: &Arc<dyn Dataset>, size: usize, stop: &dyn Fn() -> Result<()>) -> Result<Report> {
+pub fn inspect(set: &Arc<dyn Dataset>, size: Size, stop: &dyn Fn() -> Result<()>) -> Result<Report> {
     let (started, bar) = (Instant::now(), Bar::new("looking at images", set.len()));
     let (mut seen, mut bad) = (Vec::new(), Vec::new());
     for start in (0..set.len()).step_by(CHUNK) {
@@ -69,7 +70,7 @@ pub fn inspect(set: &Arc<dyn Dataset>, size: usize, stop: &dyn Fn() -> Result<()
         classes: classes(&**set),
         unlabeled: (0..set.len()).filter(|&at| set.label(at).is_none_or(|label| label < 0)).count(),
         gray: seen.iter().filter(|(_, image)| image.colors.gray).count(),
-        upscaled: sides.iter().filter(|(width, height)| (*width.min(height) as usize) < size).count(),
+        upscaled: sides.iter().filter(|(w, h)| (*w as usize) < size.width || (*h as usize) < size.height).count(),
         view_size: size,
         sides: sides.iter().map(|(width, height)| *width.min(height)).collect(),
         mean,

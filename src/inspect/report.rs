@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::augment::Size;
 use crate::data::Dataset;
 
 /// Groups, classes and bad images that the text names, at most.
@@ -39,8 +40,8 @@ pub struct Report {
     pub gray: usize,
     /// Images with a side below [`Self::view_size`].
     pub upscaled: usize,
-    /// Side of a view, pixels.
-    pub view_size: usize,
+    /// Side of a view, pixels, or height and width.
+    pub view_size: Size,
     /// Short side of every readable image, pixels.
     #[serde(skip)]
     pub sides: Vec<u32>,

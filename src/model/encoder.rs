@@ -29,10 +29,11 @@ impl EncoderConfig {
         }
     }
 
-    /// The encoder whose tensors have these names and shapes, or the one that differs least from them.
+    /// The encoder whose tensors have these names and shapes, or the one that differs least from them. The position
+    /// embeddings of a ViT are for a square, or for images of this height and width.
     /// # Errors
     /// The first layers match no supported encoder.
-    pub fn recognize(found: &BTreeMap<&str, Vec<i64>>) -> Result<Self> {
+    pub fn recognize(found: &BTreeMap<&str, Vec<i64>>, positions: Option<[i64; 2]>) -> Result<Self> {
         let differences = |config: &Self| {
             let expected: Vec<_> = config.layers().iter().flat_map(Layer::tensors).collect();
             let equal = expected.iter().filter(|(name, shape)| found.get(name.as_str()) == Some(shape)).count();
@@ -40,7 +41,7 @@ impl EncoderConfig {
         };
         let candidates = match () {
             () if found.contains_key(convnext::MARKER) => convnext::candidates(found)?,
-            () if vit::MARKERS.iter().any(|marker| found.contains_key(marker)) => vit::candidates(found)?,
+            () if vit::MARKERS.iter().any(|marker| found.contains_key(marker)) => vit::candidates(found, positions)?,
             () => resnet::candidates(found)?,
         };
         candidates.into_iter().min_by_key(differences).context("found no encoder")

@@ -5,11 +5,11 @@ use super::Network;
 use super::graph::{Layer, Op, shapes};
 
 impl Network {
-    /// FLOPs of one step of BYOL for one image of `size` pixels, two views: a forward pass of the target's encoder and
+    /// FLOPs of one step of BYOL for one image of this height and width, two views: a forward pass of the target's encoder and
     /// projector, and forward and backward passes of the online network (`self`).
     /// A backward pass takes two products for each of the forward pass, except in the first layer: one, or none if its
     /// weights are frozen.
-    pub fn step_flops(&self, size: i64) -> f64 {
+    pub fn step_flops(&self, size: [i64; 2]) -> f64 {
         let (encoder, first) = forward_flops(&self.encoder.layers, size);
         let frozen = matches!(self.encoder.layers[0].op, Op::Conv(conv) if conv.frozen);
         let saved = if frozen { 2.0 * first } else { first };
@@ -22,9 +22,9 @@ impl Network {
     }
 }
 
-/// FLOPs of a forward pass on one image of `size` pixels, and those of its first layer.
-fn forward_flops(layers: &[Layer], size: i64) -> (f64, f64) {
-    let outputs = shapes(layers, [size; 2]).into_iter().skip(1);
+/// FLOPs of a forward pass on one image of this height and width, and those of its first layer.
+fn forward_flops(layers: &[Layer], size: [i64; 2]) -> (f64, f64) {
+    let outputs = shapes(layers, size).into_iter().skip(1);
     let flops = layers.iter().zip(outputs).map(|(layer, output)| {
         let positions = output.positions() as f64;
         match layer.op {
@@ -61,11 +61,11 @@ mod tests {
             let (projector_hidden, projection_dim, predictor_hidden) = (3, 2, 5);
             let heads = ModelConfig { projector_hidden, projection_dim, predictor_hidden, ..ModelConfig::default() };
             let online = Network::online(&ModelConfig { arch, stem, ..heads }, Device::Cpu, 0);
-            let (found, first) = forward_flops(&online.encoder.layers, size);
+            let (found, first) = forward_flops(&online.encoder.layers, [size; 2]);
             assert_eq!((found, 3.0 * found - first), (forward, both), "{arch} {stem} {size}");
             let projector = 2.0 * 3.0 * (online.encoder.feature_dim as f64 + 2.0);
             let predictor = 2.0 * 5.0 * (2.0 + 2.0);
-            assert_eq!(online.step_flops(size), 2.0 * (both + forward + 4.0 * projector + 3.0 * predictor));
+            assert_eq!(online.step_flops([size; 2]), 2.0 * (both + forward + 4.0 * projector + 3.0 * predictor));
         }
     }
 
@@ -85,7 +85,7 @@ mod tests {
         ] {
             let (patch_size, image_size) = (Some(patch_size), Some([size; 2]));
             let layers = ModelConfig { arch, patch_size, image_size, ..ModelConfig::default() }.encoder().layers();
-            let (found, first) = forward_flops(&layers, size);
+            let (found, first) = forward_flops(&layers, [size; 2]);
             assert_eq!(found, forward, "{arch} {size}");
             assert_eq!(3.0 * found - first, both.unwrap_or(3.0 * found - first), "{arch} {size}");
         }
@@ -104,7 +104,7 @@ mod tests {
             let cases = [(Stem::Imagenet, 224, at_224), (Stem::Imagenet, 97, at_97), (Stem::Cifar, 32, cifar)];
             for (stem, size, expected) in cases {
                 let layers = ModelConfig { arch, stem, ..ModelConfig::default() }.encoder().layers();
-                assert_eq!(forward_flops(&layers, size).0, expected, "{arch} {stem} {size}");
+                assert_eq!(forward_flops(&layers, [size; 2]).0, expected, "{arch} {stem} {size}");
             }
         }
     }

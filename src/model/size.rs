@@ -21,11 +21,11 @@ pub struct Size {
 }
 
 impl ModelConfig {
-    /// The sizes for images of `side` pixels.
-    pub fn size(&self, side: usize) -> Size {
+    /// The sizes for images of this height and width.
+    pub fn size(&self, sides: [i64; 2]) -> Size {
         let mut size = Size::default();
         let layers = self.encoder().layers();
-        let outputs = shapes(&layers, [side as i64; 2]).into_iter().skip(1);
+        let outputs = shapes(&layers, sides).into_iter().skip(1);
         let mut features = 0;
         for (layer, output) in layers.iter().zip(outputs) {
             size.online += layer.parameters();
@@ -98,7 +98,7 @@ mod tests {
             };
             let online = Network::online(&config, Device::Cpu, 0);
             let target = Network::target_of(&online, &config, Device::Cpu);
-            let size = config.size(64);
+            let size = config.size([64, 64]);
             let counts = [online.params.count() as u64, target.params.count() as u64];
             assert_eq!([size.online, size.target], counts, "{arch}");
         }
@@ -113,7 +113,7 @@ mod tests {
             (Arch::Resnet50, 1.0, Stem::Imagenet, 224, 23_248_384, 802_816, 3 * 49 * 112 * 112),
             (Arch::Resnet50, 0.5, Stem::Imagenet, 97, 2_544_224, 80_000, 3 * 49 * 49 * 49),
         ] {
-            let size = ModelConfig { arch, width, stem, ..ModelConfig::default() }.size(side);
+            let size = ModelConfig { arch, width, stem, ..ModelConfig::default() }.size([side; 2]);
             let found = (size.activations, size.largest, size.columns);
             assert_eq!(found, (activations, largest, columns), "{arch} {width} {stem} {side}");
         }

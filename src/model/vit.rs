@@ -133,10 +133,11 @@ fn residual(graph: &mut Graph, library: &Library, block: usize, sizes: [i64; 2],
     graph.push(name("mlp.add"), Op::Add, &[y, x])
 }
 
-/// The ViTs with the first convolution of these tensors, those of width 1 first.
+/// The ViTs with the first convolution of these tensors, those of width 1 first. Position embeddings are for a square,
+/// or for images of the height and width `known`.
 /// # Errors
-/// Missing, or of another kind; position embeddings of no square.
-pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<EncoderConfig>> {
+/// Missing, or of another kind; position embeddings of neither.
+pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>, known: Option<[i64; 2]>) -> Result<Vec<EncoderConfig>> {
     let marker = MARKERS.iter().find(|marker| found.contains_key(*marker));
     let marker = *marker.with_context(|| format!("found no {}, expected a ViT", MARKERS.join(" or ")))?;
     let ((channels, input), patch_size) = match found[marker][..] {
@@ -150,10 +151,13 @@ pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<Encoder
             found => bail!("{positions}: found shape {found:?}, expected [1, 1 + patches, channels]"),
         };
         let side = (tokens as f64).sqrt().round() as i64;
-        if side * side != tokens {
-            bail!("{positions}: found {tokens} patches, expected those of a square");
-        }
-        let (width, image_size) = (channels as f64 / (64 * heads(arch)) as f64, [side * patch_size; 2]);
+        let known = known.filter(|sides| sides.iter().map(|side| side / patch_size).product::<i64>() == tokens);
+        let image_size = match known {
+            _ if side * side == tokens => [side * patch_size; 2],
+            Some(sides) => sides,
+            None => bail!("{positions}: found {tokens} patches, expected those of a square"),
+        };
+        let width = channels as f64 / (64 * heads(arch)) as f64;
         Ok(EncoderConfig { arch, width, patch_size, image_size, channels: input, ..EncoderConfig::default() })
     };
     let known = Arch::of(Family::Vit).filter(|&arch| library(arch).patches == marker.trim_end_matches(".weight"));

@@ -57,15 +57,15 @@ impl Estimate {
     /// The same, with `columns` if convolutions are computed as products of matrices, as libtorch does
     /// where oneDNN has none for the type.
     fn with(config: &Config, bf16: bool, columns: bool) -> Self {
-        let (train, side) = (&config.train, config.augment.size as u64);
+        let (train, sides) = (&config.train, config.augment.size);
         let micro = train.micro_batch() as u64;
-        let size = config.model.size(config.augment.size);
+        let size = config.model.size(sides.shape());
         let states = config.optimizer.name.states() as u64;
         let bytes = if bf16 { 2 } else { 4 };
         // Both views are in flight until the backward pass; it and the target's passes hold a few layers more.
         let activations = micro * (2 * size.activations + 4 * size.largest) * bytes;
         let columns = if columns { COLUMNS * micro * size.columns * bytes } else { 0 };
-        let images = 2 * config.channels() as u64 * side * side * micro;
+        let images = 2 * (config.channels() * sides.pixels()) as u64 * micro;
         let casts = if bf16 { 2 * size.online + images * 2 } else { 0 };
         // Each view's pass keeps standardized weights of its own.
         let standardized = if config.model.norm == Norm::GroupWs { 2 * size.online * bytes } else { 0 };
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn convolutions_as_products_need_their_patches() {
         let mut config = Config::default();
-        config.augment.size = 32;
+        config.augment.size = 32.into();
         config.model.arch = Arch::Resnet18;
         config.model.stem = Stem::Cifar;
         for (batch, measured) in [(64, 1.40e9), (256, 3.9e9)] {

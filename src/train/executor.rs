@@ -338,7 +338,7 @@ mod tests {
 
     /// Seven steps of two micro-batches: what each reported, the weights and all else at the end, the mode by then.
     fn seven_steps(mode: Mode, required: bool, capture: fn() -> Box<dyn Capture>) -> Result<(Vec<f64>, Byol, Mode)> {
-        let augment = AugmentConfig { size: SIZE, ..AugmentConfig::default() };
+        let augment = AugmentConfig { size: SIZE.into(), ..AugmentConfig::default() };
         let mut feed = Feed::new(&augment, Device::Cpu, ImageLayout::default())?;
         let mut executor = Executor { mode, required, capture };
         let mut byol = Byol::tiny();

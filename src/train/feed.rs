@@ -27,7 +27,8 @@ impl Feed {
     /// `layout` is in bf16 if forward passes are, so that autocast has nothing to cast.
     pub fn new(augment: &AugmentConfig, device: Device, layout: ImageLayout) -> Result<Self> {
         let normalizer = Normalizer::new(augment.mean.values(), augment.std.values(), device, layout)?;
-        let shape = [augment.size, augment.size, augment.channels()].map(|length| length as i64);
+        let [height, width] = augment.size.shape();
+        let shape = [height, width, augment.channels() as i64];
         Ok(Self { normalizer, device, shape, ring: None })
     }
 

@@ -1,5 +1,7 @@
 //! How many updates a run needs, by what is known of others, and how many images BatchNorm.
 
+use crate::augment::Size;
+
 /// What a run is, as far as its length goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunKind {
@@ -12,9 +14,9 @@ pub enum RunKind {
 }
 
 impl RunKind {
-    /// For views of `size` pixels, of drawn images or not.
-    pub fn new(drawn: bool, size: usize) -> Self {
-        match (drawn, size) {
+    /// For views of this size, of drawn images or not.
+    pub fn new(drawn: bool, size: Size) -> Self {
+        match (drawn, size.long()) {
             (true, _) => Self::Demonstration,
             (false, ..=48) => Self::Small,
             (false, _) => Self::Large,
@@ -58,7 +60,7 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_number() {
-        let needs = |drawn, size| RunKind::new(drawn, size).needs().map(|(updates, _)| updates);
+        let needs = |drawn, size: usize| RunKind::new(drawn, size.into()).needs().map(|(updates, _)| updates);
         assert_eq!([needs(true, 32), needs(false, 32), needs(false, 64)], [None, Some(20_000), Some(30_000)]);
     }
 }

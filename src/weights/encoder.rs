@@ -26,6 +26,8 @@ pub struct Choice<'a> {
     pub option: &'a str,
     /// `online` or `target`: which of the two in a file of this program, without a prefix.
     pub network: &'a str,
+    /// Height and width of the images that a ViT's position embeddings are for, where they are no square.
+    pub positions: Option<[i64; 2]>,
 }
 
 /// An encoder in a file.
@@ -73,7 +75,7 @@ pub fn find<'a>(tensors: &'a Tensors<'a>, choice: &Choice) -> Result<FoundEncode
             bail!("found {} encoders, expected one; choose with {all}", distinct.len())
         }
     };
-    let config = recognized(&layout, &shapes)?;
+    let config = recognized(&layout, &shapes, choice.positions)?;
     let used: BTreeSet<&str> = layout.names.values().map(String::as_str).collect();
     let beside = tensors.keys().map(String::as_str).filter(|name| !used.contains(name)).collect();
     let mut found: BTreeMap<String, &Stored> =
@@ -116,7 +118,8 @@ fn list(layouts: &[Layout], places: &[usize], choice: &Choice, shapes: &Shapes) 
     let shown = |&at: &usize| {
         let prefix = layouts[at].prefix.trim_end_matches('.');
         let prefix = if prefix.is_empty() { "\"\"".into() } else { short(prefix) };
-        let what = recognized(&layouts[at], shapes).map_or("not supported".into(), |config| config.to_string());
+        let what = recognized(&layouts[at], shapes, choice.positions)
+            .map_or("not supported".into(), |config| config.to_string());
         format!("{} {prefix} ({what})", choice.option)
     };
     let more = if places.len() > 8 { format!(", and {} more", places.len() - 8) } else { String::new() };
@@ -141,12 +144,12 @@ fn short(name: &str) -> String {
 }
 
 /// What a layout's shapes make it.
-fn recognized(layout: &Layout, shapes: &Shapes) -> Result<EncoderConfig> {
+fn recognized(layout: &Layout, shapes: &Shapes, positions: Option<[i64; 2]>) -> Result<EncoderConfig> {
     let shape = |name: &str| shapes.get(name).map(|shape| shape.iter().map(|&n| n as i64).collect::<Vec<_>>());
     let named = layout.names.iter().filter(|(ours, _)| !is_count(ours));
     let found: BTreeMap<&str, Vec<i64>> =
         named.filter_map(|(ours, name)| Some((ours.as_str(), shape(name)?))).collect();
-    EncoderConfig::recognize(&found).with_context(|| {
+    EncoderConfig::recognize(&found, positions).with_context(|| {
         let first = found.iter().filter(|(name, shape)| !name.starts_with("layer") && shape.len() > 1);
         let first: Vec<String> = first.take(4).map(|(name, shape)| format!("{name} {shape:?}")).collect();
         let place = if layout.prefix.is_empty() { String::new() } else { format!("under {}* ", short(&layout.prefix)) };

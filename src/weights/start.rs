@@ -48,8 +48,8 @@ impl Start {
     /// Does something with the encoder in the file, and with all of its tensors.
     fn with_encoder<T>(&self, work: impl FnOnce(&FoundEncoder, &Tensors) -> Result<T>) -> Result<T> {
         let tensors = self.file.tensors()?;
-        let prefix = self.model.init_prefix.as_deref();
-        let choice = Choice { prefix, option: "model.init_prefix", network: "online" };
+        let (prefix, positions) = (self.model.init_prefix.as_deref(), self.model.image_size);
+        let choice = Choice { prefix, option: "model.init_prefix", network: "online", positions };
         let found = find(&tensors, &choice).and_then(|encoder| work(&encoder, &tensors));
         found.with_context(|| self.file.path.display().to_string())
     }

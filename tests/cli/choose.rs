@@ -70,7 +70,7 @@ fn a_folder_of_mixed_images_is_trained_on_by_one_command() {
         assert!(yaml.contains(part), "{part} is not in\n{yaml}");
     }
     let config = Config::load(&file, &[]).expect("loads");
-    assert_eq!((config.train.batch_size, config.augment.size, config.schedule.epochs), (16, 32, 2));
+    assert_eq!((config.train.batch_size, config.augment.size, config.schedule.epochs), (16, 32.into(), 2));
     let resumed = train(&photos, &run, &["--resume", "auto"]);
     assert!(succeeded(&resumed).contains("nothing left to do"), "{}", text(&resumed.stderr));
     // A second run is not written over the first one.
@@ -102,12 +102,16 @@ fn every_format_is_recognized_and_the_choice_follows_the_users_wishes() {
     }
     let path = fixture("flat.parquet");
     let (config, table) = dry(&path, &["--hours", "0.5", "--size", "64", "--set", "optimizer.base_lr=0.125"]);
-    assert_eq!((config.schedule.hours, config.augment.size, config.optimizer.base_lr), (Some(0.5), 64, 0.125));
+    assert_eq!((config.schedule.hours, config.augment.size, config.optimizer.base_lr), (Some(0.5), 64.into(), 0.125));
     assert!(table.contains("your --hours") && table.contains("your augment.size"), "{table}");
     assert!(table.contains("your optimizer.base_lr"), "{table}");
+    // A preset of views stays, too.
+    let (config, table) = dry(&path, &["--epochs", "1", "--set", "augment.preset=small_images"]);
+    assert_eq!((config.augment.size, config.augment.view1.crop_scale), (32.into(), [0.08, 1.0]));
+    assert!(table.contains("your augment.preset"), "{table}");
     let (config, table) = dry(&path, &["--preset", "imagenette_resnet18", "--epochs", "4"]);
     assert!(table.contains("preset imagenette_resnet18") && table.contains("lowered from 256: there are"), "{table}");
-    assert_eq!((config.augment.size, config.optimizer.base_lr, config.optimizer.clip_lr), (128, 2.0, false));
+    assert_eq!((config.augment.size, config.optimizer.base_lr, config.optimizer.clip_lr), (128.into(), 2.0, false));
     // Without either it is an hour on a CPU.
     assert_eq!(dry(&path, &[]).0.schedule.hours, Some(1.0));
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use byol::augment::{AugmentConfig, Preset};
 use byol::config::Config;
 use byol::model::Arch;
 use byol::optim::Algorithm;
@@ -40,7 +41,10 @@ fn shipped_configs_load_and_have_their_recipes_numbers() {
         assert!((config.optimizer.peak_lr(config.train.batch_size) - peak).abs() < 1e-9, "{name}");
         assert_eq!((config.optimizer.name, config.optimizer.weight_decay), (Algorithm::Lars, decay), "{name}");
         assert_eq!((config.ema.base_tau, config.schedule.epochs, config.schedule.warmup_epochs), (tau, epochs, 10.0));
-        assert_eq!((config.train.batch_size, config.model.arch, config.augment.size), (4096, Arch::Resnet50, 224));
+        assert_eq!(
+            (config.train.batch_size, config.model.arch, config.augment.size),
+            (4096, Arch::Resnet50, 224.into())
+        );
         assert_eq!(config.augment.view1, Config::default().augment.view1, "{name}");
         assert_eq!(config.augment.view2, Config::default().augment.view2, "{name}");
     }
@@ -252,6 +256,35 @@ fn the_fingerprint_is_that_of_older_versions() {
     assert_eq!(sum(&["train.max_steps=1"]), "e0e59c58dca281c372bd0c83620ebf3af077e880033ff7df66b33773ddeee597");
     let lars = sum(&["optimizer.name=lars", "optimizer.clip=true", "optimizer.eta=0.02"]);
     assert_eq!(lars, "22d31116744cb15378be64d3147062d82013ce0a09732afe6cb9b785442a3c78");
+}
+
+#[test]
+fn a_preset_is_the_base_of_the_keys_in_the_file() {
+    let text = "augment: {preset: aerial, view1: {hue: 0.2}}";
+    let first = |text: &str, overrides: &[&str]| load(text, overrides).expect("loads").augment.view1;
+    let of_preset = first(text, &[]);
+    assert_eq!((of_preset.hue, of_preset.vertical_flip_prob, of_preset.rotation_prob), (0.2, 0.5, 0.0));
+    // From the command line it is the base of the same keys.
+    for overrides in [
+        ["augment.preset=medical", "augment.view1.flip_prob=0"],
+        ["augment.view1.flip_prob=0", "augment.preset=medical"],
+    ] {
+        let set = first(text, &overrides);
+        assert_eq!((set.hue, set.vertical_flip_prob, set.rotation_prob, set.flip_prob), (0.2, 0.0, 0.5, 0.0));
+    }
+    for text in ["", "train: {seed: 3}"] {
+        assert_eq!(first(text, &["augment.preset=aerial"]), AugmentConfig::from(Preset::Aerial).view1);
+    }
+    let error = format!("{:#}", load(text, &["augment.preset=space"]).unwrap_err());
+    assert!(error.contains("augment.preset") && error.contains("space") && error.contains("small_images"), "{error}");
+    // The keys count for a resumed run, not the name.
+    let aerial = load("augment: {preset: aerial}", &[]).expect("loads");
+    let mut saved = serde_json::to_value(&aerial).expect("JSON");
+    saved["augment"]["preset"] = "paper".into();
+    assert_eq!(aerial.differences(&saved).expect("compared"), Vec::<String>::new());
+    let plain = serde_json::to_value(Config::default()).expect("JSON");
+    let differences = aerial.differences(&plain).expect("compared");
+    assert!(differences.contains(&"augment.view1.vertical_flip_prob: 0.5, was 0.0".to_string()), "{differences:?}");
 }
 
 /// A key that is listed under a wrong name would count, or not be read, without a word.

@@ -93,7 +93,7 @@ fn compare(folder: &Folder, picture: &RgbImage, overrides: &[String], images: us
     let draws = 3;
     let config = Config::load(&folder.path("config.yaml"), overrides).expect("a config");
     let layout = Layout::new(images, draws, config.augment.size);
-    let size = config.augment.size as u32;
+    let size = config.augment.size.width as u32;
     assert_eq!((picture.dimensions(), layout.cell()), (layout.dimensions(), size * factor));
     let expected = folder.trained_on(overrides, draws as u64);
     for row in 0..images {
@@ -133,7 +133,7 @@ fn small_views_are_enlarged_and_originals_shown() {
     let (dataset, mut original) = (data::open_train(&config.data).expect("images"), Default::default());
     for row in 0..9 {
         dataset.load(row, &mut original).expect("an image");
-        assert!(shows(&picture, Layout::new(9, 3, 32).corner(row, 0), 32, 5, &original.data), "original {row}");
+        assert!(shows(&picture, Layout::new(9, 3, 32.into()).corner(row, 0), 32, 5, &original.data), "original {row}");
     }
 }
 

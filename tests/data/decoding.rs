@@ -134,6 +134,70 @@ fn damage_shows_alike_in_every_part() {
     }
 }
 
+/// A JPEG at a lower resolution: its size, its part and its colors, and that its damage shows as in full.
+#[test]
+fn large_jpegs_are_reduced_by_what_is_wanted() {
+    let options = DecodeOptions { scaled_above: 83 * 70 - 1, ..OPTIONS };
+    let decode_at = |bytes: &[u8], crop: Crop, reduction, out: &mut Pixels| {
+        decode_part(bytes, options, &mut |_, _| Part { crop, reduction }, out)
+    };
+    let means = |image: &Pixels| {
+        let sum = |c| image.data.iter().skip(c).step_by(3).map(|v| f64::from(*v)).sum::<f64>();
+        [0, 1, 2].map(|c| sum(c) / (image.width * image.height) as f64)
+    };
+    let names: Vec<String> = images().iter().map(|image| image["name"].as_str().unwrap().to_string()).collect();
+    let (mut out, mut whole, mut reduced_in_part) = (Pixels::default(), Pixels::default(), 0);
+    for (name, reduction) in
+        names.iter().filter(|name| name.starts_with("large")).flat_map(|n| [1, 2, 4, 8].map(|r| (n, r)))
+    {
+        let bytes = image_bytes(name);
+        let full = decoded(&bytes).unwrap();
+        let all = Crop::whole(full.width, full.height);
+        let part = decode_at(&bytes, all, reduction, &mut whole).unwrap();
+        // Turned, an odd number of columns has no place in a reduced image.
+        let expected = if name.contains("exif") { 1 } else { reduction };
+        assert_eq!(part, Part { crop: all, reduction: expected }, "{name}");
+        assert_eq!(
+            (whole.width, whole.height),
+            (all.width.div_ceil(expected), all.height.div_ceil(expected)),
+            "{name}"
+        );
+        for (found, expected) in means(&whole).into_iter().zip(means(&full)) {
+            assert!((found - expected).abs() < 4.0, "{name} at 1/{reduction}: mean {found}, of all {expected}");
+        }
+        // A part is that part of the reduced whole.
+        let wanted = Crop { left: 37, top: 21, width: 24, height: 30 };
+        let part = decode_at(&bytes, wanted, reduction, &mut out).unwrap();
+        assert_eq!(part.crop.around(wanted), part.crop, "{name}");
+        let (inner, place) = (wanted.reduced(part.reduction), part.crop.reduced(part.reduction));
+        let row = |image: &Pixels, left, y| image.data[(y * image.width + left) * 3..][..inner.width * 3].to_vec();
+        for y in inner.top..inner.top + inner.height {
+            let found = row(&out, inner.left - place.left, y - place.top);
+            assert_eq!(found, row(&whole, inner.left, y), "{name} at 1/{reduction}: row {y}");
+        }
+        reduced_in_part += usize::from(out.data.len() < whole.data.len());
+        // Damage: readable at every resolution or at none.
+        for number in 0..100 {
+            let mut rng = Stream::new(4, Purpose::Synthetic, 0, number, 0);
+            let (mut bytes, at) = (bytes.clone(), rng.below(bytes.len()));
+            bytes[at] = rng.below(256) as u8;
+            let (full, reduced) = (decoded(&bytes), decode_at(&bytes, wanted, reduction, &mut out));
+            let crop_fits = full.as_ref().is_ok_and(|full| (full.width, full.height) == (all.width, all.height));
+            assert!(reduced.is_ok() || !crop_fits, "{name}: byte {at}: {reduced:?}");
+            assert!(reduced.is_err() || full.is_ok(), "{name}: byte {at}: {full:?}");
+        }
+    }
+    assert!(reduced_in_part > 10);
+    // Small images are never reduced.
+    let part = decode_part(
+        &image_bytes("large_420.jpg"),
+        OPTIONS,
+        &mut |w, h| Part { crop: Crop::whole(w, h), reduction: 8 },
+        &mut out,
+    );
+    assert_eq!(part.unwrap().reduction, 1);
+}
+
 #[test]
 fn orientation_can_be_switched_off() {
     let off = DecodeOptions { exif_orientation: false, ..OPTIONS };

@@ -63,7 +63,7 @@ fn set(images: usize, bad: &[usize], panics: Option<usize>) -> Trapped {
 }
 
 fn augment() -> AugmentConfig {
-    AugmentConfig { size: 16, ..Default::default() }
+    AugmentConfig { size: 16.into(), ..Default::default() }
 }
 
 fn options(workers: usize) -> LoaderOptions {
@@ -154,7 +154,7 @@ fn views_are_those_of_whole_images() {
     let sampler = Sampler::new(5, 5, 1, 7).unwrap();
     let mut loader = Loader::new(set.clone(), augment(), sampler, 0, skip(), options(2)).unwrap();
     let (size, mut image, mut scratch) = (augment().size, Pixels::default(), Scratch::default());
-    let mut expected = [vec![0; size * size * 3], vec![0; size * size * 3]];
+    let mut expected = [vec![0; size.pixels() * 3], vec![0; size.pixels() * 3]];
     for _ in 0..20 {
         let batch = loader.next_batch().unwrap();
         for (at, &index) in batch.indices.iter().enumerate() {

@@ -9,6 +9,7 @@ mod decoding;
 mod formats;
 mod loader;
 mod names;
+mod pack;
 mod parquet;
 mod repositories;
 mod user_folders;

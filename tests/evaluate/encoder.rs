@@ -75,7 +75,7 @@ fn torchvisions_own_networks_give_torchvisions_features() {
         write(&path, &state_dict(&fixture, arch, 1.0, Stem::Imagenet));
         let mut encoder = open(&path).expect("opened");
         assert_eq!((encoder.config.arch, encoder.config.stem), (arch, Stem::Imagenet));
-        assert_eq!((encoder.batches_tracked, encoder.augment.size), (17, 224));
+        assert_eq!((encoder.batches_tracked, encoder.augment.size), (17, 224.into()));
         encoder.params.to_kind(fixture.kind);
         let x = fixture.fill("input.view1", &[4, 3, 64, 64]);
         fixture.check(&format!("{case}.features_eval"), None, &encoder.net.forward(&x, false));
@@ -89,7 +89,7 @@ fn every_encoder_is_recognized_by_its_shapes() {
             let config = EncoderConfig { arch, width, stem, ..EncoderConfig::default() };
             let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
             let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
-            assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
+            assert_eq!(EncoderConfig::recognize(&shapes, None).expect("recognized"), config);
         }
     }
     let (patches, all) = (EncoderConfig::default(), Arch::ALL.into_iter());
@@ -98,12 +98,12 @@ fn every_encoder_is_recognized_by_its_shapes() {
         let config = EncoderConfig { arch, patch_size: 4, image_size, ..patches };
         let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
         let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
-        assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
+        assert_eq!(EncoderConfig::recognize(&shapes, None).expect("recognized"), config);
     }
     let config = EncoderConfig { arch: Arch::Resnet18, norm: Norm::GroupWs, ..EncoderConfig::default() };
     let tensors: Vec<_> = config.layers().iter().flat_map(|layer| layer.tensors()).collect();
     let shapes = tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
-    assert_eq!(EncoderConfig::recognize(&shapes).expect("recognized"), config);
+    assert_eq!(EncoderConfig::recognize(&shapes, None).expect("recognized"), config);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn resnext_and_wide_resnet_files_are_read_and_exported_in_all_formats() {
         write(&path, &state_dict(&fixture, arch, 0.25, Stem::Imagenet));
         let encoder = open(&path).expect("opened");
         assert_eq!((encoder.config.arch, encoder.net.feature_dim), (arch, 512));
-        let size = Some(ImageSize::Fixed(64));
+        let size = Some(ImageSize::Fixed(64.into()));
         let formats = Format::ALL.into_iter().filter(|format| format.check_encoder(&encoder.config).is_ok());
         let folded = Format::ALL.into_iter().filter(|format| format.name() == "onnx").map(|format| (format, true));
         for (format, fold_batchnorm) in formats.map(|format| (format, false)).chain(folded) {
@@ -262,7 +262,7 @@ fn runs_and_checkpoints_open_at_any_of_their_paths() {
     let x = x.reshape([2, 3, 16, 16]);
     let features = |path: &Path, which: Branch| {
         let encoder = Encoder::open(path, &EncoderOptions { which, ..EncoderOptions::default() }).expect("opened");
-        assert_eq!(encoder.augment.size, 16);
+        assert_eq!(encoder.augment.size, 16.into());
         (encoder.represent(&x).expect("features"), encoder)
     };
     let (online, encoder) = features(&run.dir(), Branch::Online);

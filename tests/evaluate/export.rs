@@ -111,7 +111,7 @@ fn safetensors_hold_torchvisions_state_dict_and_say_what_it_takes() {
     let (read, trained) = (open(&path), open(&RUN.dir()));
     assert_eq!((read.config, read.batches_tracked), (trained.config, 8));
     let found = (read.augment.size, read.augment.mean.values(), read.augment.std.values());
-    assert_eq!(found, (16, &[0.5, 0.4, 0.3][..], &[0.25, 0.3, 0.2][..]));
+    assert_eq!(found, (16.into(), &[0.5, 0.4, 0.3][..], &[0.25, 0.3, 0.2][..]));
     let x = images(5, 16);
     assert!(read.represent(&x).expect("features").equal(&trained.represent(&x).expect("features")));
     // Such a file is an encoder like any other, so it can be exported again.
@@ -125,7 +125,7 @@ fn safetensors_hold_torchvisions_state_dict_and_say_what_it_takes() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let resized = folder.path().join("resized.safetensors");
     exported("safetensors", &resized, &["--image-size", "24"]);
-    assert_eq!(open(&resized).augment.size, 24);
+    assert_eq!(open(&resized).augment.size, 24.into());
 }
 
 #[test]

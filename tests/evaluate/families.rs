@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::run::succeeded;
 use crate::support::{CPU, TinyRun};
-use byol::augment::AugmentConfig;
+use byol::augment::{AugmentConfig, Size};
 use byol::eval::{Encoder, EncoderOptions, Represent};
 use byol::export::{self, ExportOptions, Format, ImageSize};
 use byol::model::Pool;
@@ -26,7 +26,7 @@ fn check_exports(run: &TinyRun) -> Encoder {
     let encoder = Encoder::open(&run.dir(), &EncoderOptions::default()).expect("opened");
     for format in Format::ALL {
         let output = run.folder().join(format.name());
-        for image_size in [None, Some(ImageSize::Dynamic), Some(ImageSize::Fixed(32))] {
+        for image_size in [None, Some(ImageSize::Dynamic), Some(ImageSize::Fixed(32.into()))] {
             let options = ExportOptions { image_size, ..ExportOptions::default() };
             let vit = encoder.config.arch.to_string().starts_with("vit");
             if format.check_options(&options).is_err() {
@@ -79,8 +79,8 @@ fn vits_are_exported_and_evaluated_at_other_sizes() {
     let encoder = check_exports(&run);
     assert_eq!((encoder.config.pool, encoder.config.image_size, encoder.net.feature_dim), (Pool::Mean, [16, 16], 96));
     // At another size its position embeddings are interpolated; one that its patches do not divide is refused.
-    let at = |size| {
-        let augment = Some(AugmentConfig { size, ..encoder.augment.clone() });
+    let at = |size: usize| {
+        let augment = Some(AugmentConfig { size: size.into(), ..encoder.augment.clone() });
         Encoder::open(&run.dir(), &EncoderOptions { augment, ..EncoderOptions::default() })
     };
     let features = at(32).expect("opened").represent(&Tensor::ones([2, 3, 32, 32], (Kind::Float, CPU))).expect("run");
@@ -94,4 +94,16 @@ fn vits_are_exported_and_evaluated_at_other_sizes() {
     let names = fs::read(run.folder().join("safetensors")).expect("read");
     assert!(String::from_utf8_lossy(&names).contains("patch_embed.proj.weight"));
     check_exports(&self::run(&VIT_BASE));
+}
+
+/// Also those whose position embeddings are for no square, which shapes alone do not tell.
+#[test]
+fn encoders_of_wide_views_are_exported_in_all_formats() {
+    let wide = ["augment.size=[16, 24]"];
+    let encoder = check_exports(&run(&[&VIT_BASE[..], &wide].concat()));
+    assert_eq!((encoder.config.image_size, encoder.augment.size), ([16, 24], Size { height: 16, width: 24 }));
+    let lines = Format::SAFETENSORS.load_in_python(&encoder, &ExportOptions::default(), "file");
+    assert!(lines.contains("torch.empty(1, 7, "), "{lines}");
+    let convnext = check_exports(&run(&[&CONVNEXT[..], &wide].concat()));
+    assert_eq!(convnext.augment.size, encoder.augment.size);
 }

@@ -24,13 +24,12 @@ fn draws(params: &[f64]) -> Draws {
     };
     let given = |v: f64| (v >= 0.0).then_some(v);
     Draws {
-        crop: Crop { left, top, width, height },
-        reduction: 1,
         flip: params[4] == 1.0,
         color: [op(0), op(1), op(2), op(3)],
         grayscale: params[13] == 1.0,
         blur: given(params[14]),
         solarize: given(params[15]).map(|v| v as u8),
+        ..Draws::of(Crop { left, top, width, height })
     }
 }
 
@@ -52,11 +51,11 @@ fn every_operation_and_whole_pipelines_equal_torchvision() {
         let op = case.split_once('.').unwrap().1;
         if op == "eval" {
             let eval_resize = Some(params[2] as usize);
-            let config = AugmentConfig { size, eval_resize, ..Default::default() };
+            let config = AugmentConfig { size: size.into(), eval_resize, ..Default::default() };
             eval_view(&config, &image, &mut scratch, &mut view);
         } else {
             let kernel = [Interpolation::Bicubic, Interpolation::Bilinear][params[2] as usize];
-            apply(&image, &draws(&params[3..]), size, kernel, &mut scratch, &mut view);
+            apply(&image, &draws(&params[3..]), size.into(), kernel, &mut scratch, &mut view);
         }
         let wrong = view.iter().zip(expected.data()).filter(|(ours, theirs)| ours != theirs).count();
         assert_eq!(expected.shape(), [size, size, 3], "{case}");

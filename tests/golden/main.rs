@@ -12,3 +12,4 @@ mod quality;
 mod same_weights;
 mod sync_batchnorm;
 mod training;
+mod views;

@@ -49,7 +49,7 @@ fn batch(step: u64) -> Batch {
 }
 
 fn augment() -> AugmentConfig {
-    AugmentConfig { size: SIZE, ..AugmentConfig::default() }
+    AugmentConfig { size: SIZE.into(), ..AugmentConfig::default() }
 }
 
 const LAYOUT: ImageLayout = ImageLayout { channels_last: true, bf16: false };

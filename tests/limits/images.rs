@@ -87,7 +87,7 @@ fn any_bytes_end_in_views_or_in_one_line() {
     let corpus = corpus();
     let options =
         DecodeOptions { max_pixels: MAX_PIXELS, max_bytes: 1 << 20, exif_orientation: true, scaled_above: usize::MAX };
-    let augment = AugmentConfig { size: 32, ..Default::default() };
+    let augment = AugmentConfig { size: 32.into(), ..Default::default() };
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let (mut first_view, mut second_view) = (vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]);
     // Panics of decoders are caught and become errors; their reports would drown the rest.

@@ -90,7 +90,7 @@ impl Dataset for Trapped {
 }
 
 fn augment(size: usize) -> AugmentConfig {
-    AugmentConfig { size, ..Default::default() }
+    AugmentConfig { size: size.into(), ..Default::default() }
 }
 
 /// Fails instead of hanging.

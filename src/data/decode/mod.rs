@@ -217,6 +217,14 @@ fn format(bytes: &[u8]) -> Result<ImageFormat> {
     image::guess_format(bytes).map_err(|_| unsupported::error(bytes))
 }
 
+/// The ending of a file name for an encoded image, by its first bytes.
+pub(super) fn ending_of(bytes: &[u8]) -> Result<&'static str> {
+    if npy::is_npy(bytes) {
+        return Ok("npy");
+    }
+    format(bytes)?.extensions_str().first().copied().context("found an image format without an ending")
+}
+
 fn decode_other(
     bytes: &[u8],
     format: ImageFormat,

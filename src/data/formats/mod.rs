@@ -15,7 +15,7 @@ pub mod image_folder;
 mod image_list;
 mod index_cache;
 mod labels;
-mod names;
+pub(super) mod names;
 pub mod parquet;
 mod shards;
 mod splits;

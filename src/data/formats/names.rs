@@ -20,12 +20,12 @@ const SYSTEM_FOLDERS: [&str; 8] = [
 ];
 
 /// The extension of a file name in lower case, without the dot; empty if it has none.
-pub(super) fn ending(path: &Path) -> String {
+pub(in crate::data) fn ending(path: &Path) -> String {
     path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
 }
 
 /// Whether a file is an image, by its name.
-pub(super) fn is_image_name(path: &Path) -> bool {
+pub(in crate::data) fn is_image_name(path: &Path) -> bool {
     IMAGE_ENDINGS.contains(&ending(path).as_str())
 }
 

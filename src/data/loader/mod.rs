@@ -60,10 +60,10 @@ impl LoaderOptions {
 /// Bytes of a label and an index.
 const LABEL_BYTES: usize = size_of::<i64>() + size_of::<u32>();
 
-/// Two augmented views of B images of S x S pixels.
+/// Two augmented views of B images of H x W pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// View 1 and view 2, each [B, S, S, channels].
+    /// View 1 and view 2, each [B, H, W, channels].
     pub views: [Vec<u8>; 2],
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,
@@ -224,10 +224,10 @@ pub fn load_for_views(
     Ok((found, draws))
 }
 
-/// Evaluation views of B images of S x S pixels.
+/// Evaluation views of B images of H x W pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvalBatch {
-    /// [B, S, S, channels].
+    /// [B, H, W, channels].
     pub pixels: Vec<u8>,
     /// B classes, -1 for unknown.
     pub labels: Vec<i64>,

@@ -113,3 +113,55 @@ int byol_jpeg_decode(
   region[2] = width;
   return 0;
 }
+
+typedef struct {
+  struct jpeg_error_mgr errors;
+  jmp_buf failed;
+  char* message;
+} encoder_errors;
+
+static void fail_encoding(j_common_ptr cinfo) {
+  encoder_errors* errors = cinfo->client_data;
+  errors->errors.format_message(cinfo, errors->message);
+  longjmp(errors->failed, 1);
+}
+
+// Encodes pixels of 1 (gray) or 3 (RGB) bytes; the chroma of a quality from 90 on is not subsampled. `out` becomes memory
+// for byol_jpeg_release, also after an error, whose message is written to `message` (JMSG_LENGTH_MAX bytes).
+int byol_jpeg_encode(const unsigned char* pixels, const unsigned shape[3], int quality, unsigned char** out,
+                     unsigned long* length, char* message) {
+  struct jpeg_compress_struct cinfo;
+  encoder_errors errors;
+  memset(&cinfo, 0, sizeof cinfo);
+  cinfo.err = jpeg_std_error(&errors.errors);
+  errors.errors.error_exit = fail_encoding;
+  errors.message = message;
+  cinfo.client_data = &errors;
+  *out = NULL;
+  *length = 0;
+  if (setjmp(errors.failed)) {
+    jpeg_destroy_compress(&cinfo);
+    *out = NULL;  // it may have been freed when the buffer grew
+    return 1;
+  }
+  jpeg_create_compress(&cinfo);
+  jpeg_mem_dest(&cinfo, out, length);
+  cinfo.image_width = shape[0];
+  cinfo.image_height = shape[1];
+  cinfo.input_components = shape[2];
+  cinfo.in_color_space = shape[2] == 1 ? JCS_GRAYSCALE : JCS_RGB;
+  jpeg_set_defaults(&cinfo);
+  jpeg_set_quality(&cinfo, quality, TRUE);
+  if (quality >= 90) cinfo.comp_info[0].h_samp_factor = cinfo.comp_info[0].v_samp_factor = 1;
+  cinfo.optimize_coding = TRUE;
+  jpeg_start_compress(&cinfo, TRUE);
+  while (cinfo.next_scanline < cinfo.image_height) {
+    JSAMPROW row = (JSAMPROW)(pixels + (unsigned long)cinfo.next_scanline * shape[0] * shape[2]);
+    jpeg_write_scanlines(&cinfo, &row, 1);
+  }
+  jpeg_finish_compress(&cinfo);
+  jpeg_destroy_compress(&cinfo);
+  return 0;
+}
+
+void byol_jpeg_release(unsigned char* bytes) { free(bytes); }

@@ -24,6 +24,15 @@ unsafe extern "C" {
         out: *mut c_uchar,
         capacity: c_ulong,
     ) -> c_int;
+    fn byol_jpeg_encode(
+        pixels: *const c_uchar,
+        shape: *const c_uint,
+        quality: c_int,
+        out: *mut *mut c_uchar,
+        length: *mut c_ulong,
+        message: *mut c_char,
+    ) -> c_int;
+    fn byol_jpeg_release(bytes: *mut c_uchar);
 }
 
 const MAX_ADDED: usize = 4 + 31 + 4;
@@ -104,6 +113,36 @@ impl Drop for Decoder {
         // SAFETY: made by `byol_jpeg_new`, not used after this.
         unsafe { byol_jpeg_free(self.0.as_ptr()) }
     }
+}
+
+/// libjpeg's `JMSG_LENGTH_MAX`, with room to spare.
+const MESSAGE: usize = 512;
+
+/// Encodes `width` x `height` pixels of `channels` bytes, 1 (gray) or 3 (RGB). From quality 90 on, chroma keeps its
+/// resolution.
+/// # Errors
+/// Other numbers of channels; sides over 65500 pixels; no memory.
+pub fn encode(pixels: &[u8], [width, height, channels]: [usize; 3], quality: u8) -> Result<Vec<u8>> {
+    ensure!([1, 3].contains(&channels), "found {channels} channels, expected 1 or 3 for a jpeg");
+    ensure!(pixels.len() == width * height * channels, "found {} bytes of pixels", pixels.len());
+    ensure!((1..=65500).contains(&width) && (1..=65500).contains(&height), "found {width} x {height} pixels");
+    let shape = [width, height, channels].map(|value| value as c_uint);
+    let (mut out, mut length, mut message) = (std::ptr::null_mut(), 0, [0 as c_char; MESSAGE]);
+    // SAFETY: `pixels` has as many bytes as `shape` says, checked above; the callee writes the two results and a message
+    // of at most JMSG_LENGTH_MAX (200) bytes, with its NUL.
+    let status = unsafe {
+        let quality = c_int::from(quality.clamp(1, 100));
+        byol_jpeg_encode(pixels.as_ptr(), shape.as_ptr(), quality, &mut out, &mut length, message.as_mut_ptr())
+    };
+    let bytes = match (status, out.is_null()) {
+        // SAFETY: on success `out` is `length` bytes from malloc, ours until they are released.
+        (0, false) => Ok(unsafe { std::slice::from_raw_parts(out, length as usize) }.to_vec()),
+        // SAFETY: NUL-terminated, as it was zeroed and is longer than the longest message.
+        _ => Err(unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned()),
+    };
+    // SAFETY: null or from malloc, released once.
+    unsafe { byol_jpeg_release(out) };
+    bytes.map_err(|message| anyhow::anyhow!("cannot encode the jpeg: {message}"))
 }
 
 fn check(handle: NonNull<Handle>, status: c_int) -> Result<()> {
