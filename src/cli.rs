@@ -381,6 +381,9 @@ pub struct ReportArgs {
     /// Leave out everything that needs the encoder and the images.
     #[arg(long)]
     pub curves_only: bool,
+    /// Also write the encoded images into the run's TensorBoard folder: for the projector, and their augmented views.
+    #[arg(long, conflicts_with = "curves_only")]
+    pub tensorboard: bool,
     /// Override a key of the runs' configs, such as data.path or train.device; can be repeated. The value is YAML.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Formatter};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde::de::{EnumAccess, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::section::Shown;
@@ -111,6 +111,11 @@ impl<'de> Visitor<'de> for Sides {
         u64::try_from(side)
             .map_err(|_| E::invalid_value(Unexpected::Signed(side), &self))
             .and_then(|n| self.visit_u64(n))
+    }
+
+    /// A YAML tag.
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Size, A::Error> {
+        Err(A::Error::invalid_type(Unexpected::Other("a value with a tag"), &self))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Size, A::Error> {

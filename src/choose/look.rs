@@ -38,9 +38,9 @@ pub struct Facts {
     /// Images without color.
     pub gray: usize,
     /// Per channel, in 0..1.
-    pub mean: [f64; 3],
+    pub mean: Vec<f64>,
     /// Per channel, in 0..1.
-    pub std: [f64; 3],
+    pub std: Vec<f64>,
     /// Images with a label, if these have several classes.
     pub labeled: Option<usize>,
     /// Number of classes.
@@ -87,7 +87,7 @@ pub fn look(config: &Config) -> Result<Facts> {
 }
 
 fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &Config) -> Facts {
-    let [mean, std] = Colors::summary(looks.iter().map(|look| look.colors));
+    let [mean, std] = Colors::summary(looks.iter().map(|look| &look.colors));
     let mut sides: Vec<usize> = looks.iter().map(|look| look.side).collect();
     sides.sort_unstable();
     let labeled = several_classes(&**set).then(|| (0..set.len()).filter(|&at| set.label(at).is_some()).count());

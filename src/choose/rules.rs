@@ -212,10 +212,12 @@ fn colors(facts: &Facts, choices: &mut Choices) -> Result<()> {
         return other_channels(facts, choices);
     }
     let reason = format!("measured on {} images", facts.sampled);
-    let rounded = |values: [f64; 3], low: f64| values.map(|value| (value.clamp(low, 1.0) * 1e3).round() / 1e3);
-    choices.set("augment.mean", rounded(facts.mean, 0.0), &reason)?;
+    let rounded = |values: &[f64], low: f64| -> Vec<f64> {
+        values.iter().map(|value| (value.clamp(low, 1.0) * 1e3).round() / 1e3).collect()
+    };
+    choices.set("augment.mean", rounded(&facts.mean, 0.0), &reason)?;
     // Images of one color would be divided by nothing.
-    choices.set("augment.std", rounded(facts.std, 0.05), &reason)?;
+    choices.set("augment.std", rounded(&facts.std, 0.05), &reason)?;
     let shown =
         |values: &PerChannel| values.values().iter().map(|value| format!("{value:.3}")).collect::<Vec<_>>().join(" ");
     let augment = &choices.config.augment;
@@ -364,8 +366,8 @@ mod tests {
             images,
             sampled: images.min(512),
             sides: [side; 3],
-            mean,
-            std,
+            mean: mean.to_vec(),
+            std: std.to_vec(),
             labeled,
             classes: 3,
             ..Facts::default()

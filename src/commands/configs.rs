@@ -16,13 +16,13 @@ pub fn run(command: Option<&ConfigsCommand>) -> Result<u8> {
             let line = |recipe: &Recipe| format!("{:<widest$}  {}\n", recipe.name, recipe.summary());
             print(&ALL.iter().map(line).collect::<String>())?;
         }
-        Some(ConfigsCommand::Show { name }) => print(recipes::get(name)?.text)?,
+        Some(ConfigsCommand::Show { name }) => print(recipes::get(name)?.portable())?,
         Some(ConfigsCommand::Copy { name, file, force }) => {
             let recipe = recipes::get(name)?;
             if file.exists() && !force {
                 bail!("{} exists already; choose another name, or add --force", file.display());
             }
-            files::write_atomic(file, recipe.text.as_bytes())?;
+            files::write_atomic(file, recipe.portable().as_bytes())?;
             log::info!("wrote {}; train with: byol train --config {}", file.display(), file.display());
         }
     }

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::cli::DataArgs;
 use crate::config::Config;
 use crate::data::formats::detect;
+use crate::data::values::Channels;
 use crate::data::{self, Dataset, Format};
 use crate::eval::Interrupted;
 use crate::files;
@@ -18,7 +19,7 @@ use crate::signals::Signals;
 
 /// Runs the command.
 pub fn run(args: &DataArgs) -> Result<u8> {
-    let config = config(args)?;
+    let mut config = config(args)?;
     let signals = Signals::default();
     signals.listen()?;
     if args.clean_list.is_some() && config.data.format != Format::ImageFolder {
@@ -27,9 +28,15 @@ pub fn run(args: &DataArgs) -> Result<u8> {
             json!(config.data.format)
         );
     }
-    let set = data::open_train(&config.data).context("data.path")?;
+    let mut set = data::open_train(&config.data).context("data.path")?;
+    // What a run would find; mixed channels are an error there, and are counted here.
+    match data::measure::measure(&*set, &config.data, true) {
+        Ok((channels, range)) => (config.data.channels, config.data.value_range) = (Channels::Count(channels), range),
+        Err(error) => log::warn!("{error:#}"),
+    }
+    set = data::converted(set, &config.data);
     let stop = || signals.exit_code().map_or(Ok(()), |code| Err(Interrupted(code).into()));
-    let report = match inspect::inspect(&set, config.augment.size, &stop) {
+    let report = match inspect::inspect(&set, &config.data, config.augment.size, &stop) {
         Err(error) if error.is::<Interrupted>() => return Ok(error.downcast::<Interrupted>()?.0 as u8),
         result => result?,
     };

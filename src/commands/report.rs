@@ -56,7 +56,8 @@ fn look(args: &ReportArgs, folder: &Path, extent: Extent) -> Result<(Look, u8)> 
     let asked = |_: &_| json!({"command": "report"});
     let code = Evaluation::run(&encoder, asked, |evaluation| {
         log::info!("{}", evaluation.encoder_line());
-        found.replace(Some(Looks::of(evaluation, extent)?));
+        let events = folder.join("tensorboard");
+        found.replace(Some(Looks::of(evaluation, extent, args.tensorboard.then_some(&*events))?));
         Ok(())
     })?;
     Ok((found.take().ok_or_else(|| "stopped by a signal".to_string()), code))

@@ -240,7 +240,8 @@ impl Setup<'_> {
             let total = if Hours::is_planned(plan.total_steps) { plan.total_steps } else { 0 };
             let progress = Progress::new(total, plan.steps_per_epoch, manifest.step, plan.offset());
             let progress = progress.with_batch(config.train.batch_size);
-            let logger = Logger::open(&config.output.dir, resumed, config.monitor.tensorboard, progress)?;
+            let settings = config.monitor.tensorboard.then(|| config.settings()).transpose()?;
+            let logger = Logger::open(&config.output.dir, resumed, settings.as_deref(), progress)?;
             let records = metrics::read(&config.output.dir.join("metrics.jsonl"))?;
             trainer.history = Quality::history(&records);
             trainer.logger = Some(logger.retrying(config.output.on_write_error == OnWriteError::Retry));

@@ -232,6 +232,15 @@ impl Config {
         self.sections().into_iter().flat_map(renamed).map(within)
     }
 
+    /// The keys that have an effect on the result, with their values: what runs are compared by.
+    /// # Errors
+    /// Numbers that JSON cannot hold.
+    pub fn settings(&self) -> Result<Vec<(String, serde_json::Value)>> {
+        let mut settings = leaf_values(&serde_json::to_value(self)?);
+        settings.retain(|(key, value)| self.has_effect(key) && !value.is_null());
+        Ok(settings)
+    }
+
     /// Whether a key changes the result of training.
     pub(crate) fn has_effect(&self, key: &str) -> bool {
         let (section, key) = key.split_once('.').unwrap_or((key, ""));
@@ -311,7 +320,7 @@ fn remove_unknown(
     prefix: &str,
     ours: &serde_json::Value,
     theirs: &mut serde_json::Value,
-    unknown: &mut Vec<(String, String)>,
+    unknown: &mut Vec<(String, serde_json::Value)>,
 ) {
     let (Some(ours), Some(theirs)) = (ours.as_object(), theirs.as_object_mut()) else { return };
     theirs.retain(|key, value| {
@@ -326,17 +335,21 @@ fn remove_unknown(
 
 /// Leaves of a JSON tree as (dotted path, value).
 fn leaves(value: &serde_json::Value) -> Vec<(String, String)> {
+    leaf_values(value).into_iter().map(|(path, value)| (path, value.to_string())).collect()
+}
+
+fn leaf_values(value: &serde_json::Value) -> Vec<(String, serde_json::Value)> {
     let mut leaves = Vec::new();
     flatten("", value, &mut leaves);
     leaves
 }
 
-fn flatten(prefix: &str, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
+fn flatten(prefix: &str, value: &serde_json::Value, leaves: &mut Vec<(String, serde_json::Value)>) {
     match value {
         serde_json::Value::Object(map) => {
             map.iter().for_each(|(key, value)| flatten(&join(prefix, key), value, leaves))
         }
-        leaf => leaves.push((prefix.to_string(), leaf.to_string())),
+        leaf => leaves.push((prefix.to_string(), leaf.clone())),
     }
 }
 

@@ -49,10 +49,17 @@ impl Recipe {
         ALL.iter().copied().find(|recipe| recipe.name == name)
     }
 
+    /// The YAML without the line that tells editors where the schema is: true in `configs/` alone.
+    pub fn portable(&self) -> &'static str {
+        match self.text.split_once('\n') {
+            Some((line, rest)) if line.starts_with("# yaml-language-server:") => rest,
+            _ => self.text,
+        }
+    }
+
     /// Its first sentence.
     pub fn summary(&self) -> String {
-        let comment = self.text.lines().skip_while(|line| line.contains("yaml-language-server"));
-        let comment = comment.map_while(|line| line.strip_prefix('#')).map(str::trim);
+        let comment = self.portable().lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
         let text = comment.take_while(|line| !line.starts_with("scripts/")).collect::<Vec<_>>().join(" ");
         let end = [": ", ". ", "; "].iter().filter_map(|mark| text.find(mark)).min();
         text[..end.unwrap_or(text.len())].trim_end_matches('.').to_string()

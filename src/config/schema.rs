@@ -71,6 +71,17 @@ pub(super) fn first_sentence(root: &Value, path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// What editors read, as the first line of the files in `configs/` says.
+    #[test]
+    fn the_written_schema_is_that_of_this_version() {
+        let written: Value = serde_json::from_str(include_str!("schema.json")).unwrap();
+        assert!(written == schema(), "write it anew: byol config schema > src/config/schema.json");
+        for recipe in super::super::recipes::ALL {
+            let first = recipe.text.lines().next();
+            assert_eq!(first, Some("# yaml-language-server: $schema=../src/config/schema.json"), "{}", recipe.name);
+        }
+    }
+
     /// Every key that the parser reads is in the schema, documented, with the parser's default.
     #[test]
     fn the_schema_has_every_key_with_its_default_and_a_description() {

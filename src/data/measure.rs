@@ -40,6 +40,23 @@ pub fn measure(set: &dyn Dataset, config: &DataConfig, progress: bool) -> Result
     Ok((channels, range))
 }
 
+/// Channels and type of an image's values, such as `3-channel 8-bit`; `None` where the set has pixels, or no such image.
+pub fn kind(set: &dyn Dataset, index: usize, config: &DataConfig) -> Option<String> {
+    let mut found = None;
+    let read = set.with_encoded(index, &mut |bytes| {
+        found = Some(decode::look(bytes, config.axes)?);
+        Ok(())
+    });
+    let look = read.ok().and(found)?;
+    let bits = look.sample.trim_start_matches(char::is_alphabetic);
+    let (before, after) = match look.sample.as_bytes().first() {
+        Some(b'i') => ("signed ", ""),
+        Some(b'f') => ("", " float"),
+        _ => ("", ""),
+    };
+    Some(format!("{}-channel {before}{bits}-bit{after}", look.channels))
+}
+
 /// Positions of images, in an order that is the same in every run.
 fn chosen(set: &dyn Dataset, count: usize) -> Vec<usize> {
     let mut all: Vec<u32> = (0..set.len() as u32).collect();

@@ -7,47 +7,45 @@ use crate::pixels::Pixels;
 /// Pixels of an image that its mean and standard deviation are taken from, about.
 const PIXELS: usize = 1 << 16;
 
-/// Colors of an image.
-#[derive(Clone, Copy, Debug)]
+/// Values of an image.
+#[derive(Clone, Debug)]
 pub struct Colors {
-    /// Whether red, green and blue are the same.
+    /// Whether all channels are the same.
     pub gray: bool,
     /// Mean of each channel, in 0..1.
-    pub mean: [f64; 3],
+    pub mean: Vec<f64>,
     /// Mean of its square.
-    pub square: [f64; 3],
+    pub square: Vec<f64>,
 }
 
 impl Colors {
     /// From up to [`PIXELS`] pixels, spread over the image.
     pub fn of(pixels: &Pixels) -> Self {
         let step = (pixels.width * pixels.height).div_ceil(PIXELS).max(1);
-        let (mut mean, mut square, mut gray, mut count) = ([0.0; 3], [0.0; 3], true, 0.0);
-        for pixel in pixels.data.chunks_exact(3).step_by(step) {
-            gray &= pixel[0] == pixel[1] && pixel[1] == pixel[2];
+        let channels = pixels.channels;
+        let (mut mean, mut square, mut gray, mut count) = (vec![0.0; channels], vec![0.0; channels], true, 0.0);
+        for pixel in pixels.data.chunks_exact(channels).step_by(step) {
+            gray &= pixel.iter().all(|value| *value == pixel[0]);
             count += 1.0;
-            for channel in 0..3 {
-                let value = f64::from(pixel[channel]) / 255.0;
+            for (channel, value) in pixel.iter().enumerate() {
+                let value = f64::from(*value) / 255.0;
                 mean[channel] += value;
                 square[channel] += value * value;
             }
         }
-        Self { gray, mean: mean.map(|sum| sum / count), square: square.map(|sum| sum / count) }
+        [&mut mean, &mut square].into_iter().flatten().for_each(|sum| *sum /= count);
+        Self { gray, mean, square }
     }
 
     /// Mean and standard deviation per channel over all images, each of which counts the same.
-    pub fn summary(all: impl Iterator<Item = Self>) -> [[f64; 3]; 2] {
-        let (mut mean, mut square, mut count) = ([0.0; 3], [0.0; 3], 0.0f64);
-        for colors in all {
-            count += 1.0;
-            for channel in 0..3 {
-                mean[channel] += colors.mean[channel];
-                square[channel] += colors.square[channel];
-            }
-        }
-        let mean = mean.map(|sum| sum / count.max(1.0));
-        let std = [0, 1, 2].map(|at| (square[at] / count.max(1.0) - mean[at] * mean[at]).max(0.0).sqrt());
-        [mean, std]
+    pub fn summary<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> [Vec<f64>; 2] {
+        let channels = all.clone().next().map_or(0, |colors| colors.mean.len());
+        let count = all.clone().count().max(1) as f64;
+        let average =
+            |of: fn(&Self) -> &Vec<f64>, at: usize| all.clone().map(|colors| of(colors)[at]).sum::<f64>() / count;
+        let mean: Vec<f64> = (0..channels).map(|at| average(|colors| &colors.mean, at)).collect();
+        let variance = mean.iter().enumerate().map(|(at, mean)| average(|colors| &colors.square, at) - mean * mean);
+        [mean.clone(), variance.map(|variance| variance.max(0.0).sqrt()).collect()]
     }
 }
 
@@ -59,10 +57,19 @@ pub fn exact_hash(pixels: &Pixels) -> u128 {
     hasher.finalize().iter().take(16).fold(0, |hash, byte| hash << 8 | u128::from(*byte))
 }
 
+/// A thousand times the brightness of a pixel.
+fn luminance(pixel: &[u8]) -> u64 {
+    match *pixel {
+        [red, green, blue] => 299 * u64::from(red) + 587 * u64::from(green) + 114 * u64::from(blue),
+        _ => 1000 * pixel.iter().map(|value| u64::from(*value)).sum::<u64>() / pixel.len() as u64,
+    }
+}
+
 /// Columns and rows of the difference hash.
 const GRID: (usize, usize) = (9, 8);
 
-/// dHash: whether each cell of an 8 x 8 grid is darker than the one to its right, of luminance averaged over the cells
+/// dHash: whether each cell of an 8 x 8 grid is darker than the one to its right, of luminance (other than RGB: the mean
+/// of the channels) averaged over the cells
 /// of a 9 x 8 grid. Small changes of size, compression and brightness change few of the 64 bits. `None` for an image
 /// without structure, of which any two would be alike.
 pub fn difference_hash(pixels: &Pixels) -> Option<u64> {
@@ -80,9 +87,8 @@ pub fn difference_hash(pixels: &Pixels) -> Option<u64> {
             let (down, along) = (1 + (bottom - top) / 32, 1 + (right - left) / 32);
             for y in (top..bottom).step_by(down) {
                 for x in (left..right).step_by(along) {
-                    let at = (y * pixels.width + x) * 3;
-                    let [red, green, blue] = [0, 1, 2].map(|channel| u64::from(pixels.data[at + channel]));
-                    sum += 299 * red + 587 * green + 114 * blue;
+                    let at = (y * pixels.width + x) * pixels.channels;
+                    sum += luminance(&pixels.data[at..at + pixels.channels]);
                     count += 1;
                 }
             }
@@ -127,7 +133,7 @@ mod tests {
     fn colors_are_averaged_over_images() {
         let flat = |rgb: [u8; 3]| Pixels { width: 2, height: 2, channels: 3, data: rgb.repeat(4) };
         let colors = [flat([0, 51, 255]), flat([255, 51, 255])].map(|pixels| Colors::of(&pixels));
-        let [mean, std] = Colors::summary(colors.into_iter());
+        let [mean, std] = Colors::summary(colors.iter());
         for (found, expected) in mean.iter().chain(&std).zip([0.5, 0.2, 1.0, 0.5, 0.0, 0.0]) {
             assert!((found - expected).abs() < 1e-7, "{mean:?} {std:?}");
         }

@@ -13,7 +13,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 
 use crate::augment::Size;
-use crate::data::Dataset;
+use crate::data::{DataConfig, Dataset, measure};
 use crate::logging::progress::Bar;
 use crate::pixels::Pixels;
 pub use alike::NEAR_BITS;
@@ -27,21 +27,28 @@ const CHUNK: usize = 256;
 struct Seen {
     width: u32,
     height: u32,
+    kind: String,
     colors: Colors,
     exact: u128,
     near: Option<u64>,
 }
 
-/// Looks at all images of a set; those with a side below that of `size` would be upscaled. `stop` is asked ever so often.
+/// Looks at all images of a set, opened as `config` says; those with a side below that of `size` would be upscaled.
+/// `stop` is asked ever so often.
 /// # Errors
 /// That of `stop`.
-pub fn inspect(set: &Arc<dyn Dataset>, size: Size, stop: &dyn Fn() -> Result<()>) -> Result<Report> {
+pub fn inspect(
+    set: &Arc<dyn Dataset>,
+    config: &DataConfig,
+    size: Size,
+    stop: &dyn Fn() -> Result<()>,
+) -> Result<Report> {
     let (started, bar) = (Instant::now(), Bar::new("looking at images", set.len()));
     let (mut seen, mut bad) = (Vec::new(), Vec::new());
     for start in (0..set.len()).step_by(CHUNK) {
         stop()?;
         let part: Vec<_> =
-            (start..set.len().min(start + CHUNK)).into_par_iter().map(|at| (at, look(&**set, at))).collect();
+            (start..set.len().min(start + CHUNK)).into_par_iter().map(|at| (at, look(&**set, config, at))).collect();
         for (at, result) in part {
             match result {
                 Ok(image) => seen.push((at as u32, image)),
@@ -61,12 +68,14 @@ pub fn inspect(set: &Arc<dyn Dataset>, size: Size, stop: &dyn Fn() -> Result<()>
     let near = alike::near(&hashes);
     let sides: Vec<(u32, u32)> = seen.iter().map(|(_, image)| (image.width, image.height)).collect();
     let pixels: u64 = sides.iter().map(|(width, height)| u64::from(*width) * u64::from(*height)).sum();
-    let [mean, std] = Colors::summary(seen.iter().map(|(_, image)| image.colors));
+    let [mean, std] = Colors::summary(seen.iter().map(|(_, image)| &image.colors));
     let groups = |groups: &[Vec<u32>]| report::groups(&**set, groups);
     Ok(Report {
         images: set.len(),
         readable: seen.len(),
         formats: formats(&**set),
+        kinds: most_frequent(seen.iter().map(|(_, image)| image.kind.clone())),
+        value_range: config.value_range.clone(),
         classes: classes(&**set),
         unlabeled: (0..set.len()).filter(|&at| set.label(at).is_none_or(|label| label < 0)).count(),
         gray: seen.iter().filter(|(_, image)| image.colors.gray).count(),
@@ -84,12 +93,13 @@ pub fn inspect(set: &Arc<dyn Dataset>, size: Size, stop: &dyn Fn() -> Result<()>
     })
 }
 
-fn look(set: &dyn Dataset, index: usize) -> Result<Seen> {
+fn look(set: &dyn Dataset, config: &DataConfig, index: usize) -> Result<Seen> {
     let mut pixels = Pixels::default();
     native::caught_in("decoder", || set.load(index, &mut pixels))?;
     let (width, height) = (pixels.width as u32, pixels.height as u32);
     let (exact, near) = (image::exact_hash(&pixels), image::difference_hash(&pixels));
-    Ok(Seen { width, height, colors: Colors::of(&pixels), exact, near })
+    let kind = measure::kind(set, index, config).unwrap_or_else(|| format!("{}-channel 8-bit", pixels.channels));
+    Ok(Seen { width, height, kind, colors: Colors::of(&pixels), exact, near })
 }
 
 /// Images of each class, in the order of the classes.
@@ -105,13 +115,17 @@ fn classes(set: &dyn Dataset) -> Vec<Count> {
 
 /// Images by the ending of their names, the most frequent first.
 fn formats(set: &dyn Dataset) -> Vec<Count> {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for at in 0..set.len() {
+    most_frequent((0..set.len()).map(|at| {
         let place = set.describe(at);
         let ending = Path::new(&place).extension().map(|ending| ending.to_string_lossy().to_lowercase());
         let known = ending.filter(|ending| ending.len() <= 5 && ending.chars().all(char::is_alphanumeric));
-        *counts.entry(known.unwrap_or_else(|| "without an ending".into())).or_default() += 1;
-    }
+        known.unwrap_or_else(|| "without an ending".into())
+    }))
+}
+
+fn most_frequent(names: impl Iterator<Item = String>) -> Vec<Count> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    names.for_each(|name| *counts.entry(name).or_default() += 1);
     let mut counts: Vec<Count> = counts.into_iter().map(|(name, count)| Count { name, count }).collect();
     counts.sort_by_key(|count| std::cmp::Reverse(count.count));
     counts

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::augment::Size;
 use crate::data::Dataset;
+use crate::data::values::ValueRange;
 
 /// Groups, classes and bad images that the text names, at most.
 const MAX_NAMED: usize = 10;
@@ -32,6 +33,10 @@ pub struct Report {
     pub readable: usize,
     /// By the endings of their names.
     pub formats: Vec<Count>,
+    /// By channels and type of the values.
+    pub kinds: Vec<Count>,
+    /// What becomes 0 and 255 (`data.value_range`).
+    pub value_range: ValueRange,
     /// Images of each class.
     pub classes: Vec<Count>,
     /// Images without a label.
@@ -46,9 +51,9 @@ pub struct Report {
     #[serde(skip)]
     pub sides: Vec<u32>,
     /// Per channel, in 0..1; every image counts the same.
-    pub mean: [f64; 3],
+    pub mean: Vec<f64>,
     /// Per channel.
-    pub std: [f64; 3],
+    pub std: Vec<f64>,
     /// Images that cannot be read, and why.
     pub bad: Vec<(String, String)>,
     /// Groups of images with the same pixels.
@@ -100,18 +105,25 @@ impl Report {
             let more = all.len().saturating_sub(MAX_NAMED);
             named.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
         };
-        let rgb = |values: [f64; 3]| values.map(|value| format!("{value:.4}")).join(", ");
+        let list = |values: &[f64]| values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(", ");
+        let kinds: Vec<String> =
+            self.kinds.iter().take(MAX_NAMED).map(|kind| format!("{}: {}", kind.name, kind.count)).collect();
         let mut lines = vec![
             format!("images       {}, {} readable, {} gray", self.images, self.readable, self.gray),
             format!("formats      {}", shorten(&self.formats)),
+            format!("channels     {}", kinds.join(", ")),
             format!("upscaled     {} have a side below {} px (augment.size)", self.upscaled, self.view_size),
-            format!("mean         [{}]", rgb(self.mean)),
-            format!("std          [{}]", rgb(self.std)),
+            format!("mean         [{}]", list(&self.mean)),
+            format!("std          [{}]", list(&self.std)),
             format!(
                 "speed        {:.1} megapixels/s, {:.0} images/s",
                 self.megapixels_per_second, self.images_per_second
             ),
         ];
+        if self.value_range != ValueRange::Full {
+            let range = serde_json::to_string(&self.value_range).unwrap_or_default();
+            lines.push(format!("value range  {range} (data.value_range)"));
+        }
         match self.classes.len() {
             0 => lines.push("labels       none".into()),
             classes => {
@@ -135,7 +147,8 @@ impl Report {
 
     fn push_groups(&self, what: &str, text: &str, groups: &[Group], lines: &mut Vec<String>) {
         let extra: usize = groups.iter().map(|group| group.len() - 1).sum();
-        lines.push(format!("{what:<12} {extra} {text}, in {} groups", groups.len()));
+        let s = if groups.len() == 1 { "" } else { "s" };
+        lines.push(format!("{what:<12} {extra} {text}, in {} group{s}", groups.len()));
         lines.extend(groups.iter().take(MAX_NAMED).map(|group| {
             let more = group.len().saturating_sub(3);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -2,6 +2,7 @@
 //! A closed or full stderr never stops a run; a metrics file that cannot be written does if the config says so.
 
 pub mod append;
+mod hparams;
 pub mod metrics;
 pub mod progress;
 mod quality;
@@ -13,6 +14,7 @@ use std::path::Path;
 use anyhow::Result;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
+use serde_json::Value;
 
 use metrics::MetricsFile;
 use progress::Progress;
@@ -189,13 +191,18 @@ pub struct Logger {
 }
 
 impl Logger {
-    /// Opens `metrics.jsonl` and (with `tensorboard`) an event file in `run_dir`, which must exist. With
+    /// Opens `metrics.jsonl` and (with `tensorboard`) an event file with these settings in `run_dir`, which must exist. With
     /// `resume_from_step` both continue after that step. Errors name the file.
-    pub fn open(run_dir: &Path, resume_from_step: Option<u64>, tensorboard: bool, progress: Progress) -> Result<Self> {
+    pub fn open(
+        run_dir: &Path,
+        resume_from_step: Option<u64>,
+        tensorboard: Option<&[(String, Value)]>,
+        progress: Progress,
+    ) -> Result<Self> {
         let mut sinks: Vec<Box<dyn Sink>> =
             vec![Box::new(MetricsFile::open(&run_dir.join("metrics.jsonl"), resume_from_step)?)];
-        if tensorboard {
-            sinks.push(Box::new(EventWriter::open(&run_dir.join("tensorboard"), resume_from_step)?));
+        if let Some(settings) = tensorboard {
+            sinks.push(Box::new(EventWriter::of_run(&run_dir.join("tensorboard"), resume_from_step, settings)?));
         }
         sinks.push(Box::new(progress));
         Ok(Self { sinks, retry: false, failing: false })
@@ -276,7 +283,7 @@ mod tests {
     fn a_logger_fills_its_run_directory() {
         let dir = tempfile::tempdir().unwrap();
         for resume in [None, Some(2)] {
-            let mut logger = Logger::open(dir.path(), resume, true, Progress::new(4, 2, 0, 0)).unwrap();
+            let mut logger = Logger::open(dir.path(), resume, Some(&[]), Progress::new(4, 2, 0, 0)).unwrap();
             for step in resume.unwrap_or(0) + 1..=4 {
                 logger.advance(step);
                 logger.log(&StepMetrics { step, ..Default::default() }).unwrap();

@@ -162,7 +162,7 @@ impl Sink for Progress {
                 log::info!("epoch {}: k-NN top-1 {:.2} %", short(*epoch), 100.0 * knn_top1);
             }
             Metrics::Quality(QualityMetrics { epoch, quality, .. }) => {
-                log::info!("epoch {}: {}", short(*epoch), quality.line());
+                quality.lines().iter().for_each(|line| log::info!("epoch {}: {line}", short(*epoch)));
             }
         }
         Ok(())

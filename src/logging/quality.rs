@@ -54,20 +54,20 @@ impl Quality {
         self.features.min(self.images)
     }
 
-    /// One line for humans.
-    pub fn line(&self) -> String {
-        format!(
-            "effective rank {:.1} of {} (projections {:.1}), view retrieval {:.1} % of {} images, alignment {:.3}, \
-             uniformity {:.2}, random pairs' cosine {:.2}, target distance {:.3}",
-            self.effective_rank,
-            self.max_rank(),
-            self.projection_rank,
-            100.0 * self.view_retrieval,
-            self.images,
-            self.alignment,
-            self.uniformity,
-            self.random_cosine,
-            self.target_distance
-        )
+    /// For humans, in two lines that a terminal of 80 columns holds.
+    pub fn lines(&self) -> [String; 2] {
+        [
+            format!(
+                "effective rank {:.1} of {} (projections {:.1}), view retrieval {:.1} %",
+                self.effective_rank,
+                self.max_rank(),
+                self.projection_rank,
+                100.0 * self.view_retrieval,
+            ),
+            format!(
+                "alignment {:.3}, uniformity {:.2}, random cosine {:.2}, target distance {:.3}",
+                self.alignment, self.uniformity, self.random_cosine, self.target_distance
+            ),
+        ]
     }
 }

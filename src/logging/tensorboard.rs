@@ -1,5 +1,6 @@
-//! TensorBoard event files with scalars: `Event` and `Summary` messages of tensorflow/core/util/event.proto and
-//! framework/summary.proto (only the fields used here), framed as TFRecords with masked CRC-32C.
+//! TensorBoard event files with scalars, hyperparameters and pictures: `Event` and `Summary` messages of
+//! tensorflow/core/util/event.proto and framework/summary.proto (only the fields used here), framed as TFRecords with
+//! masked CRC-32C.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -9,8 +10,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use prost::Message;
+use serde_json::Value as Json;
 
 use super::append::AppendFile;
+use super::hparams::{Metadata, NullTensor};
 use super::{Metrics, Sink};
 
 #[derive(Clone, PartialEq, Message)]
@@ -40,6 +43,25 @@ struct Value {
     // Explicit presence: a scalar that is 0 must still be written.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
+    #[prost(message, optional, tag = "4")]
+    image: Option<Image>,
+    #[prost(message, optional, tag = "8")]
+    tensor: Option<NullTensor>,
+    #[prost(message, optional, tag = "9")]
+    metadata: Option<Metadata>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Image {
+    #[prost(int32, tag = "1")]
+    height: i32,
+    #[prost(int32, tag = "2")]
+    width: i32,
+    /// Number of channels.
+    #[prost(int32, tag = "3")]
+    colorspace: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    encoded_image_string: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -49,6 +71,8 @@ struct SessionLog {
 }
 
 const SESSION_START: i32 = 1;
+
+const HPARAMS_TAG: &str = "_hparams_/session_start_info";
 
 /// Prefix of the names of event files.
 const PREFIX: &str = "events.out.tfevents.";
@@ -61,6 +85,13 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
+    /// The event file of a run with these settings; `resume_from_step` as in [`Self::open`].
+    pub fn of_run(dir: &Path, resume_from_step: Option<u64>, settings: &[(String, Json)]) -> Result<Self> {
+        let mut writer = Self::open(dir, resume_from_step)?;
+        writer.hparams(settings, now());
+        Ok(writer)
+    }
+
     /// Creates `dir` and in it a new event file. With `resume_from_step` TensorBoard drops events of earlier
     /// files for later steps.
     pub fn open(dir: &Path, resume_from_step: Option<u64>) -> Result<Self> {
@@ -99,7 +130,24 @@ impl EventWriter {
 
     /// Adds one value; `wall_time` is in seconds since 1970.
     fn scalar(&mut self, tag: &str, step: u64, value: f64, wall_time: f64) {
-        let value = Value { tag: tag.to_string(), simple_value: Some(value as f32) };
+        let value = Value { tag: tag.to_string(), simple_value: Some(value as f32), ..Value::default() };
+        self.value(value, step, wall_time);
+    }
+
+    /// Adds an RGB picture, `png` encoded, of this width and height.
+    pub fn picture(&mut self, tag: &str, step: u64, (width, height): (u32, u32), png: Vec<u8>) {
+        let (width, height, colorspace) = (width as i32, height as i32, 3);
+        let image = Some(Image { width, height, colorspace, encoded_image_string: png });
+        self.value(Value { tag: tag.to_string(), image, ..Value::default() }, step, now());
+    }
+
+    /// Adds the settings of the run, for TensorBoard's comparison of runs.
+    fn hparams(&mut self, settings: &[(String, Json)], wall_time: f64) {
+        let (tensor, metadata) = (Some(NullTensor::new()), Some(Metadata::new(settings, wall_time)));
+        self.value(Value { tag: HPARAMS_TAG.to_string(), tensor, metadata, ..Value::default() }, 0, wall_time);
+    }
+
+    fn value(&mut self, value: Value, step: u64, wall_time: f64) {
         let summary = Some(Summary { value: vec![value] });
         self.add(&Event { wall_time, step: step as i64, summary, ..Event::default() });
     }
@@ -153,6 +201,8 @@ fn checksum(data: &[u8]) -> [u8; 4] {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(mut bytes: &[u8]) -> Vec<Event> {
@@ -188,6 +238,26 @@ mod tests {
         assert_eq!(crate::files::hex(&bytes[header..]), expected);
     }
 
+    /// As in [`a_record_has_the_bytes_of_the_reference_writer`], the events that `tensorboard` makes with
+    /// `metadata.create_summary_metadata(HParamsPluginData(session_start_info=SessionStartInfo(...)))`,
+    /// `metadata.NULL_TENSOR` and `Summary.Image(height=2, width=3, colorspace=3, encoded_image_string=b"png")`.
+    #[test]
+    fn settings_and_pictures_have_the_bytes_of_the_reference() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::open(dir.path(), None).unwrap();
+        writer.hparams(&[("optimizer.base_lr".into(), json!(0.5))], 1.5);
+        writer.picture("views", 7, (3, 2), b"png".to_vec());
+        writer.flush().unwrap();
+        let mut events = parse(&fs::read(writer.file.path()).unwrap());
+        events[2].wall_time = 1.5;
+        let hex = |event: &Event| crate::files::hex(&event.encode_to_vec());
+        let settings = "09000000000000f83f2a620a600a1c5f68706172616d735f2f73657373696f6e5f73746172745f696e666f42060801120212004a38\
+                        0a360a0768706172616d73122b1a290a1e0a116f7074696d697a65722e626173655f6c72120911000000000000e03f2900000000\
+                        0000f83f";
+        let picture = "09000000000000f83f10072a160a140a057669657773220b0802100318032203706e67";
+        assert_eq!((hex(&events[1]).as_str(), hex(&events[2]).as_str()), (settings, picture));
+    }
+
     #[test]
     fn a_file_reads_back_with_its_version_first() {
         let dir = tempfile::tempdir().unwrap();
@@ -199,7 +269,7 @@ mod tests {
         assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
         assert_eq!(events[1].step, 6);
         assert_eq!(events[1].session_log, Some(SessionLog { status: SESSION_START }));
-        let value = Value { tag: "loss".into(), simple_value: Some(0.0) };
+        let value = Value { tag: "loss".into(), simple_value: Some(0.0), ..Value::default() };
         assert_eq!((events[2].step, events[2].wall_time), (7, 12.25));
         assert_eq!(events[2].summary, Some(Summary { value: vec![value] }));
     }

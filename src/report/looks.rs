@@ -1,5 +1,6 @@
 //! What an encoder makes of a run's images: a map of them, neighbors, typical and isolated ones, classes.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use super::charts::{self, CLASSES};
 use super::classes::{self, ByClass};
 use super::pictures::{self, TILE, picture};
 use super::projection::{self, MAX_POINTS};
+use super::projector;
 use super::views::{self, ViewRow};
 use crate::data::Dataset;
 use crate::data::subset::spread;
@@ -99,8 +101,8 @@ pub struct Extent {
 }
 
 impl Looks {
-    /// Encodes images of the run's data.
-    pub fn of(evaluation: &Evaluation, extent: Extent) -> Result<Self> {
+    /// Encodes images of the run's data; they are also written to this TensorBoard folder.
+    pub fn of(evaluation: &Evaluation, extent: Extent, tensorboard: Option<&Path>) -> Result<Self> {
         let Evaluation { encoder, options, config, .. } = evaluation;
         let train = evaluation.train_set()?;
         let held_out = evaluation.held_out()?;
@@ -113,6 +115,9 @@ impl Looks {
         let named = Named::new(set.clone());
         let near = Nearest::new(&features.values, None).all(NEAR, |_| options.check())?;
         let by_class = classes::by_class(evaluation, &train, &set, &features, extent.images)?;
+        if let Some(folder) = tensorboard {
+            projector::write(folder, evaluation, &train, &named, (&features.values, &rows))?;
+        }
         let gallery = Gallery { named: &named, rows: &rows, near: &near };
         let map = Map::of(&features.values, &set, &named, &rows, extent.points)?;
         let [typical, isolated] = gallery.extremes()?;

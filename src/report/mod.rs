@@ -9,6 +9,7 @@ pub mod looks;
 pub mod page;
 mod pictures;
 pub mod projection;
+pub mod projector;
 pub mod run_files;
 mod views;
 

@@ -28,16 +28,33 @@ pub fn picture(image: &Pixels) -> Result<String> {
 
 /// Thumbnails in rows of `columns`, as one picture.
 pub fn sprite(images: impl Iterator<Item = Result<Pixels>>, count: usize, columns: usize) -> Result<String> {
+    uri(&tiles(images, count, columns, TILE)?)
+}
+
+/// Thumbnails of `side` pixels in rows of `columns`.
+pub fn tiles(
+    images: impl Iterator<Item = Result<Pixels>>,
+    count: usize,
+    columns: usize,
+    side: u32,
+) -> Result<RgbImage> {
     let rows = count.div_ceil(columns).max(1) as u32;
-    let mut all = RgbImage::from_pixel(columns as u32 * TILE, rows * TILE, image::Rgb([128; 3]));
+    let mut all = RgbImage::from_pixel(columns as u32 * side, rows * side, image::Rgb([128; 3]));
     for (at, image) in images.enumerate() {
-        let tile = thumbnail(&image?, TILE);
+        let tile = thumbnail(&image?, side);
         let (column, row) = ((at % columns) as u32, (at / columns) as u32);
         let (wide, high) = tile.dimensions();
-        let (left, top) = (column * TILE + (TILE - wide) / 2, row * TILE + (TILE - high) / 2);
+        let (left, top) = (column * side + (side - wide) / 2, row * side + (side - high) / 2);
         imageops::replace(&mut all, &tile, left.into(), top.into());
     }
-    uri(&all)
+    Ok(all)
+}
+
+/// The bytes of a PNG file.
+pub fn png(image: &RgbImage) -> Result<Vec<u8>> {
+    let mut file = Cursor::new(Vec::new());
+    image.write_to(&mut file, ImageFormat::Png).context("encoding a PNG file")?;
+    Ok(file.into_inner())
 }
 
 fn uri(image: &RgbImage) -> Result<String> {

@@ -182,6 +182,7 @@ fn a_data_set_is_described_and_cleaned() {
     for part in [
         "images       26, 26 readable, 1 gray",
         "labels       2 classes",
+        "channels     3-channel 8-bit: 25, 1-channel 8-bit: 1",
         "duplicates   0 ",
         "bad          0 ",
         "from  1000 px",
@@ -189,6 +190,15 @@ fn a_data_set_is_described_and_cleaned() {
         let part = if part == "from  1000 px" { "px         1 ##" } else { part };
         assert!(said.contains(part), "{part:?} is not in\n{said}");
     }
+    // Any number of channels, of any depth.
+    let bands = root.path().join("bands");
+    fs::create_dir(&bands).expect("made");
+    for name in ["u16_4_planar.tif", "u16_4_predictor.tif"] {
+        fs::copy(fixture(&format!("bands/{name}")), bands.join(name)).expect("copied");
+    }
+    let output = byol(&["data", &bands.display().to_string()]).output().expect("byol runs");
+    let said = succeeded(&output) + &text(&output.stdout);
+    assert!(said.contains("channels     4-channel 16-bit: 2\n") && said.contains("value range  [["), "{said}");
     let parquet = fixture("flat.parquet");
     let refused = byol(&["data", &parquet, "--clean-list", "x"]).output().expect("byol runs");
     failed(&refused, &["--clean-list: found format \"parquet\", expected image_folder"]);

@@ -101,6 +101,26 @@ fn report(runs: &[PathBuf], page: &Path, more: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// 60 images for TensorBoard's projector, and a picture of views.
+fn assert_projector(folder: &Path) {
+    let read = |name: &str| fs::read_to_string(folder.join("projector").join(name)).expect(name);
+    let (vectors, metadata) = (read("vectors.tsv"), read("metadata.tsv"));
+    let width =
+        vectors.lines().next().expect("a row").split('\t').map(|value| value.parse::<f32>().expect("a number")).count();
+    assert!(vectors.lines().count() == 60 && vectors.lines().all(|line| line.split('\t').count() == width), "{width}");
+    assert_eq!((metadata.lines().count(), metadata.lines().next()), (61, Some("name\tclass")), "{metadata}");
+    assert!(metadata.lines().all(|line| line.split('\t').count() == 2), "{metadata}");
+    let sprite = image::image_dimensions(folder.join("projector/sprite.png")).expect("a picture");
+    assert_eq!(sprite, (8 * 44, 8 * 44));
+    assert!(fs::read_to_string(folder.join("projector_config.pbtxt")).expect("read").contains("projector/sprite.png"));
+    let has = |part: &[u8]| {
+        let files = fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path());
+        let files = files.filter(|path| path.is_file()).map(|path| fs::read(path).expect("read"));
+        files.into_iter().any(|bytes| bytes.windows(part.len()).any(|window| window == part))
+    };
+    assert!(has(b"views") && has(b"_hparams_/session_start_info") && has(b"optimizer.base_lr"));
+}
+
 #[test]
 fn a_report_of_hostile_names_is_one_page_that_works() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -128,8 +148,9 @@ fn a_report_of_hostile_names_is_one_page_that_works() {
     }
     // The same again, to the byte.
     let again = folder.path().join("again.html");
-    report(&[run.dir()], &again, &[]);
+    report(&[run.dir()], &again, &["--tensorboard"]);
     assert!(html == fs::read_to_string(&again).expect("a page"), "a report repeats");
+    assert_projector(&run.dir().join("tensorboard"));
     let name = page.display().to_string();
     failed(
         &byol(&["report", "--output", &name, &run.dir().display().to_string()]).output().expect("byol runs"),

@@ -53,8 +53,10 @@ fn walk() -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     for (_, text) in shell {
         for line in text.replace("\\\n", "").lines() {
+            let line = line.split(" #").next().unwrap_or_default().trim_end();
+            let line = line.strip_prefix("scripts/").unwrap_or(line);
             let on = ["quickstart", "~/photos", "/data/photos", "runs/photos", "runs/plan"];
-            let ours = line.starts_with("scripts/byol ") || line.starts_with("byol ");
+            let ours = line.starts_with("byol ");
             if ours && on.iter().any(|name| line.contains(name)) && !commands.iter().any(|seen| seen == line) {
                 commands.push(line.to_string());
             }
