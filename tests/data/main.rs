@@ -6,6 +6,7 @@ mod support;
 mod archives;
 mod bands;
 mod decoding;
+mod dicom;
 mod formats;
 mod loader;
 mod names;

@@ -26,9 +26,10 @@ const MAX_RESERVED_KIB: usize = 1 << 20;
 
 /// Format and bytes of every image of the fixtures.
 fn corpus() -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/images");
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension != "rgb"));
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data");
+    let list = |name: &str| std::fs::read_dir(fixtures.join(name)).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = list("images").chain(list("dicom")).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension != "rgb" && extension != "bytes"));
     paths.sort();
     let format = |path: &Path| path.extension().unwrap().to_string_lossy().into_owned();
     paths.iter().map(|path| (format(path), std::fs::read(path).unwrap())).collect()

@@ -7,7 +7,9 @@ use image::{ImageDecoder, ImageFormat, ImageReader};
 
 use super::orientation::Orientation;
 use super::raster::{Raster, Samples};
-use super::{DecodeOptions, caught, concise, decode_unchecked, ensure_pixels, format, jpeg, npy, open_picture, tiff};
+use super::{
+    DecodeOptions, caught, concise, decode_unchecked, dicom, ensure_pixels, format, jpeg, npy, open_picture, tiff,
+};
 use crate::augment::Part;
 use crate::data::PartFor;
 use crate::data::values::{Axes, Values};
@@ -18,7 +20,7 @@ pub(in crate::data) struct Look {
     pub channels: usize,
     /// The last channel is alpha.
     pub alpha: bool,
-    /// Such as `u8` or `f32`.
+    /// Such as `u8` or `f32`; `DICOM` for the rescaled ones of such files.
     pub sample: String,
 }
 
@@ -29,6 +31,10 @@ pub(in crate::data) fn look(bytes: &[u8], axes: Axes) -> Result<Look> {
             let header = npy::Header::read(bytes)?;
             let sample = if header.is_8_bit() { "u8".into() } else { header.kind().into() };
             return Ok(Look { channels: header.size(axes)?[2], alpha: false, sample });
+        }
+        if dicom::is_dicom(bytes) {
+            let (channels, sample) = dicom::look(bytes)?;
+            return Ok(Look { channels, alpha: false, sample: sample.into() });
         }
         let format = format(bytes)?;
         if let (ImageFormat::Tiff, Some(kind)) = (format, tiff::Kind::read(bytes)) {
@@ -50,10 +56,10 @@ pub(in crate::data) fn look(bytes: &[u8], axes: Axes) -> Result<Look> {
     caught(read).map_err(concise)
 }
 
-/// Whether it is an array or a TIFF that the image library does not read.
+/// Whether it is an array, a DICOM file or a TIFF that the image library does not read.
 pub(super) fn is_bands(bytes: &[u8]) -> bool {
     let tiff = || tiff::Kind::read(bytes).is_some_and(|kind| !kind.is_picture() && kind.is_bands());
-    npy::is_npy(bytes) || matches!(format(bytes), Ok(ImageFormat::Tiff)) && tiff()
+    npy::is_npy(bytes) || dicom::is_dicom(bytes) || matches!(format(bytes), Ok(ImageFormat::Tiff)) && tiff()
 }
 
 /// Decodes at least a part with the channels and the range of `values`, and counts the values that were clipped.
@@ -65,7 +71,7 @@ pub(super) fn convert(
     raw: &mut Vec<u8>,
     out: &mut Pixels,
 ) -> Result<(Part, u64)> {
-    if matches!(format(bytes), Ok(ImageFormat::Jpeg)) {
+    if !dicom::is_dicom(bytes) && matches!(format(bytes), Ok(ImageFormat::Jpeg)) {
         let part = jpeg::decode(bytes, options, want, raw, out)?;
         std::mem::swap(&mut out.data, raw);
         let raster = Raster::picture((out.width, out.height), (3, false), Samples::U8(std::mem::take(raw)));
@@ -96,6 +102,9 @@ pub(super) fn stored(
         let [width, height, _] = header.size(axes)?;
         ensure_pixels(width, height, options)?;
         return Ok((header.raster(axes)?, None));
+    }
+    if dicom::is_dicom(bytes) {
+        return Ok((dicom::raster(bytes, options)?, None));
     }
     let format = format(bytes)?;
     if let (ImageFormat::Tiff, Some(kind)) = (format, tiff::Kind::read(bytes).filter(tiff::Kind::is_bands)) {

@@ -115,13 +115,13 @@ fn is_truncated(bytes: &[u8]) -> bool {
 }
 
 /// The segments up to the first scan.
-fn header(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+pub(super) fn header(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     segments(bytes).take_while(|(marker, _)| !matches!(marker, 0xd9 | 0xda))
 }
 
 /// Marker and data of each segment, the last two possibly truncated; 0xd9 is the end. Skips the entropy-coded data
 /// after a scan's header.
-fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+pub(super) fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = bytes.get(2..).unwrap_or_default();
     std::iter::from_fn(move || {
         loop {

@@ -24,6 +24,7 @@ use orientation::Orientation;
 use raster::Raster;
 
 mod convert;
+pub(super) mod dicom;
 mod frames;
 mod jpeg;
 mod npy;
@@ -221,6 +222,9 @@ fn format(bytes: &[u8]) -> Result<ImageFormat> {
 pub(super) fn ending_of(bytes: &[u8]) -> Result<&'static str> {
     if npy::is_npy(bytes) {
         return Ok("npy");
+    }
+    if dicom::is_dicom(bytes) {
+        return Ok("dcm");
     }
     format(bytes)?.extensions_str().first().copied().context("found an image format without an ending")
 }

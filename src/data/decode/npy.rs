@@ -109,6 +109,6 @@ impl<'a> Header<'a> {
             ),
         };
         let planar = axes == Axes::Chw && self.shape.len() == 3;
-        Ok(Raster { width, height, channels, planar, alpha: false, picture: false, samples })
+        Ok(Raster { width, height, channels, planar, alpha: false, picture: false, full: None, samples })
     }
 }

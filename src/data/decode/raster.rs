@@ -19,6 +19,8 @@ pub(in crate::data) struct Raster {
     pub alpha: bool,
     /// From a format that holds nothing but gray or RGB, with alpha or without.
     pub picture: bool,
+    /// The whole range of values, where the type of the samples does not tell.
+    pub full: Option<[f64; 2]>,
     pub samples: Samples,
 }
 
@@ -123,7 +125,7 @@ struct Steps {
 impl Raster {
     /// Of a format that holds nothing but gray or RGB; `channels` is their number, and whether the last is alpha.
     pub fn picture((width, height): (usize, usize), (channels, alpha): (usize, bool), samples: Samples) -> Self {
-        Self { width, height, channels, planar: false, alpha, picture: true, samples }
+        Self { width, height, channels, planar: false, alpha, picture: true, full: None, samples }
     }
 
     /// What each of `channels` channels is made of.
@@ -170,6 +172,7 @@ impl Raster {
             for (at, &pick) in picks.iter().enumerate() {
                 let scale = match (values.range.of(at), pick) {
                     (Some(range), Pick::Channel(_) | Pick::Luma) => Scale::new(range),
+                    (None, Pick::Channel(_) | Pick::Luma) => self.full.map_or(full(samples), Scale::new),
                     _ => full(samples),
                 };
                 let mut targets = out.data[at..].iter_mut().step_by(values.channels);
@@ -227,7 +230,7 @@ mod tests {
     use crate::data::values::{Axes, ValueRange};
 
     fn raster(channels: usize, alpha: bool, samples: Samples) -> Raster {
-        Raster { width: 2, height: 1, channels, planar: false, alpha, picture: true, samples }
+        Raster { width: 2, height: 1, channels, planar: false, alpha, picture: true, full: None, samples }
     }
 
     fn bytes(raster: &Raster, channels: usize, range: ValueRange) -> (Vec<u8>, u64) {

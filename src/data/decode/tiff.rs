@@ -202,8 +202,16 @@ pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Resul
         "found {found} bytes of samples, expected {expected}; data.max_pixels bounds them at {MAX_BYTES_PER_PIXEL} for \
          each of its pixels"
     );
-    let raster =
-        |samples, channels, alpha, planar| Raster { width, height, channels, planar, alpha, picture: false, samples };
+    let raster = |samples, channels, alpha, planar| Raster {
+        width,
+        height,
+        channels,
+        planar,
+        alpha,
+        picture: false,
+        full: None,
+        samples,
+    };
     match (kind.photometric, samples) {
         (3, Samples::U8(indices)) => {
             let map = decoder.get_tag_u16_vec(Tag::ColorMap).context("cannot read the palette")?;

@@ -21,12 +21,6 @@ const JPEG_2000: Unsupported = Unsupported {
     command: "mogrify -format png",
 };
 const JPEG_XL: Unsupported = Unsupported { name: "JPEG XL", endings: &["jxl"], command: "mogrify -format png" };
-/// ImageMagick's values are those behind the rescale slope and intercept.
-const DICOM: Unsupported = Unsupported {
-    name: "DICOM",
-    endings: &["dcm", "dicom", "ima"],
-    command: "mogrify -format png -define dcm:rescale=true -depth 16",
-};
 /// libraw's tool, which writes 8-bit TIFFs.
 const RAW: Unsupported = Unsupported {
     name: "camera raw",
@@ -44,7 +38,7 @@ const OTHER: Unsupported = Unsupported {
 
 /// The format of a file name extension, in lower case and without its dot.
 pub(in crate::data) fn of_ending(ending: &str) -> Option<&'static Unsupported> {
-    static ALL: [Unsupported; 7] = [HEIC, AVIF, JPEG_2000, JPEG_XL, DICOM, RAW, OTHER];
+    static ALL: [Unsupported; 6] = [HEIC, AVIF, JPEG_2000, JPEG_XL, RAW, OTHER];
     ALL.iter().find(|kind| kind.endings.contains(&ending))
 }
 
@@ -56,7 +50,6 @@ fn of_bytes(bytes: &[u8]) -> Option<Unsupported> {
         (_, Some(b"crx ")) => Some(RAW),
         ([0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xff, 0x4f, 0xff, 0x51, ..], _) => Some(JPEG_2000),
         ([0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] | [0xff, 0x0a, ..], _) => Some(JPEG_XL),
-        _ if bytes.get(128..132) == Some(b"DICM") => Some(DICOM),
         _ => None,
     }
 }
@@ -71,7 +64,7 @@ pub(in crate::data) fn lfs_pointer(bytes: &[u8]) -> Option<Error> {
 
 /// The error for bytes that no decoder supports.
 pub(super) fn error(bytes: &[u8]) -> Error {
-    let expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, QOI or npy";
+    let expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, QOI, npy or DICOM";
     if let Some(error) = lfs_pointer(bytes) {
         return error;
     }
@@ -94,7 +87,6 @@ mod tests {
             (b"\0\0\0\x1cftypavif\0\0\0\0", "found AVIF, "),
             (b"\0\0\0\x0cjP  \r\n\x87\n", "found JPEG 2000, "),
             (b"version https://git-lfs.github.com/spec/v1\noid", "found a Git LFS pointer in place of the file"),
-            (&[&[0; 128][..], b"DICM"].concat(), "found DICOM, "),
             (b"hello", "found an unknown file type, expected JPEG"),
         ] {
             let text = error(bytes).to_string();

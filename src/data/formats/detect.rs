@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 
-use super::names::{ending, is_image_name, is_skipped};
+use super::names::{ending, is_image, is_image_name, is_skipped};
 use crate::data::Format;
 
 /// Depth of folders that are searched, and the number of files after which the search ends.
@@ -100,7 +100,7 @@ fn count(folder: &Path, depth: usize, counts: &mut Counts) {
             if depth > 1 {
                 count(&path, depth - 1, counts);
             }
-        } else if is_image_name(&path) {
+        } else if is_image(&path) {
             counts.images += 1;
         } else if name.ends_with(".parquet") {
             counts.parquet += 1;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::image_list;
 use super::labels::{Known, Labels};
-use super::names::{IMAGE_ENDINGS, is_array_name, is_image_name, is_skipped};
+use super::names::{IMAGE_ENDINGS, is_array_name, is_image, is_image_name, is_skipped};
 use super::shards;
 use super::splits::{self, Set};
 use super::unread::Unread;
@@ -311,7 +311,7 @@ fn walk(
         let relative = below.join(name);
         if path.is_dir() {
             walk(root, &relative, parents, files, unread)?;
-        } else if is_image_name(&relative) {
+        } else if is_image(&path) {
             // Also dangling links: better a named bad image than a silently smaller set.
             files.push(relative);
         } else {
