@@ -19,7 +19,7 @@ use crate::run::{gpu_peaks, images};
 use native::stream;
 use tch::Device;
 
-/// Steps before the measured ones: buffers are allocated, kernels chosen, on a GPU a graph is recorded and compared.
+/// Steps before the measured ones: buffers are allocated, kernels chosen, on a GPU a graph is captured and compared.
 const WARM_UP: u64 = 8;
 
 /// Steps whose parts are timed, at most.

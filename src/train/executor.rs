@@ -32,9 +32,9 @@ enum Mode {
     /// Eagerly; a graph is captured after this many steps.
     WarmUp(u32),
     /// By replaying a graph, whose first replay was compared with the eager step.
-    Captured(Recorded),
+    Captured(CapturedStep),
     /// The same; a second replay, on other images, was compared, too.
-    Trusted(Recorded),
+    Trusted(CapturedStep),
 }
 
 /// A step as a function of its inputs, which stay at the same place.
@@ -58,7 +58,7 @@ impl Capture for OnGpu {
         if let Device::Cuda(index) = byol.device {
             Cuda::synchronize(index as i64);
         }
-        let (graph, output) = Graph::record(|| step(byol))?;
+        let (graph, output) = Graph::capture(|| step(byol))?;
         self.0 = Some(graph);
         Ok(output)
     }
@@ -69,7 +69,7 @@ impl Capture for OnGpu {
 }
 
 /// A captured step and the tensors that it reads and writes.
-struct Recorded {
+struct CapturedStep {
     captured: Box<dyn Capture>,
     /// Bytes of each micro-batch's views.
     inputs: Vec<Tensor>,
@@ -79,7 +79,7 @@ struct Recorded {
 }
 
 impl Executor {
-    /// For `train.cuda_graph` and steps on `device`. `obstacle` says what in the config prevents recording. From here
+    /// For `train.cuda_graph` and steps on `device`. `obstacle` says what in the config prevents capturing. From here
     /// on a GPU's work goes to a stream of its own.
     /// # Errors
     /// `on`, but there is an obstacle, no GPU, or this build cannot capture graphs.
@@ -128,7 +128,7 @@ impl Executor {
                 eager(byol, feed, batches, rates)
             }
             Mode::Captured(_) => self.check(byol, feed, batches, rates),
-            Mode::Trusted(recorded) => recorded.replay(byol, feed, batches, rates),
+            Mode::Trusted(captured) => captured.replay(byol, feed, batches, rates),
         }
     }
 
@@ -145,16 +145,16 @@ impl Executor {
         byol.restore(&start)?;
         byol.optimizer.zero_grad()?;
         let tried = caught(|| {
-            let recorded = Recorded::new((self.capture)(), byol, feed, batches)?;
-            let output = recorded.replay(byol, feed, batches, rates)?;
+            let captured = CapturedStep::new((self.capture)(), byol, feed, batches)?;
+            let output = captured.replay(byol, feed, batches, rates)?;
             let losses = relative((output.loss.double_value(&[]) - loss).abs(), loss.abs());
             let momenta = distance(&expected, &momenta(byol))?;
             // Not `max`, which ignores NaN.
-            Ok((recorded, output, if losses <= MAX_DIFFERENCE { momenta } else { losses }))
+            Ok((captured, output, if losses <= MAX_DIFFERENCE { momenta } else { losses }))
         });
         match tried {
-            Ok((recorded, output, apart)) if apart <= MAX_DIFFERENCE => {
-                self.mode = Mode::Captured(recorded);
+            Ok((captured, output, apart)) if apart <= MAX_DIFFERENCE => {
+                self.mode = Mode::Captured(captured);
                 return Ok(output);
             }
             Ok((.., apart)) => self.give_up(&differs(apart))?,
@@ -167,14 +167,14 @@ impl Executor {
     /// The first replay on other images than those of the capture: a graph that does not read its input ends here. Its
     /// loss is compared with that of a forward pass, which needs little memory beside the graph's.
     fn check(&mut self, byol: &mut Byol, feed: &mut Feed, batches: &[&Batch], rates: Rates) -> Result<StepOutput> {
-        let Mode::Captured(recorded) = std::mem::replace(&mut self.mode, Mode::Eager) else {
+        let Mode::Captured(captured) = std::mem::replace(&mut self.mode, Mode::Eager) else {
             unreachable!("called in this mode");
         };
         let start = byol.snapshot();
         let tried = caught(|| {
             let loss = byol.loss(batches.iter().map(|batch| feed.views(batch)))?.double_value(&[]);
             byol.restore(&start)?;
-            let output = recorded.replay(byol, feed, batches, rates)?;
+            let output = captured.replay(byol, feed, batches, rates)?;
             let replayed = output.loss.double_value(&[]);
             // NaN in both is the run's trouble, not the graph's.
             let apart =
@@ -183,7 +183,7 @@ impl Executor {
         });
         match tried {
             Ok((output, apart)) if apart <= MAX_DIFFERENCE => {
-                self.mode = Mode::Trusted(recorded);
+                self.mode = Mode::Trusted(captured);
                 return Ok(output);
             }
             Ok((_, apart)) => self.give_up(&differs(apart))?,
@@ -211,7 +211,7 @@ fn eager(byol: &mut Byol, feed: &mut Feed, batches: &[&Batch], rates: Rates) -> 
     byol.step(batches.iter().map(|batch| feed.views(batch)), rates)
 }
 
-impl Recorded {
+impl CapturedStep {
     /// Captures a step on such batches, without running it.
     fn new(mut captured: Box<dyn Capture>, byol: &mut Byol, feed: &mut Feed, batches: &[&Batch]) -> Result<Self> {
         let inputs = batches.iter().map(|batch| feed.input(batch.indices.len())).collect::<Result<Vec<_>>>()?;

@@ -60,14 +60,14 @@ impl Graph {
     /// running it. Memory allocated in it belongs to the graph. `work` must not synchronize with the device.
     /// # Errors
     /// CUDA graphs cannot be used here; work that cannot be captured; errors and panics of `work`.
-    pub fn record<T>(work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+    pub fn capture<T>(work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let functions = functions()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` outlives the call; after success it is ours to free.
         functions.check(unsafe { (functions.begin)(&mut raw) })?;
         let graph = Self { raw, functions };
         let result = crate::caught(work);
-        // SAFETY: `raw` is alive and recording; that must end, whatever `work` came to.
+        // SAFETY: `raw` is alive and capturing; that must end, whatever `work` came to.
         let ended = functions.check(unsafe { (functions.end)(graph.raw) });
         let result = result?;
         ended?;
@@ -76,7 +76,7 @@ impl Graph {
 
     /// Replays the captured work on the current stream.
     pub fn replay(&self) -> Result<()> {
-        // SAFETY: `raw` is alive and was recorded to its end.
+        // SAFETY: `raw` is alive and was captured to its end.
         self.functions.check(unsafe { (self.functions.replay)(self.raw) })
     }
 }
@@ -114,7 +114,7 @@ mod tests {
         }
         available().expect("every symbol is found");
         if !tch::Cuda::is_available() {
-            let error = Graph::record(|| Ok(())).map(|_| ()).expect_err("no GPU").to_string();
+            let error = Graph::capture(|| Ok(())).map(|_| ()).expect_err("no GPU").to_string();
             assert!(error.starts_with("CUDA graph: ") && error.lines().count() == 1, "{error}");
         }
     }

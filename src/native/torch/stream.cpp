@@ -40,7 +40,7 @@ struct PendingScalars {
 
 extern "C" {
 
-// From now on this thread's work goes to a stream other than the default one, which a CUDA graph cannot record.
+// From now on this thread's work goes to a stream other than the default one, which a CUDA graph cannot capture.
 int byol_own_stream(int device) {
   return guarded([&] {
     Guard guard(c10::kCUDA);

@@ -44,7 +44,10 @@ pub(super) fn first<'a>(header: &Header<'a>, options: DecodeOptions) -> Result<F
 fn plain<'a>(header: &Header<'a>) -> Result<Frame<'a>> {
     let (pixels, width) = (header.width * header.height, header.allocated as usize / 8);
     let half = header.color == Color::HalfYbr;
-    ensure!(!half || width == 1 && header.width % 2 == 0, "found YBR_FULL_422 of an odd width or of more than 8 bits");
+    ensure!(
+        !half || width == 1 && header.width.is_multiple_of(2),
+        "found YBR_FULL_422 of an odd width or of more than 8 bits"
+    );
     let length = pixels * if half { 2 } else { header.samples * width };
     let found = header.pixels.len();
     let bytes = header.pixels.get(..length).with_context(|| {
