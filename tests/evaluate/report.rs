@@ -105,8 +105,8 @@ fn report(runs: &[PathBuf], page: &Path, more: &[&str]) -> String {
 fn assert_projector(folder: &Path) {
     let read = |name: &str| fs::read_to_string(folder.join("projector").join(name)).expect(name);
     let (vectors, metadata) = (read("vectors.tsv"), read("metadata.tsv"));
-    let width =
-        vectors.lines().next().expect("a row").split('\t').map(|value| value.parse::<f32>().expect("a number")).count();
+    let row = vectors.lines().next().expect("a row").split('\t');
+    let width = row.map(|value| value.parse::<f32>().expect("a number")).collect::<Vec<_>>().len();
     assert!(vectors.lines().count() == 60 && vectors.lines().all(|line| line.split('\t').count() == width), "{width}");
     assert_eq!((metadata.lines().count(), metadata.lines().next()), (61, Some("name\tclass")), "{metadata}");
     assert!(metadata.lines().all(|line| line.split('\t').count() == 2), "{metadata}");
