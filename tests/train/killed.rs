@@ -42,7 +42,7 @@ fn assert_as_if_nothing_had_happened(run: &Run, whole: &Run, last: u64, seed: &s
 
 #[test]
 fn killed_at_random_moments_a_run_ends_with_the_same_bits() {
-    let kills = from_environment("BYOL_SOAK_KILLS", 40);
+    let kills = from_environment("BYOL_SOAK_KILLS", 24);
     let mut random = Random::new();
     let seed = format!("{random:?}");
     let whole = Run::new();
@@ -80,7 +80,7 @@ fn killed_at_random_moments_a_run_ends_with_the_same_bits() {
 
 #[test]
 fn stopped_at_random_moments_a_run_never_hangs() {
-    let stops = from_environment("BYOL_SOAK_STOPS", 12);
+    let stops = from_environment("BYOL_SOAK_STOPS", 8);
     let mut random = Random::new();
     let seed = format!("{random:?}");
     let (whole, start) = (Run::new(), Instant::now());
