@@ -40,6 +40,8 @@
 //! commands      one file per command
 //! ```
 
+use std::sync::OnceLock;
+
 pub mod augment;
 pub mod byol;
 pub mod checkpoint;
@@ -70,6 +72,15 @@ pub mod signals;
 pub mod train;
 pub mod weights;
 
-/// The commit that this program was built from, with `-changed` appended if the sources were modified; `unknown`
-/// without git.
-pub const COMMIT: &str = env!("BYOL_COMMIT");
+static COMMIT: OnceLock<&str> = OnceLock::new();
+
+/// Tells the library the commit that the program was built from: the program alone is compiled again after a commit.
+pub fn set_commit(commit: &'static str) {
+    COMMIT.get_or_init(|| commit);
+}
+
+/// The commit that the program was built from, with `-changed` appended if the sources were modified; `unknown` if it
+/// was built without `scripts/byol` or git.
+pub fn commit() -> &'static str {
+    COMMIT.get().unwrap_or(&"unknown")
+}

@@ -13,6 +13,7 @@ use native::{one_line, panic_line};
 static ALLOCATOR: native::Counted = native::Counted;
 
 fn main() -> ExitCode {
+    byol::set_commit(option_env!("BYOL_COMMIT").unwrap_or("unknown")); // set by scripts/byol
     let cli = cli::parse();
     logging::init(match (cli.verbose, cli.quiet) {
         (true, _) => log::LevelFilter::Debug,

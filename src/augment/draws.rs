@@ -4,7 +4,7 @@ use super::degrade::{Noise, erased_box};
 use super::{ColorOp, Crop, Size, ViewConfig};
 use crate::rng::Stream;
 
-/// Most channels of an image.
+/// Maximum number of channels of an image.
 const MAX_CHANNELS: usize = 64;
 
 /// The random choices of one view.
@@ -12,8 +12,8 @@ const MAX_CHANNELS: usize = 64;
 pub struct Draws {
     /// Part of the image to keep.
     pub crop: Crop,
-    /// Pixels that `crop` counts, in both directions, for one of the image in memory: above 1 if that was decoded at a
-    /// lower resolution.
+    /// How many of the pixels that `crop` counts one pixel of the image in memory stands for, in each direction: more than
+    /// 1 if it was decoded at a lower resolution.
     pub reduction: usize,
     /// Horizontal flip.
     pub flip: bool,

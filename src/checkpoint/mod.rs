@@ -71,7 +71,7 @@ pub struct Manifest {
     pub batches_tracked: [i64; 2],
     /// Version of this program.
     pub byol: String,
-    /// The commit it was built from, see [`crate::COMMIT`].
+    /// The commit it was built from, see [`crate::commit`].
     #[serde(default)]
     pub commit: String,
     /// Version of libtorch.
@@ -138,7 +138,7 @@ impl Manifest {
             data: String::new(),
             batches_tracked: [0; 2],
             byol: env!("CARGO_PKG_VERSION").into(),
-            commit: crate::COMMIT.into(),
+            commit: crate::commit().into(),
             libtorch: native::libtorch_version(),
             config_sha256: String::new(),
             seed: 0,

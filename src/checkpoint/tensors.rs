@@ -53,8 +53,8 @@ pub fn serialize(tensors: &[Named], metadata: HashMap<String, String>) -> Result
     in_order(safetensors::serialize(views, Some(metadata))?)
 }
 
-/// The same file, its header's keys in order: the library's map has another one in each process, and equal encoders are
-/// to be equal files.
+/// The same file with the keys of its header sorted. The library writes them in an order that differs from process to
+/// process, and equal encoders should be equal files.
 fn in_order(mut file: Vec<u8>) -> Result<Vec<u8>> {
     let (length, rest) = file.split_first_chunk().context("a file without a header")?;
     let header = &rest[..u64::from_le_bytes(*length) as usize];

@@ -159,18 +159,22 @@ pub fn run(args: &BenchStepArgs) -> Result<u8> {
     })
 }
 
-fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Group) -> Result<Report> {
+/// Prepares training steps on the config's images, or with `--synthetic` on noise.
+fn trial(args: &BenchStepArgs, config: &mut Config, machine: &Machine, group: &Group) -> Result<Trial> {
     let source_of = |key: &str| Config::place(&args.source.config, &args.source.set, key);
-    let mut config = config.clone();
     let dataset = if args.synthetic {
-        images::assume_noise(&mut config);
+        images::assume_noise(config);
         None
     } else {
-        let opened = images::open_train(&mut config, group, true);
+        let opened = images::open_train(config, group, true);
         Some(opened.with_context(|| format!("{}: data.path", source_of("data.path")))?)
     };
-    let config = &config;
-    let mut trial = Trial::new(config, machine, dataset, group, &source_of)?;
+    Trial::new(config, machine, dataset, group, &source_of)
+}
+
+fn measure(args: &BenchStepArgs, config: &Config, machine: &Machine, group: &Group) -> Result<Report> {
+    let mut config = config.clone();
+    let mut trial = trial(args, &mut config, machine, group)?;
     (0..WARM_UP).try_for_each(|step| trial.step(step).map(drop))?;
     trial.wait()?;
     let cuda_graph = trial.executor.replays();

@@ -41,21 +41,7 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     }
     format.check_encoder(&encoder.config)?;
     format.check_size(encoder.params.count())?;
-    let config = match &encoder.run {
-        Some(run) => Config::of_run(&run.config)?,
-        None => Config { augment: encoder.augment.clone(), ..Config::default() },
-    };
-    let mut config = Config::load_over(config, args.config.as_deref(), &args.set)?;
-    if let Some(run) = &encoder.run {
-        config.adopt(&run.config)?;
-    }
-    check_channels(&encoder, &config)?;
-    if (&encoder.augment.mean, &encoder.augment.std) != (&config.augment.mean, &config.augment.std) {
-        let (ours, theirs) = (&config.augment, &encoder.augment);
-        let known = [&ours.mean, &ours.std, &theirs.mean, &theirs.std].map(PerChannel::values);
-        let known = format!("mean {:?} and std {:?} instead of {:?} and {:?}", known[0], known[1], known[2], known[3]);
-        log::warn!("{known}, as --config or --set say");
-    }
+    let config = config(args, &encoder)?;
     encoder.augment = config.augment.clone();
     encoder.check_inputs()?;
     // Without BatchNorm there is nothing to recompute.
@@ -85,6 +71,25 @@ pub fn run(args: &ExportArgs) -> Result<u8> {
     // A closed stdout is not a failure of the export.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(0)
+}
+
+/// The run's config, or the encoder's own preprocessing, with what --config and --set change.
+fn config(args: &ExportArgs, encoder: &Encoder) -> Result<Config> {
+    let config = match &encoder.run {
+        Some(run) => Config::of_run(&run.config)?,
+        None => Config { augment: encoder.augment.clone(), ..Config::default() },
+    };
+    let mut config = Config::load_over(config, args.config.as_deref(), &args.set)?;
+    if let Some(run) = &encoder.run {
+        config.adopt(&run.config)?;
+    }
+    check_channels(encoder, &config)?;
+    let (ours, theirs) = (&config.augment, &encoder.augment);
+    if (&theirs.mean, &theirs.std) != (&ours.mean, &ours.std) {
+        let [mean, std, own_mean, own_std] = [&ours.mean, &ours.std, &theirs.mean, &theirs.std].map(PerChannel::values);
+        log::warn!("mean {mean:?} and std {std:?} instead of {own_mean:?} and {own_std:?}, as --config or --set say");
+    }
+    Ok(config)
 }
 
 /// Fails unless mean and std have a number for each of the encoder's channels.

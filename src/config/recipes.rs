@@ -49,7 +49,7 @@ impl Recipe {
         ALL.iter().copied().find(|recipe| recipe.name == name)
     }
 
-    /// The YAML without the line that tells editors where the schema is: true in `configs/` alone.
+    /// The YAML without the line that tells editors where the schema is, which is right only inside `configs/`.
     pub fn portable(&self) -> &'static str {
         match self.text.split_once('\n') {
             Some((line, rest)) if line.starts_with("# yaml-language-server:") => rest,

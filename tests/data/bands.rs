@@ -10,7 +10,7 @@ use byol::data::{DataConfig, Dataset, Format, open_train};
 use byol::pixels::Pixels;
 use serde_json::Value;
 
-fn fixture(name: &str) -> PathBuf {
+pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
 }
 
@@ -29,14 +29,34 @@ fn measured(config: &DataConfig) -> anyhow::Result<DataConfig> {
     Ok(DataConfig { channels: Channels::Count(channels), value_range, ..config.clone() })
 }
 
-fn loaded(set: &Arc<dyn Dataset>, index: usize) -> Pixels {
+pub fn loaded(set: &Arc<dyn Dataset>, index: usize) -> Pixels {
     let mut out = Pixels::default();
     set.load(index, &mut out).unwrap_or_else(|error| panic!("{}: {error:#}", set.describe(index)));
     out
 }
 
-fn ranges(value: &Value) -> Vec<[f64; 2]> {
+pub fn ranges(value: &Value) -> Vec<[f64; 2]> {
     serde_json::from_value(value.clone()).expect("ranges")
+}
+
+/// A set's only image, of 22 x 17 px, becomes by the ranges `auto` and `tight` of its entry in the list the bytes that the
+/// reference made, with as many values clipped.
+pub fn assert_pixels(config: &DataConfig, folder: &str, entry: &Value, channels: usize) {
+    let name = entry["name"].as_str().expect("a name");
+    let expected = fs::read(fixture(&format!("{folder}/{name}.bytes"))).expect("read");
+    let (auto, tight) = expected.split_at(expected.len() / 2);
+    for (key, expected, clipped) in [("auto", auto, None), ("tight", tight, Some("clipped"))] {
+        let value_range = ValueRange::Each(ranges(&entry[key]));
+        let set = open_train(&DataConfig { value_range, ..config.clone() }).expect("opens");
+        let image = loaded(&set, 0);
+        assert_eq!((image.width, image.height, image.channels), (22, 17, channels), "{name}");
+        let differs = image.data.iter().zip(expected).position(|(ours, theirs)| ours != theirs);
+        let place = differs.map(|at| (at / channels, at % channels, image.data[at], expected[at]));
+        assert_eq!(place, None, "{name}: the first pixel and channel that differ");
+        if let Some(key) = clipped {
+            assert_eq!(set.clipped(), [entry[key].as_u64().expect("a number"), expected.len() as u64], "{name}");
+        }
+    }
 }
 
 #[test]
@@ -57,19 +77,7 @@ fn bands_become_the_bytes_that_numpy_makes_of_them() {
             let error = (a - low).abs().max((b - high).abs());
             assert!(error <= 1e-12 * high.abs().max(low.abs()), "{name}: {a} to {b}, expected {low} to {high}");
         }
-        let expected = fs::read(fixture(&format!("bands/{name}.bytes"))).expect("read");
-        let (first, second) = expected.split_at(expected.len() / 2);
-        for (range, expected, clipped) in [(auto, first, None), (ranges(&entry["tight"]), second, Some("clipped"))] {
-            let set = open_train(&DataConfig { value_range: ValueRange::Each(range), ..found.clone() }).expect("opens");
-            let image = loaded(&set, 0);
-            assert_eq!((image.width, image.height, image.channels), (22, 17, channels), "{name}");
-            let differs = image.data.iter().zip(expected).position(|(ours, theirs)| ours != theirs);
-            let place = differs.map(|at| (at / channels, at % channels, image.data[at], expected[at]));
-            assert_eq!(place, None, "{name}: the first pixel and channel that differ");
-            if let Some(key) = clipped {
-                assert_eq!(set.clipped(), [entry[key].as_u64().expect("a number"), expected.len() as u64], "{name}");
-            }
-        }
+        assert_pixels(&found, "bands", entry, channels);
     }
 }
 

@@ -1,7 +1,6 @@
 //! DICOM files against pydicom (scripts/reference/dicom.py), and folders of them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use byol::data::measure::measure;
 use byol::data::values::{Channels, ValueRange};
@@ -9,9 +8,7 @@ use byol::data::{DataConfig, Format, open_train};
 use byol::pixels::Pixels;
 use serde_json::Value;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
-}
+use crate::bands::{assert_pixels, fixture, ranges};
 
 /// A folder with a file of these bytes, as a set.
 fn folder(name: &str, bytes: &[u8]) -> (tempfile::TempDir, DataConfig) {
@@ -41,12 +38,11 @@ fn dicom_files_become_the_bytes_that_pydicom_makes_of_them() {
     assert!(list.len() > 25);
     for entry in list {
         let name = entry["name"].as_str().expect("a name");
-        let ranges = |key: &str| -> Vec<[f64; 2]> { serde_json::from_value(entry[key].clone()).expect("ranges") };
         let (_folder, config) = folder(name, &stored(name));
         let (channels, range) = measure(&*open_train(&config).expect("opens"), &config, false)
             .unwrap_or_else(|error| panic!("{name}: {error:#}"));
         let config = DataConfig { channels: Channels::Count(channels), ..config };
-        let auto = ranges("auto");
+        let auto = ranges(&entry["auto"]);
         assert_eq!(channels, auto.len(), "{name}");
         match (entry["deep"].as_bool().expect("a truth"), range.of(0)) {
             (false, found) => assert_eq!(found, None, "{name}: {range}"),
@@ -56,21 +52,7 @@ fn dicom_files_become_the_bytes_that_pydicom_makes_of_them() {
             }
             (true, None) => panic!("{name}: {range}"),
         }
-        let expected = fs::read(fixture(&format!("dicom/{name}.bytes"))).expect("read");
-        let (first, second) = expected.split_at(expected.len() / 2);
-        for (range, expected, clipped) in [(auto, first, None), (ranges("tight"), second, Some("clipped"))] {
-            let set =
-                open_train(&DataConfig { value_range: ValueRange::Each(range), ..config.clone() }).expect("opens");
-            let mut image = Pixels::default();
-            set.load(0, &mut image).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-            assert_eq!((image.width, image.height, image.channels), (22, 17, channels), "{name}");
-            let differs = image.data.iter().zip(expected).position(|(ours, theirs)| ours != theirs);
-            let place = differs.map(|at| (at / channels, at % channels, image.data[at], expected[at]));
-            assert_eq!(place, None, "{name}: the first pixel and channel that differ");
-            if let Some(key) = clipped {
-                assert_eq!(set.clipped(), [entry[key].as_u64().expect("a number"), expected.len() as u64], "{name}");
-            }
-        }
+        assert_pixels(&config, "dicom", entry, channels);
     }
 }
 

@@ -11,10 +11,10 @@ const ITEM: Tag = 0xfffe_e000;
 const ITEM_END: Tag = 0xfffe_e00d;
 const SEQUENCE_END: Tag = 0xfffe_e0dd;
 
-/// A length that is not known before the end mark.
-const OPEN: u32 = u32::MAX;
+/// The length of a sequence, item or pixel data that ends with a delimiter instead.
+const UNDEFINED: u32 = u32::MAX;
 
-/// Types whose length has four bytes.
+/// Value representations whose length has four bytes.
 const LONG: [&[u8; 2]; 13] =
     [b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"];
 
@@ -23,31 +23,31 @@ const DAMAGED: &str = "the DICOM file is damaged or truncated";
 /// How elements are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Encoding {
-    /// With the type of each value.
+    /// With the value representation of each element.
     pub explicit: bool,
     /// The highest byte of a number first.
     pub big: bool,
 }
 
-/// That of a file's first elements, those of group 2.
+/// How a file's first elements, those of group 2, are written.
 pub(super) const META: Encoding = Encoding { explicit: true, big: false };
 
 /// An element.
 pub(super) struct Element<'a> {
     pub tag: Tag,
-    /// Without the end mark; of open pixel data all that follows.
+    /// Without the delimiter; for pixel data of undefined length, all that follows.
     pub value: &'a [u8],
-    /// Whether its length is that of its end mark.
-    pub open: bool,
+    /// Whether its length is undefined.
+    pub undefined: bool,
     /// Whether the file says that it is made of 16-bit words.
     pub words: bool,
 }
 
-/// What comes before a value.
+/// Tag, value representation and length of an element.
 struct Head {
     tag: Tag,
     length: u32,
-    /// Its type is not known to the writer; in one that is open, others have no types.
+    /// The value representation is UN; within a UN of undefined length the elements are implicit (PS3.5, 6.2.2).
     unknown: bool,
     words: bool,
 }
@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         &self.bytes[self.at.min(self.bytes.len())..]
     }
 
-    /// Whether the next element has a type, whatever the encoding says.
+    /// Whether the next element has a value representation, whatever the encoding says.
     pub fn has_type(&self) -> bool {
         self.rest().get(4..6).is_none_or(|kind| kind.iter().all(u8::is_ascii_uppercase))
     }
@@ -86,13 +86,13 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let Head { tag, length, unknown, words } = self.head(self.encoding.explicit)?;
-        let open = length == OPEN;
-        let value = match (open, tag) {
+        let undefined = length == UNDEFINED;
+        let value = match (undefined, tag) {
             (false, _) => self.take(length as usize)?,
             (true, PIXEL_DATA) => self.take(self.rest().len())?,
             (true, _) => self.until_end(unknown)?,
         };
-        Ok(Some(Element { tag, value, open, words }))
+        Ok(Some(Element { tag, value, undefined, words }))
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8]> {
@@ -123,18 +123,18 @@ impl<'a> Reader<'a> {
         Ok(Head { tag, length, unknown: &kind == b"UN", words: &kind == b"OW" })
     }
 
-    /// The value of an open sequence or item, without its end mark.
+    /// The value of a sequence or item of undefined length, without its delimiter.
     fn until_end(&mut self, unknown: bool) -> Result<&'a [u8]> {
         let start = self.at;
         let mut depth = 1;
-        // The depth from which on elements have no types.
+        // The depth from which on elements are implicit.
         let mut implicit = if unknown { 1 } else { usize::MAX };
         loop {
             let end = self.at;
             let head = self.head(self.encoding.explicit && depth < implicit)?;
             match head {
                 Head { tag: ITEM_END | SEQUENCE_END, .. } => depth -= 1,
-                Head { length: OPEN, unknown, .. } => {
+                Head { length: UNDEFINED, unknown, .. } => {
                     depth += 1;
                     implicit = if unknown { implicit.min(depth) } else { implicit };
                 }
@@ -154,8 +154,8 @@ pub(super) fn first_item(value: &[u8], encoding: Encoding) -> Result<Option<&[u8
     Ok(item.filter(|item| item.tag == ITEM).map(|item| item.value))
 }
 
-/// The table of offsets and the fragments of compressed pixel data, which is open and always little-endian. There may
-/// be no end mark.
+/// The offset table and the fragments of compressed pixel data, which has an undefined length and is always
+/// little-endian. Its delimiter may be missing.
 pub(super) fn fragments(value: &[u8]) -> Result<(&[u8], Vec<&[u8]>)> {
     let mut reader = Reader::new(value, META);
     let mut parts = Vec::new();
@@ -174,7 +174,7 @@ impl<'a> Reader<'a> {
         }
         match self.head(false)? {
             Head { tag: SEQUENCE_END, .. } => Ok(None),
-            Head { tag: ITEM, length, .. } if length != OPEN => self.take(length as usize).map(Some),
+            Head { tag: ITEM, length, .. } if length != UNDEFINED => self.take(length as usize).map(Some),
             _ => bail!(DAMAGED),
         }
     }

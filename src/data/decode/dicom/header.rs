@@ -133,7 +133,7 @@ impl<'a> Header<'a> {
             }
         }
         let (mut encoding, packing) = syntax::of(meta.text(SYNTAX).unwrap_or("1.2.840.10008.1.2"))?;
-        // Some writers say so and leave the types out.
+        // Some writers say explicit and leave the value representations out.
         encoding.explicit &= reader.has_type();
         let (mut values, mut pixels) = (Values(BTreeMap::new(), encoding), None);
         collect(Reader::new(reader.rest(), encoding), encoding, &mut values.0, &mut pixels)?;
@@ -141,7 +141,7 @@ impl<'a> Header<'a> {
             pixels.context("found a DICOM file without pixels (7FE0,0010), such as a report, expected an image")?;
         let header = Self::of(&values, &pixels, packing)?;
         ensure!(
-            pixels.open == (packing != Packing::None),
+            pixels.undefined == (packing != Packing::None),
             "the DICOM file is damaged: its pixels are not of the kind that its transfer syntax says"
         );
         Ok(header)
