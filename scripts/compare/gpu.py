@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -27,6 +28,8 @@ TINY = {"size": 32, "width": 0.25, "batch": 8, "steps": 2}
 LOADER_WORKERS = 16
 CONFIG = ROOT / "configs/cifar10_resnet18.yaml"
 NOT_RUN = "not run: no time left"
+COMPILED = ("large", "PyTorch compiled, tensors on the device")
+COMPILING = 150.0  # seconds that are kept for it
 
 
 def say(text: str) -> None:
@@ -41,10 +44,11 @@ class Check:
         tiny = TINY if args.rehearse else {}
         self.small, self.large = {**SMALL, **tiny}, {**LARGE, **tiny}
         self.end = time.monotonic() + 60 * args.minutes
+        self.reserved = 0.0  # seconds, for contenders that are still to come
         self.results: dict = {"device": device}
 
     def left(self) -> float:
-        return self.end - time.monotonic()
+        return self.end - time.monotonic() - self.reserved
 
     def output(self, command: list) -> str:
         """What a command prints. It fails with the reason in one line, or as TimeoutExpired."""
@@ -101,7 +105,8 @@ class Check:
         on, off = self.losses("auto" if self.args.rehearse else "on"), self.losses("off")
         return {"losses": len(on), "loss_difference": max(abs(a - b) / abs(b) for a, b in zip(on, off, strict=True))}
 
-    def run(self) -> None:
+    def contenders(self) -> dict[tuple[str, str], Callable[[], dict]]:
+        """What can be run, by case and name. What matters most comes first; compiling takes longest."""
         peer_data = []
         try:
             import pyarrow  # noqa: F401
@@ -112,21 +117,36 @@ class Check:
         workers = min(LOADER_WORKERS, os.cpu_count() or 1)
         fed = ["--feed", "torchvision", "--workers", workers, *peer_data]
         short = {**self.small, "steps": min(30, self.small["steps"])}
-        tensors, compiled = "PyTorch, tensors on the device", "PyTorch compiled, tensors on the device"
-        # What matters most comes first; compiling takes longest.
-        for case, name, contender in [
-            ("small", "byol, no loader", lambda: self.byol(self.small, "--synthetic")),
-            ("small", tensors, lambda: self.torch(self.small)),
-            ("small", "byol", lambda: self.byol(self.small)),
-            ("small", f"PyTorch, {workers} workers with lightly's transforms", lambda: self.torch(short, *fed)),
-            ("large", "byol, no loader", lambda: self.byol(self.large, "--synthetic")),
-            ("large", tensors, lambda: self.torch(self.large)),
-            ("small", "byol, no loader, no CUDA graph", lambda: self.byol(self.small, "--synthetic", cuda_graph="off")),
-            ("graph", "changes", self.graph_changes),
-            ("large", "byol", lambda: self.byol(self.large)),
-            ("small", compiled, lambda: self.torch(self.small, "--compile")),
-            ("large", compiled, lambda: self.torch(self.large, "--compile")),
-        ]:
+        tensors = "PyTorch, tensors on the device"
+        return {
+            ("small", "byol, no loader"): lambda: self.byol(self.small, "--synthetic"),
+            ("small", tensors): lambda: self.torch(self.small),
+            ("small", "byol"): lambda: self.byol(self.small),
+            ("small", f"PyTorch, {workers} workers with lightly's transforms"): lambda: self.torch(short, *fed),
+            ("large", "byol, no loader"): lambda: self.byol(self.large, "--synthetic"),
+            ("large", tensors): lambda: self.torch(self.large),
+            ("small", "byol, no loader, no CUDA graph"): lambda: self.byol(self.small, "--synthetic", cuda_graph="off"),
+            ("graph", "changes"): self.graph_changes,
+            ("large", "byol"): lambda: self.byol(self.large),
+            COMPILED: lambda: self.torch(self.large, "--compile"),
+            ("small", COMPILED[1]): lambda: self.torch(self.small, "--compile"),
+        }
+
+    def chosen(self) -> dict[tuple[str, str], Callable[[], dict]]:
+        """Those that --only names, or all."""
+        contenders = self.contenders()
+        only = self.args.only or [": ".join(key) for key in contenders]
+        if unknown := set(only) - {": ".join(key) for key in contenders}:
+            names = "; ".join(": ".join(key) for key in contenders)
+            raise SystemExit(f"error: --only: found {', '.join(sorted(unknown))}, expected one of: {names}")
+        return {key: run for key, run in contenders.items() if ": ".join(key) in only}
+
+    def run(self) -> None:
+        chosen = self.chosen()
+        waiting = list(chosen)
+        for (case, name), contender in chosen.items():
+            waiting.remove((case, name))
+            self.reserved = min(COMPILING, 20 * self.args.minutes) if COMPILED in waiting else 0.0
             started = time.monotonic()
             result = {"failed": NOT_RUN}
             try:
@@ -138,6 +158,7 @@ class Check:
                 result = {"failed": str(error)}
             self.results.setdefault(case, {})[name] = result
             if self.args.json:
+                self.args.json.parent.mkdir(parents=True, exist_ok=True)
                 self.args.json.write_text(json.dumps(self.results, indent=2) + "\n")
             rate = result.get("images_per_second")
             said = result.get("failed") or (f"{rate:.0f} images/s" if rate else json.dumps(result))
@@ -149,8 +170,10 @@ class Check:
         for case, shape in (("small", self.small), ("large", self.large)):
             title = f"{shape['arch']}, {shape['size']} px, batch {shape['batch']}, bf16"
             lines += [f"| {title} | images/s | byol / it | memory taken, GB |", "|---|---|---|---|"]
-            reports = self.results[case]
-            own, loaded = (reports[name].get("images_per_second") for name in ("byol, no loader", "byol"))
+            reports = self.results.get(case)
+            if not reports:
+                continue
+            own, loaded = (reports.get(name, {}).get("images_per_second") for name in ("byol, no loader", "byol"))
             for name, report in reports.items():
                 rate, memory = report.get("images_per_second"), report.get("reserved_device_mb")
                 ours = loaded if "workers" in name else own
@@ -159,7 +182,7 @@ class Check:
                 lines.append(f"| {name} | {shown} | {ratio} | {f'{memory / 1e3:.1f}' if memory else ''} |")
             if own and loaded:
                 lines.append(f"\nWith the loader: {loaded / own:.3f} of the rate without.\n")
-        changes = self.results["graph"]["changes"]
+        changes = self.results.get("graph", {}).get("changes", {"failed": NOT_RUN})
         apart = "not compared" if "failed" in changes else "at most {loss_difference:.1e} apart, relative".format(**changes)
         lines.append(f"Losses of 20 steps with and without the CUDA graph: {apart}")
         return "\n".join(lines)
@@ -171,6 +194,7 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of parquet shards, 32 px")
     parser.add_argument("--json", type=pathlib.Path, help="also write everything here")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all of it")
+    parser.add_argument("--only", action="append", default=[], metavar="'CASE: NAME'", help="this contender; repeatable")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with figures that mean nothing")
     args = parser.parse_args()
     args.byol, args.data = args.byol.resolve(), args.data.resolve()

@@ -2,6 +2,8 @@
 
 pub mod ema;
 pub mod loss;
+#[cfg(test)]
+mod operators;
 mod ranks;
 mod state;
 mod step;

@@ -204,6 +204,7 @@ pub fn stream(
     mut each: impl FnMut(Encoded) -> Result<()>,
 ) -> Result<()> {
     let ((rank, world), count) = (options.place(), images.indices.len().div_ceil(options.batch_size));
+    let rows = (options.batch_size * images.view.count()) as i64;
     let own = images.indices.chunks(options.batch_size).skip(rank).step_by(world).flatten().copied().collect();
     let mut batches = Images { indices: own, ..images }.batches(encoder.device(), options)?;
     for first in (0..count).step_by(world) {
@@ -212,13 +213,25 @@ pub fn stream(
         let own = match batches.next().transpose()? {
             Some((images, EvalBatch { labels, indices, .. })) if !labels.is_empty() => {
                 let _no_grad = tch::no_grad_guard();
-                Encoded { features: encoder.represent(&images)?, labels, indices }
+                // cuDNN looks for its fastest kernels anew for each shape, such as that of the last batch.
+                let rows = if images.device().is_cuda() { rows } else { 0 };
+                Encoded { features: represent_padded(encoder, &images, rows)?, labels, indices }
             }
             _ => Encoded { features: none(), labels: Vec::new(), indices: Vec::new() },
         };
         own.gathered(&options.group)?.into_iter().take(count - first).try_for_each(&mut each)?;
     }
     Ok(())
+}
+
+/// The representations of images, computed as those of a batch of at least `rows`: black images fill it up.
+fn represent_padded(encoder: &impl Represent, images: &Tensor, rows: i64) -> Result<Tensor> {
+    let count = images.size()[0];
+    if count >= rows {
+        return encoder.represent(images);
+    }
+    let padded = images.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, rows - count])?;
+    Ok(encoder.represent(&padded)?.f_narrow(0, 0, count)?)
 }
 
 /// The features of images without augmentation, all at once; `what` is the label of the progress bar.
@@ -254,4 +267,21 @@ pub fn extract_views(
         Ok(())
     })?;
     Ok((Features { values: values.narrow(0, 0, labels.len() as i64), labels }, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::byol::Byol;
+
+    #[test]
+    fn padding_changes_no_feature() -> Result<()> {
+        let byol = Byol::tiny();
+        let images = native::channels_last(&Tensor::rand([3, 3, 16, 16], (Kind::Float, Device::Cpu)));
+        let expected = represent_padded(&byol, &images, 0)?;
+        let found = represent_padded(&byol, &images, 8)?;
+        assert_eq!(found.size(), expected.size());
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-6);
+        Ok(())
+    }
 }

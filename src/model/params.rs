@@ -198,5 +198,8 @@ fn drawn(shape: &[i64], seed: u64, index: u64, draw: impl Fn(&mut Stream) -> [f3
             pair.copy_from_slice(&draw(&mut stream)[..pair.len()]);
         }
     });
-    Tensor::from_slice(&values).reshape(shape)
+    let mut tensor = Tensor::from_slice(&values);
+    // In place: `reshape` gives a view, and autocast casts a view each time that it is used.
+    let _ = tensor.resize_(shape);
+    tensor
 }

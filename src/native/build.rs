@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Everything that is compiled here, and this script; changes in Rust code do not recompile it.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "build.rs",
     "c10d/c10d.cpp",
     "c10d/gloo_stub",
@@ -15,6 +15,7 @@ const SOURCES: [&str; 12] = [
     "jpeg/jpeg.c",
     "torch/foreach.cpp",
     "torch/graph.cpp",
+    "torch/observer.cpp",
     "torch/shim.cpp",
     "torch/stream.cpp",
 ];
@@ -57,7 +58,7 @@ fn compile_shims(lib: &Path, include: &Path, nvidia: &Path) {
         .include(include.join("torch/csrc/api/include"))
         .include("c10d/gloo_stub") // c10d's declaration of its Gloo back end needs these names
         .define("USE_C10D_GLOO", None)
-        .files(["torch/shim.cpp", "torch/foreach.cpp", "torch/stream.cpp", "c10d/c10d.cpp"])
+        .files(["torch/shim.cpp", "torch/foreach.cpp", "torch/observer.cpp", "torch/stream.cpp", "c10d/c10d.cpp"])
         .compile("byol_shim");
     cc::Build::new().include(jpeg).file("jpeg/jpeg.c").compile("byol_jpeg");
     for (source, there) in [("torch/graph.cpp", with_cuda), ("c10d/nccl.cpp", with_nccl)] {

@@ -61,6 +61,42 @@ fn accuracy_is_trained_for_in_pieces_and_evaluated_after_each() {
 }
 
 #[test]
+fn accuracy_is_not_trained_on_the_cpu() {
+    let folder = folder_with_gpu("echo 'GPU 0: none'");
+    let output = gpu_check(folder.path(), &["--accuracy", "1"]);
+    let line = text(&output.stderr);
+    assert!(!output.status.success() && line.contains("train.device"), "{line}");
+    assert!(output.stdout.is_empty() && line.trim().lines().count() == 1, "{line}");
+}
+
+/// The bundle's binary starts with nothing but libtorch's folder, on Ubuntu 22.04 and whatever is newer.
+#[test]
+fn a_bundle_is_small_and_starts_elsewhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("data")).expect("made");
+    fs::write(folder.path().join("data/train.parquet"), "PAR1").expect("written");
+    let mut command = Command::new(format!("{ROOT}/scripts/gpu-bundle"));
+    command.args(["--data", "data", "--output", "bundle", "--byol", env!("CARGO_BIN_EXE_byol")]);
+    let output = command.current_dir(folder.path()).output().expect("bash");
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let newest = |name: &str| -> Vec<u32> {
+        let version = said.split_once(name).expect(name).1.split(' ').next().expect("a version");
+        version.split('.').map(|part| part.parse().expect("a number")).collect()
+    };
+    assert!(newest("GLIBC_") <= vec![2, 35] && newest("GLIBCXX_") <= vec![3, 4, 29], "{said}");
+    let bundle = folder.path().join("bundle");
+    assert!(fs::metadata(bundle.join("byol")).expect("the binary").len() < 20 << 20);
+    for file in ["scripts/gpu-check", "scripts/compare/gpu.py", "scripts/compare/torch_step.py", "data/train.parquet"] {
+        assert!(bundle.join(file).exists(), "{file}");
+    }
+    let torch = std::env::var("LIBTORCH").expect("set by scripts/test");
+    let mut byol = Command::new(bundle.join("byol"));
+    let output = byol.arg("--version").env_clear().env("LD_LIBRARY_PATH", format!("{torch}/lib")).output();
+    assert!(text(&output.expect("it starts").stdout).starts_with("byol "));
+}
+
+#[test]
 fn the_comparison_runs_to_its_table() {
     let python = std::env::var("BYOL_PYTHON").unwrap_or("python3".into());
     let packages = Command::new(&python).args(["-c", "import torch, torchvision, pyarrow"]).output();
@@ -74,16 +110,23 @@ fn the_comparison_runs_to_its_table() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let mut command = Command::new(&python);
-    command.arg(format!("{ROOT}/scripts/compare/gpu.py")).args([
-        "--rehearse",
-        "--minutes",
-        "1",
-        "--json",
-        "found.json",
-    ]);
-    command.arg("--byol").arg(env!("CARGO_BIN_EXE_byol")).arg("--data").arg(data).current_dir(folder.path());
-    let output = command.output().expect("python");
+    let rehearse = |extra: &[&str]| {
+        let mut command = Command::new(&python);
+        command.arg(format!("{ROOT}/scripts/compare/gpu.py")).args(["--rehearse", "--minutes", "1"]).args(extra);
+        command.arg("--byol").arg(env!("CARGO_BIN_EXE_byol")).arg("--data").arg(&data).current_dir(folder.path());
+        command.output().expect("python")
+    };
+    let chosen = rehearse(&["--only", "small: byol", "--json", "results/some.json"]);
+    assert_eq!(
+        text(&chosen.stdout).lines().filter(|line| line.starts_with("| ")).count(),
+        2,
+        "{}",
+        text(&chosen.stderr)
+    );
+    assert!(folder.path().join("results/some.json").exists());
+    let unknown = rehearse(&["--only", "fast"]);
+    assert!(text(&unknown.stderr).contains("error: --only: found fast, expected one of: small: byol, no loader; "));
+    let output = rehearse(&["--json", "found.json"]);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert!(

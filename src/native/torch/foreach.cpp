@@ -5,7 +5,6 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_foreach_sub.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/stack.h>
@@ -41,17 +40,17 @@ int byol_foreach_scale(at::Tensor* const* tensors, size_t n, const at::Tensor* f
   return guarded([&] { at::_foreach_mul_(list(tensors, n), *factor); });
 }
 
-// a[i] = lerp(a[i], b[i], weight). `lerp` with one weight on the device has no operator for many tensors.
+// a[i] = lerp(a[i], b[i], weight), the weight read on the host.
 int byol_foreach_lerp(at::Tensor* const* a, at::Tensor* const* b, size_t n, const at::Tensor* weight) {
+  return guarded([&] { at::_foreach_lerp_(list(a, n), list(b, n), weight->item()); });
+}
+
+// The same with the weight on the device, for which `lerp` has no operator for many tensors: a step of SGD along the
+// gradient 1 a - b, in one pass.
+int byol_fused_lerp(at::Tensor* const* a, at::Tensor* const* b, size_t n, const at::Tensor* weight) {
   return guarded([&] {
-    auto from = list(a, n), to = list(b, n);
-    if (weight->is_cpu()) {
-      at::_foreach_lerp_(from, to, weight->item());
-    } else {
-      auto steps = at::_foreach_sub(to, from);
-      at::_foreach_mul_(steps, *weight);
-      at::_foreach_add_(from, steps);
-    }
+    at::_fused_sgd_(list(a, n), list(b, n), {}, /*weight_decay=*/1, /*momentum=*/0, *weight, /*dampening=*/0,
+                    /*nesterov=*/false, /*maximize=*/true, /*is_first_step=*/false);
   });
 }
 

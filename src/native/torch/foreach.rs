@@ -14,6 +14,7 @@ unsafe extern "C" {
     fn byol_foreach_norm(tensors: *const List, n: usize, out: *mut *mut C_tensor) -> c_int;
     fn byol_foreach_scale(tensors: *const List, n: usize, factor: *const C_tensor) -> c_int;
     fn byol_foreach_lerp(a: *const List, b: *const List, n: usize, weight: *const C_tensor) -> c_int;
+    fn byol_fused_lerp(a: *const List, b: *const List, n: usize, weight: *const C_tensor) -> c_int;
     fn byol_fused_sgd(
         weights: *const List,
         gradients: *const List,
@@ -89,11 +90,18 @@ pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     check(unsafe { byol_foreach_scale(list(tensors).as_ptr(), tensors.len(), factor.as_ptr()) })
 }
 
-/// `a = a + weight (b - a)` for each pair (`torch._foreach_lerp_`).
+/// `a = a + weight (b - a)` for each pair (`torch._foreach_lerp_`); on a GPU without a look at the weight.
 pub fn lerp(a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
+    let lerp = if weight.device().is_cuda() { byol_fused_lerp } else { byol_foreach_lerp };
+    lerp_by(lerp, a, b, weight)
+}
+
+type Lerp = unsafe extern "C" fn(*const List, *const List, usize, *const C_tensor) -> c_int;
+
+fn lerp_by(lerp: Lerp, a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
     let n = same_length(&[a, b])?;
     // SAFETY: arrays of `n` pointers to tensors that are borrowed for the call.
-    check(unsafe { byol_foreach_lerp(list(a).as_ptr(), list(b).as_ptr(), n, weight.as_ptr()) })
+    check(unsafe { lerp(list(a).as_ptr(), list(b).as_ptr(), n, weight.as_ptr()) })
 }
 
 /// `torch.optim.SGD(fused=True)` without dampening: u = g + wd w; v = m v + u; w = w - lr v, or with Nesterov
@@ -138,4 +146,28 @@ pub fn adamw(
         let (w, g, m, v) = (w.as_ptr(), g.as_ptr(), first.as_ptr(), second.as_ptr());
         byol_fused_adamw(w, g, m, v, n, count, lr, beta1, beta2, weight_decay, eps)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a GPU runs, in f64 on the CPU.
+    #[test]
+    fn the_fused_lerp_is_lerp() -> Result<()> {
+        let random = |n| Tensor::randn([n, 3], (Kind::Double, Device::Cpu));
+        let (a, b) = ([random(5), random(700)], [random(5), random(700)]);
+        for tau in [0.0, 0.004, 0.3, 0.9, 1.0] {
+            let weight = rate(Device::Cpu);
+            set_rate(&weight, tau)?;
+            let [plain, fused] = [byol_foreach_lerp as Lerp, byol_fused_lerp].map(|lerp| {
+                let moved: Vec<Tensor> = a.iter().map(Tensor::copy).collect();
+                lerp_by(lerp, &moved, &b, &weight).map(|()| moved)
+            });
+            for (plain, fused) in plain?.iter().zip(fused?) {
+                assert!((plain - fused).abs().max().double_value(&[]) < 1e-12, "tau {tau}");
+            }
+        }
+        Ok(())
+    }
 }

@@ -5,5 +5,6 @@ pub mod cuda;
 pub mod foreach;
 pub mod graph;
 pub mod normalize;
+pub mod observer;
 pub mod shim;
 pub mod stream;
