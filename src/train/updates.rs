@@ -1,4 +1,4 @@
-//! How many updates a run needs, by what is known of others, and how many images BatchNorm.
+//! How many updates a run needs, judging by published runs, and how many images BatchNorm needs.
 
 use crate::augment::Size;
 
