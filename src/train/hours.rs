@@ -1,5 +1,6 @@
 //! `schedule.hours`: a run that ends after a given number of hours. After the first steps, and regularly from then on,
-//! the number of steps that still fit is recomputed from the time that steps take, evaluations and checkpoints included.
+//! the number of steps that still fit is recomputed from the time that steps take, evaluations and checkpoints
+//! included.
 
 use std::time::Instant;
 
