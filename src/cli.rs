@@ -55,7 +55,7 @@ pub enum Command {
     LinearEval(LinearEvalArgs),
     /// Nearest-neighbor accuracy of an encoder.
     KnnEval(KnnEvalArgs),
-    /// Find the images that an encoder holds most similar to an image.
+    /// Find the images most similar to an image, by an encoder's features.
     Neighbors(NeighborsArgs),
     /// Find near-identical images: resized, recompressed or mirrored copies.
     Duplicates(DuplicatesArgs),
@@ -66,9 +66,9 @@ pub enum Command {
     ExtractFeatures(ExtractFeaturesArgs),
     /// Export a trained encoder for other software; the file is read back and its outputs are compared.
     ExportEncoder(ExportArgs),
-    /// Draw augmented views of your images into a picture, to check the augmentations before training.
+    /// Draw augmented views of your images into a PNG, to check the augmentations before training.
     Preview(PreviewArgs),
-    /// Copy any data set into webdataset shards, large photos made smaller on request; can be resumed.
+    /// Copy any data set into webdataset shards, large photos shrunk on request; can be resumed.
     Pack(PackArgs),
     /// List the built-in recipes, show one or copy it to a file; --config NAME takes one.
     Configs {
@@ -171,8 +171,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Arguments of `byol export-encoder`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file, whoever
-    /// trained it.
+    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file of any
+    /// trainer.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
     /// Which of several encoders in a file: what the names of its tensors begin with, such as `teacher.backbone`, or a
@@ -241,8 +241,8 @@ pub struct PreviewArgs {
 /// Which encoder, on which images.
 #[derive(Debug, Args)]
 pub struct EncoderArgs {
-    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file, whoever
-    /// trained it.
+    /// A run's folder (its latest valid checkpoint), a checkpoint's folder, or a safetensors or PyTorch file of any
+    /// trainer.
     #[arg(long, value_name = "RUN_OR_FILE")]
     pub checkpoint: PathBuf,
     /// Which of several encoders in a file: what the names of its tensors begin with, such as `teacher.backbone`, or a
@@ -345,7 +345,7 @@ pub struct DuplicatesArgs {
     /// The training images or the held-out ones.
     #[arg(long, value_enum, default_value_t)]
     pub split: SplitName,
-    /// Images of this cosine or a larger one are near-identical. Each image counts together with its mirror image.
+    /// Images with at least this cosine similarity are near-identical. Each is compared together with its mirror image.
     #[arg(long, default_value_t = 0.97)]
     pub threshold: f64,
     /// Print a JSON report on stdout instead of the groups.
@@ -375,7 +375,7 @@ pub struct ReportArgs {
     /// Overwrite the file if it exists.
     #[arg(long)]
     pub force: bool,
-    /// Held-out images (training images where there are none) to look at, of all runs together at most 4000.
+    /// Held-out images (training images where there are none) to encode, of all runs together at most 4000.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=100_000))]
     pub images: usize,
     /// Leave out everything that needs the encoder and the images.

@@ -12,15 +12,15 @@
 //! guide         the user's guide, text only
 //! rng           random numbers as functions of (seed, purpose, epoch, index)
 //! pixels        an image in memory
-//! pytorch       reads files of torch.save without Python
+//! pytorch       reads and writes files of torch.save without Python
 //! section       what all config sections share
 //! files         atomic file writes, paths
 //! signals       SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP
 //! logging       terminal output, metrics.jsonl, TensorBoard
 //! augment       crops, flips, colors, blur: a view of an image
-//! drawing       pictures of images with lines of text
-//! preview       a picture of views side by side
-//! sheet         a picture of images in rows, with captions
+//! drawing       images with lines of text, drawn into one image
+//! preview       views side by side in one image
+//! sheet         a contact sheet: images in rows, with captions
 //! data          formats, decoding, the parallel loader, packing
 //! inspect       what is in a data set
 //! model         encoders, heads, named parameters
@@ -28,15 +28,15 @@
 //! distributed   data-parallel training with several processes
 //! byol          online and target networks, training step, loss, moving average
 //! checkpoint    saving and loading a run's state
-//! weights       encoders in files, whoever trained them; what a run starts from
+//! weights       encoders in files, of any trainer; the weights that a run starts from
 //! eval          features, k-NN, linear classifiers, fine-tuning
 //! export        export of encoders: safetensors, TorchScript, ONNX
 //! train         the training loop
 //! config        the YAML config file with all sections
 //! cli           the command line
 //! run           code shared by the commands: hardware, processes, resuming, summaries
-//! choose        a config for some images and a machine
-//! report        runs as one page to look at
+//! choose        chooses a config for the images and the machine
+//! report        runs as one HTML page
 //! commands      one file per command
 //! ```
 

@@ -1,4 +1,4 @@
-//! What a sample of the images says: sizes, gray or color, mean and standard deviation, labels, time to decode.
+//! What a sample of the images shows: sizes, gray or color, mean and standard deviation, labels, time to decode.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

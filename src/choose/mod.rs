@@ -1,5 +1,5 @@
-//! A config for a set of images and a machine: what `byol train PATH` does before it trains. [`look`] measures, [`rules`]
-//! decide, and this module asks one for the other and writes the config.
+//! A config for a set of images and a machine: what `byol train PATH` does before it trains. [`look`] measures,
+//! [`rules`] decide from that, and this module writes the config.
 
 mod look;
 pub mod rules;

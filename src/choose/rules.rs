@@ -344,7 +344,7 @@ pub fn length(case: &Case, length: &Length, choices: &mut Choices) -> Result<()>
     }
     let warmup = choices.config.schedule.warmup_epochs;
     choices.row(
-        "warm-up",
+        "warmup",
         format!("{warmup} epochs"),
         "10 epochs, at most a tenth of the run".into(),
         &["schedule.warmup_epochs"],

@@ -1,4 +1,4 @@
-//! Where the config of `byol train` comes from: a file, or the choice for some images.
+//! Where the config of `byol train` comes from: a file, or the choice made for a set of images.
 
 use std::fs;
 use std::io::{Write, stdout};

@@ -27,7 +27,7 @@ pub struct TrainArgs {
     /// Passes over the training images (schedule.epochs).
     #[arg(long, value_name = "N", conflicts_with = "hours")]
     pub epochs: Option<u64>,
-    /// Train for so many hours (schedule.hours): the number of epochs is set once the speed is known.
+    /// Train for this many hours (schedule.hours): the number of epochs is set once the speed is known.
     #[arg(long, value_name = "H")]
     pub hours: Option<f64>,
     /// With PATH: a built-in recipe (byol configs) to take model, optimizer and length from.
@@ -95,14 +95,14 @@ pub struct PackArgs {
     /// webdataset then. The same command again continues a packing that was interrupted.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Make images smaller whose longer side has more pixels; all others are copied byte for byte, and so are those of
-    /// more than 8 bits or other channels than gray or RGB.
+    /// Shrink images whose longer side has more pixels; all others are copied byte for byte, and so are those of more than
+    /// 8 bits or other channels than gray or RGB.
     #[arg(long, value_name = "N", conflicts_with = "short_side", value_parser = side())]
     pub max_side: Option<usize>,
     /// The same for the shorter side.
     #[arg(long, value_name = "N", value_parser = side())]
     pub short_side: Option<usize>,
-    /// Quality of JPEGs that are made smaller, 1 to 100; other formats become PNG.
+    /// Quality of shrunk JPEGs, 1 to 100; other formats become PNG.
     #[arg(long, value_name = "Q", default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
     /// A shard ends with the image that reaches this size.

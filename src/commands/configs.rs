@@ -20,7 +20,7 @@ pub fn run(command: Option<&ConfigsCommand>) -> Result<u8> {
         Some(ConfigsCommand::Copy { name, file, force }) => {
             let recipe = recipes::get(name)?;
             if file.exists() && !force {
-                bail!("{} exists already; choose another name, or add --force", file.display());
+                bail!("{} already exists; choose another name, or add --force", file.display());
             }
             files::write_atomic(file, recipe.portable().as_bytes())?;
             log::info!("wrote {}; train with: byol train --config {}", file.display(), file.display());

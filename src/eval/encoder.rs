@@ -170,8 +170,8 @@ impl Encoder {
         let augment = match (&options.augment, said) {
             (None, None) => {
                 log::info!(
-                    "{}: says nothing of its inputs: unless --config or --set augment.* do, ImageNet's mean and std \
-                     and 224 px are assumed",
+                    "{}: does not say how inputs are prepared: unless --config or --set augment.* do, ImageNet's mean \
+                     and std and 224 px are assumed",
                     path.display()
                 );
                 AugmentConfig::default()

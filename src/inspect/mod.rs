@@ -1,4 +1,4 @@
-//! What is in a data set: `byol data`. Every image is decoded once, by all cores; what is kept of each are some numbers.
+//! What is in a data set: `byol data`. Every image is decoded once, on all cores; only a few numbers of each are kept.
 
 mod alike;
 mod image;

@@ -1,6 +1,6 @@
-//! The draws of stochastic depth (arXiv 1603.09382; mode row of `torchvision.ops.StochasticDepth`): which images of a
-//! batch skip which residual branches. They are a function of the seed, the step, the view and the image's place in
-//! the batch of all processes: a resumed run repeats them, and the number of processes makes no difference.
+//! The draws of stochastic depth (arXiv 1603.09382; `torchvision.ops.StochasticDepth` with `mode="row"`): which images
+//! of a batch skip which residual branches. They are a function of the seed, the step, the view and the image's place
+//! in the batch of all processes: a resumed run repeats them, and the number of processes makes no difference.
 
 use std::cell::{Cell, RefCell};
 

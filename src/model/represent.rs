@@ -1,4 +1,4 @@
-//! The interface of encoders for evaluation.
+//! What evaluation needs of an encoder.
 
 use anyhow::Result;
 use tch::{Device, Tensor};

@@ -1,5 +1,5 @@
 //! Vision transformers (arXiv 2010.11929): ViT-Base with torchvision's names and initial weights, ViT-Tiny and
-//! ViT-Small, which it lacks, with timm's. The width multiplies the channels of every head, not their number.
+//! ViT-Small, which torchvision lacks, with timm's. The width multiplies the channels of every head, not their number.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Charts as SVG. Their colors are fixed here; the page's style replaces them in the dark mode by their names.
+//! Charts as SVG. Their colors are fixed here; in dark mode the page's style replaces them, by name.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;

@@ -1,4 +1,4 @@
-//! How well each number that needs no labels follows k-NN accuracy: Spearman's rank correlation.
+//! How well each label-free metric follows k-NN accuracy: Spearman's rank correlation.
 
 /// Fewer pairs say nothing.
 const MIN_PAIRS: usize = 4;

@@ -1,5 +1,5 @@
-//! `byol report`: runs as one HTML file that needs nothing else. [`run_files`] reads what a run left, [`looks`] encodes
-//! its images, [`charts`] draws, and [`page`] fills the template, which escapes every text.
+//! `byol report`: runs as one self-contained HTML file. [`run_files`] reads what a run left, [`looks`] encodes its
+//! images, [`charts`] draws, and [`page`] fills the template, which escapes every text.
 
 pub mod charts;
 mod classes;

@@ -1,4 +1,4 @@
-//! The page: everything that the template shows, as texts and pictures.
+//! The page: everything that the template shows, as text and images.
 
 use anyhow::{Context, Result, ensure};
 use minijinja::value::Serde;

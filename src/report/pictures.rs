@@ -1,4 +1,4 @@
-//! Pictures as text in the page: `data:` URIs of small PNG and JPEG files, and one large file of all thumbnails.
+//! Images embedded in the page: `data:` URIs of small PNG and JPEG files, and one large file of all thumbnails.
 
 use std::io::Cursor;
 

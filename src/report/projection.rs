@@ -1,5 +1,5 @@
-//! Features as points of a plane: principal components, and t-SNE (van der Maaten and Hinton). Both repeat: signs are
-//! fixed, and t-SNE starts from the principal components.
+//! Features as points in a plane: principal components, and t-SNE (van der Maaten and Hinton). Both are reproducible:
+//! signs are fixed, and t-SNE starts from the principal components.
 
 use anyhow::Result;
 use bhtsne::tSNE;

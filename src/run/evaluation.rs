@@ -108,7 +108,7 @@ impl Evaluation {
         let names_data = args.config.is_some() || args.set.iter().any(|text| text.starts_with("data."));
         if foreign && !names_data {
             bail!(
-                "--config: found none, but {} is no run, so nothing names the images; give a config with a section \
+                "--config: found none, but {} is not a run, so nothing names the images; give a config with a section \
                  data, or --set data.format=... --set data.path=...",
                 args.checkpoint.display()
             );
@@ -328,7 +328,7 @@ fn check_architecture(encoder: &Encoder, config: &Config, foreign: bool) -> Resu
     let asked = !foreign || wanted != default;
     if found.channels != wanted.channels {
         bail!(
-            "{}: found an encoder of images of {} channels, expected {} (data.channels)",
+            "{}: found an encoder for images of {} channels, expected {} (data.channels)",
             encoder.source.display(),
             found.channels,
             wanted.channels

@@ -46,8 +46,8 @@ impl Resume<'_> {
         log::info!("resuming from {} ({})", folder.display(), checkpoint::progress(saved.step, manifest.total_steps));
         if saved.steps_per_epoch != plan.steps_per_epoch {
             log::warn!(
-                "an epoch has {} steps, was {}: the run keeps its position in the schedule, epoch {:.2} of {}; steps to \
-                 come: {}, was {before}; the learning rate is {:.4} now",
+                "an epoch has {} steps, was {}: the run keeps its position in the schedule, epoch {:.2} of {}; steps \
+                 left: {}, was {before}; the learning rate is {:.4} now",
                 plan.steps_per_epoch,
                 saved.steps_per_epoch,
                 plan.epochs(saved.step),

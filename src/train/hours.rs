@@ -1,5 +1,6 @@
-//! `schedule.hours`: a run that ends after so many hours. After the first steps, and then ever so often, the number of
-//! steps that still fit is set anew from the time that steps take, evaluations and checkpoints included.
+//! `schedule.hours`: a run that ends after a given number of hours. After the first steps, and regularly from then on,
+//! the number of steps that still fit is recomputed from the time that steps take, evaluations and checkpoints
+//! included.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Monitoring without labels: the quality of representations and projections on fixed views of fixed images, and what
-//! their course says of the run.
+//! Label-free metrics: the quality of representations and projections on fixed views of fixed images, and what their
+//! trend says about the run.
 
 use std::sync::Arc;
 

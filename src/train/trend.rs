@@ -1,4 +1,4 @@
-//! What the course of a run's quality says, in plain sentences.
+//! What the trend of a run's label-free metrics says, in plain sentences.
 
 use crate::logging::Quality;
 

@@ -1,4 +1,4 @@
-//! How many updates a run needs, by what is known of others, and how many images BatchNorm.
+//! How many updates a run needs, judging by published runs, and how many images BatchNorm needs.
 
 use crate::augment::Size;
 
@@ -37,7 +37,7 @@ impl RunKind {
 /// Warns of a run of fewer updates than its kind is known to need.
 pub fn warn_if_few(updates: u64, kind: &RunKind) {
     if let Some((needed, why)) = kind.needs().filter(|(needed, _)| updates < *needed) {
-        log::warn!("{updates} updates are few, about {needed} are known to be needed ({why}); train for longer");
+        log::warn!("{updates} updates are few, published runs needed about {needed} ({why}); train longer");
     }
 }
 

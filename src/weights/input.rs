@@ -1,4 +1,4 @@
-//! The first convolution of an encoder for another number of input channels.
+//! Adapts an encoder's first convolution to another number of input channels.
 
 use anyhow::{Result, bail};
 use tch::{Kind, Tensor};

@@ -1,4 +1,4 @@
-//! What is at a path that a user gives for weights.
+//! What the path that a user gives for weights leads to.
 
 use std::path::{Path, PathBuf};
 

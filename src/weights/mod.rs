@@ -1,6 +1,6 @@
-//! Weights from files, whoever trained them: `model.init` and `--checkpoint` read them the same way. [`locate`] says
+//! Weights from files of any trainer: `model.init` and `--checkpoint` read them the same way. [`locate`] says
 //! what is at a path, [`WeightFile`] reads a file, [`find`] finds the encoder in it by names and shapes, and
-//! [`Start`] begins a run from it. To add a family of encoders, put a file with the names that it has elsewhere next to
+//! [`Start`] begins a run from it. To add a family of encoders, put a file with its names elsewhere next to
 //! `resnet.rs`, and add its function to `FAMILIES` in `encoder.rs`.
 
 mod encoder;

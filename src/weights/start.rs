@@ -1,4 +1,4 @@
-//! `model.init`: a run's networks start from weights that exist.
+//! `model.init`: a run's networks start from existing weights.
 
 use std::path::Path;
 

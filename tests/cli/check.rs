@@ -56,7 +56,7 @@ fn recipes_are_part_of_the_program() {
     assert_eq!(fs::read(&copy).expect("a copy"), shown.stdout);
     failed(
         &byol(&["configs", "copy", "quickstart", &path]).output().expect("byol runs"),
-        &["exists already", "--force"],
+        &["already exists", "--force"],
     );
     failed(
         &byol(&["configs", "show", "quick"]).output().expect("byol runs"),

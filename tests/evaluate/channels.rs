@@ -136,7 +136,7 @@ fn a_run_on_four_16_bit_channels_is_evaluated_and_exported() {
         ],
     );
     let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(stderr.contains("found an encoder of images of 4 channels, expected 3 (data.channels)"), "{stderr}");
+    assert!(stderr.contains("found an encoder for images of 4 channels, expected 3 (data.channels)"), "{stderr}");
 }
 
 /// Every format says and has four channels.

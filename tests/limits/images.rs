@@ -1,9 +1,9 @@
 //! Damaged images of every format through decoding and augmentation: no panic may escape, no input
 //! may take long or much memory, and every error is one line.
 //!
-//! `scripts/test` tries a few seconds of it; `BYOL_FUZZ_SECONDS=600 scripts/test --test fuzz` goes on
-//! for ten minutes, `BYOL_FUZZ_INPUTS=200000` for so many. Input N is a function of N, so that a finding is repeated
-//! with `BYOL_FUZZ_FIRST=N`.
+//! `scripts/test` tries a few seconds of it; `BYOL_FUZZ_SECONDS=600 scripts/test --test limits images::` goes on for
+//! ten minutes, `BYOL_FUZZ_INPUTS=200000` for so many. Input N is a function of N, so that a finding is repeated with
+//! `BYOL_FUZZ_FIRST=N`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -93,7 +93,7 @@ fn fewer_images_or_another_batch_size_keep_the_position_too() {
     }
     let said = train(&run, &args, &RESUME);
     assert!(
-        said.contains("an epoch has 2 steps, was 4") && said.contains("epoch 2.50 of 3; steps to come: 1, was 2"),
+        said.contains("an epoch has 2 steps, was 4") && said.contains("epoch 2.50 of 3; steps left: 1, was 2"),
         "{said}"
     );
     assert_eq!((run.summary()["step"].as_u64(), run.summary()["epochs"].as_f64()), (Some(11), Some(3.0)));
@@ -101,7 +101,7 @@ fn fewer_images_or_another_batch_size_keep_the_position_too() {
     train(&run, &args, &["--set", "train.max_steps=3"]);
     let said = train(&run, &args, &[&CHANGED[..], &["--set", "train.batch_size=8"]].concat());
     assert!(
-        said.contains("an epoch has 4 steps, was 2") && said.contains("epoch 1.50 of 3; steps to come: 6, was 3"),
+        said.contains("an epoch has 4 steps, was 2") && said.contains("epoch 1.50 of 3; steps left: 6, was 3"),
         "{said}"
     );
     assert_eq!((run.summary()["step"].as_u64(), run.summary()["epochs"].as_f64()), (Some(9), Some(3.0)));
