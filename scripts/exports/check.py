@@ -123,13 +123,13 @@ def folders(args, run, folder, name, originals, normalised, expected):
         else:
             rows["transformers"] = distance(names["model"](normalised).pooler_output.flatten(1), expected)
             images = names["processor"](originals, return_tensors="pt")["pixel_values"]
-        # In levels of 255: both resize to whole ones, but not with the same arithmetic.
+        # In levels of 255: both resize in two passes that each round to whole ones, but not with the same arithmetic.
         levels = ((images - normalised).abs() * torch.tensor(STD).view(1, 3, 1, 1) * 255).amax((1, 2, 3))
         # transformers truncates half the margin beside the crop, where torchvision rounds it: images to leave out.
         size, short = normalised.shape[-1], shorter_side(normalised.shape[-1])
         margins = [short * max(image.size) // min(image.size) - size for image in originals]
         same = [form == "timm" or round(margin / 2) == margin // 2 for margin in margins]
-        assert sum(same) > 8 and levels[torch.tensor(same)].max() < 1.01, levels
+        assert sum(same) > 8 and levels[torch.tensor(same)].max() < 2.01, levels
     return rows
 
 

@@ -94,7 +94,7 @@ def main():
     os.chdir(work)
     Path("photos.yaml").write_text("data: {format: image_folder, path: photos}\n")
     Path("config.yaml").write_text(CONFIG.format(arch="resnet50", width=1.0, stem="imagenet", size=64, large=96,
-                                                 dir="runs/resnet50", mean=MEAN, std=STD))
+                                                 dir="runs/resnet50", mean=MEAN, std=STD, more=""))
     byol(args, "train", "--config", "config.yaml")
     Path("runs/quickstart").symlink_to("resnet50")
     shutil.copy("runs/resnet50/encoder.safetensors", "encoder.safetensors")

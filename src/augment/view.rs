@@ -54,7 +54,7 @@ view! {
     flip_prob: f64,
     /// Probability of a vertical flip, 0 to 1 (0).
     vertical_flip_prob: f64,
-    /// Probability of a turn by 90, 180 or 270 degrees, 0 to 1 (0); at 0.75 all four directions are equally likely.
+    /// Probability of a rotation by 90, 180 or 270 degrees, 0 to 1 (0); at 0.75 all four directions are equally likely.
     quarter_turn_prob: f64,
     /// Probability of a rotation, 0 to 1 (0). What lies outside of the view is filled by reflection.
     rotation_prob: f64,
@@ -74,7 +74,7 @@ view! {
     contrast: f64,
     /// Saturation factor, the same (0.2). Only RGB has a saturation, a hue and a grayscale.
     saturation: f64,
-    /// Hue shift in -h to h of a turn; h in 0 to 0.5 (0.1).
+    /// Hue shift in -h to h of the color circle; h in 0 to 0.5 (0.1).
     hue: f64,
     /// Probability of grayscale, 0 to 1 (0.2).
     grayscale_prob: f64,

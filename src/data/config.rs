@@ -117,7 +117,7 @@ pub struct DataConfig {
     /// Threads that decode and augment, 1 to 1024. Default null: by command, device and cores.
     #[serde(deserialize_with = "count_or_null")]
     pub workers: Option<usize>,
-    /// Finished batches queued for the trainer, 1 to 1024. Default 4.
+    /// Finished micro-batches queued for the trainer, 1 to 1024. Default 4.
     pub prefetch_batches: usize,
     /// Maximum bytes of batches that are queued, in progress or kept for reuse, in each loader; at least 1, and one
     /// batch is always made. Default 4 294 967 296 (4 GiB: two batches of 4096 images of 224 px, and one in progress).

@@ -13,7 +13,7 @@ use crate::section::{Keys, Problems, Section};
 pub struct ScheduleConfig {
     /// Length of training in epochs. Default 1000.
     pub epochs: u64,
-    /// Train for so many hours, over all sessions of the run together: the number of epochs is set once the speed is
+    /// Train for this many hours, over all sessions of the run together: the number of epochs is set once the speed is
     /// known, and corrected as it changes. `epochs` and `warmup_epochs` then only say how long the warmup is relative to
     /// the run. Default null: train for `epochs`.
     pub hours: Option<f64>,

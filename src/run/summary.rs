@@ -173,7 +173,7 @@ fn next_steps(run_dir: &Path, labeled: bool) -> Vec<String> {
     };
     vec![
         format!("evaluate: {evaluate}"),
-        format!("look:     byol preview --config {} --output {}", file("config.yaml"), file("views.png")),
+        format!("look:     byol report {run}"),
         format!("features: byol extract-features --checkpoint {run} --output {}", file("features")),
         format!("export:   byol export-encoder --checkpoint {run} --format onnx --output {}", file("encoder.onnx")),
     ]

@@ -190,10 +190,10 @@ pub struct MonitorConfig {
     /// Held-out images to classify, or null for all. Default 10000.
     #[serde(deserialize_with = "count_or_null")]
     pub knn_eval_images: Option<usize>,
-    /// Epochs between evaluations without labels (effective rank, view retrieval and so on); auto: so many that they
-    /// cost under 2 % of the run; null: never. Default auto.
+    /// Epochs between measurements of the label-free metrics (effective rank, view retrieval and so on); auto: as many
+    /// as keep their cost under 2 % of the run; null: never. Default auto.
     pub quality_every: Option<QualityEvery>,
-    /// Images for these, held-out ones if there are some, at least 2; with auto fewer in a short run. Default 1024.
+    /// Images for the label-free metrics, held-out ones if there are some, at least 2; with auto fewer in a short run. Default 1024.
     pub quality_images: usize,
     /// Warn of collapse when the standard deviation of projections falls below this fraction of 1/sqrt(D), 0 to 1.
     /// Default 0.1.

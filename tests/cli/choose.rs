@@ -51,7 +51,7 @@ fn a_folder_of_mixed_images_is_trained_on_by_one_command() {
         "BatchNorm sees 16 images",
         "2 updates are few",
         "evaluate: byol linear-eval --checkpoint",
-        "look:     byol preview --config",
+        "look:     byol report ",
         "export:   byol export-encoder --checkpoint",
     ] {
         let part = if part == "26 of 27" { "(of 26 looked at)" } else { part };
