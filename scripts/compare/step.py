@@ -11,6 +11,8 @@ last step. A second pair has no loader: views of noise, byol's still bytes to be
 reverse order every other round; the table, on stdout, has medians. lightly, torch and pyarrow are those of
 requirements.txt, installed into --venv as loader.py does it.
 
+--busy N keeps N other processes busy meanwhile, as on a machine that someone also uses.
+
 --arch convnext_tiny and --arch vit_tiny compare these at width 0.5 with patches of 4 px, on noise alone; the peer's ViT
 is timm's, which --venv must have.
 """
@@ -120,11 +122,18 @@ def main() -> None:
     parser.add_argument("--venv", type=pathlib.Path, default=ROOT / "target/compare", help="the peers' environment")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="processes that compute beside it")
     parser.add_argument("--json", type=pathlib.Path, help="also write all rounds here")
     args = parser.parse_args()
     if args.steps < 1 or args.rounds < 1:
         fail("found --steps or --rounds below 1, expected something to measure")
-    results = measure(args, prepare(args.venv))
+    python = prepare(args.venv)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
+    try:
+        results = measure(args, python)
+    finally:
+        for process in busy:
+            process.kill()
     print(table(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
