@@ -33,35 +33,19 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
     let bad = BadImages::new(config.data.on_bad_image);
 
     let indices = spread(dataset.len(), args.images as usize);
-    let (augment, seed, draws) = (&config.augment, config.train.seed, args.draws as usize);
+    let (augment, draws) = (&config.augment, args.draws as usize);
     let layout = Layout::new(indices.len(), draws, augment.size);
     let source = config.data.path.as_ref().map_or("drawn textures".to_string(), |paths| paths.to_string());
     let title = format!("{source}: {} images", dataset.len());
-    let about =
-        format!("views of {} px, {}, exactly as drawn in training with seed {seed}", augment.size, layout.scale());
+    let about = format!(
+        "views of {} px, {}, exactly as drawn in training with seed {}",
+        augment.size,
+        layout.scale(),
+        config.train.seed
+    );
     let mut picture = Picture::new(layout, &title, &about);
 
-    let names = dataset.class_names();
-    let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
-    let mut views = [(); 2].map(|()| vec![0; augment.view_bytes()]);
-    for (row, &wanted) in indices.iter().enumerate() {
-        let (found, _) = bad.load_next(&*dataset, wanted, &mut Part::whole, &mut image)?;
-        let mut lines = label(&*dataset, &names, found, &image);
-        if found != wanted {
-            lines.push(format!("replaces unreadable #{wanted}"));
-        }
-        picture.original(row, &lines, &colored(&image, channels));
-        for draw in 0..draws {
-            let [first, second] = &mut views;
-            let (wanted, epoch) = (wanted as u32, draw as u64);
-            let (_, choices) = load_for_views(&*dataset, wanted, &bad, augment, seed, epoch, &mut image)?;
-            augment.apply(&image, &choices, &mut scratch, [first, second]);
-            for (column, view) in [(1 + draw, first), (1 + draws + draw, second)] {
-                picture.view(row, column, &colors(view, image.channels, channels));
-            }
-        }
-    }
-
+    draw(&mut picture, &*dataset, &indices, &bad, &config, draws, channels)?;
     let picture = picture.finish();
     write(&picture, &args.output).context("--output")?;
     let skipped = match bad.count() {
@@ -80,6 +64,40 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
         picture.height(),
     );
     Ok(0)
+}
+
+/// A row for each image: itself, then its views.
+fn draw(
+    picture: &mut Picture,
+    dataset: &dyn Dataset,
+    indices: &[usize],
+    bad: &BadImages,
+    config: &Config,
+    draws: usize,
+    channels: [usize; 3],
+) -> Result<()> {
+    let (augment, seed) = (&config.augment, config.train.seed);
+    let names = dataset.class_names();
+    let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
+    let mut views = [(); 2].map(|()| vec![0; augment.view_bytes()]);
+    for (row, &wanted) in indices.iter().enumerate() {
+        let (found, _) = bad.load_next(dataset, wanted, &mut Part::whole, &mut image)?;
+        let mut lines = label(dataset, &names, found, &image);
+        if found != wanted {
+            lines.push(format!("replaces unreadable #{wanted}"));
+        }
+        picture.original(row, &lines, &colored(&image, channels));
+        for draw in 0..draws {
+            let [first, second] = &mut views;
+            let (wanted, epoch) = (wanted as u32, draw as u64);
+            let (_, choices) = load_for_views(dataset, wanted, bad, augment, seed, epoch, &mut image)?;
+            augment.apply(&image, &choices, &mut scratch, [first, second]);
+            for (column, view) in [(1 + draw, first), (1 + draws + draw, second)] {
+                picture.view(row, column, &colors(view, image.channels, channels));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn write(picture: &RgbImage, file: &Path) -> Result<()> {

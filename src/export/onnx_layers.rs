@@ -79,19 +79,13 @@ impl Builder {
                 self.conv(name, x, conv, weights)?
             }
             Op::BatchNorm { .. } => {
-                let mut inputs = x;
-                for part in ["weight", "bias", "running_mean", "running_var"] {
-                    inputs.push(self.tensor(layer.tensor(part), own(part)?)?);
-                }
+                let inputs = self.with(x, layer, &["weight", "bias", "running_mean", "running_var"], tensors)?;
                 let epsilon = Attribute::float("epsilon", BATCH_NORM_EPS as f32);
                 self.node("BatchNormalization", name, inputs, vec![epsilon])
             }
             Op::GroupNorm { .. } => self.group_norm(name, x, own("weight")?, own("bias")?)?,
             Op::LayerNorm { .. } => {
-                let mut inputs = x;
-                for part in ["weight", "bias"] {
-                    inputs.push(self.tensor(layer.tensor(part), own(part)?)?);
-                }
+                let inputs = self.with(x, layer, &["weight", "bias"], tensors)?;
                 let attributes = vec![Attribute::int("axis", -1), Attribute::float("epsilon", LAYER_NORM_EPS as f32)];
                 self.node("LayerNormalization", name, inputs, attributes)
             }
@@ -116,6 +110,21 @@ impl Builder {
             }
             _ => self.plain(layer, name, x)?,
         })
+    }
+
+    /// `inputs`, and then these tensors of a layer.
+    fn with(
+        &mut self,
+        mut inputs: Vec<String>,
+        layer: &Layer,
+        parts: &[&str],
+        tensors: &Tensors,
+    ) -> Result<Vec<String>> {
+        for part in parts {
+            let name = layer.tensor(part);
+            inputs.push(self.tensor(name.clone(), tensor(tensors, &name)?)?);
+        }
+        Ok(inputs)
     }
 
     /// The nodes of a layer without weights.

@@ -35,74 +35,68 @@ pub struct Command {
 pub fn facts(run: &RunFiles) -> Vec<Fact> {
     let (config, manifest) = (&run.config, &run.manifest);
     let short = |value: &Value| value.as_str().map(|text| text.chars().take(12).collect::<String>());
-    let fact = |name: &str, value: Option<String>| Some(Fact { name: name.into(), value: one_line(&value?) });
-    let text = |value: &Value| (!value.is_null()).then(|| shown(value));
-    let joined = |parts: [Option<String>; 3]| {
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
-        (!parts.is_empty()).then(|| parts.join(", "))
+    let fact = |name: &str, parts: &[Option<String>]| {
+        let parts: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
+        (!parts.is_empty()).then(|| Fact { name: name.into(), value: one_line(&parts.join(", ")) })
     };
+    let text = |value: &Value| (!value.is_null()).then(|| shown(value));
     let counted = |value: &Value, what: &str| value.as_u64().map(|count| format!("{count} {what}"));
     let optimizer = &config["optimizer"];
     [
-        fact("Folder", Some(run.folder.display().to_string())),
+        fact("Folder", &[Some(run.folder.display().to_string())]),
         fact(
             "Data",
-            joined([
-                text(&config["data"]["format"]),
-                text(&config["data"]["path"]),
-                counted(&manifest["images"], "images"),
-            ]),
+            &[text(&config["data"]["format"]), text(&config["data"]["path"]), counted(&manifest["images"], "images")],
         ),
         fact(
             "Encoder",
-            joined([
+            &[
                 text(&config["model"]["arch"]),
                 text(&config["model"]["width"]).map(|width| format!("width {width}")),
                 text(&config["model"]["stem"]).map(|stem| format!("stem {stem}")),
-            ]),
+            ],
         ),
         fact(
             "Optimizer",
-            joined([
+            &[
                 text(&optimizer["name"]),
                 text(&optimizer["base_lr"]).map(|lr| format!("base_lr {lr}")),
                 counted(&config["train"]["batch_size"], "images a step"),
-            ]),
+            ],
         ),
         fact(
             "Schedule",
-            joined([
+            &[
                 counted(&config["schedule"]["epochs"], "epochs"),
                 counted(&manifest["total_steps"], "steps")
                     .filter(|_| manifest["total_steps"].as_u64() < Some(UNKNOWN_STEPS)),
                 text(&config["ema"]["base_tau"]).map(|tau| format!("base_tau {tau}")),
-            ]),
+            ],
         ),
         fact(
             "Machine",
-            joined([
+            &[
                 text(&manifest["device"]),
                 text(&manifest["precision"]),
                 counted(&manifest["threads"], "threads").filter(|_| manifest["device"] == "cpu"),
-            ]),
+            ],
         ),
-        fact("Processes", counted(&manifest["processes"], "").map(|count| count.trim().to_string())),
-        fact("Seed", text(&manifest["seed"])),
+        fact("Processes", &[text(&manifest["processes"])]),
+        fact("Seed", &[text(&manifest["seed"])]),
         fact(
             "Version",
-            joined([
+            &[
                 short(&manifest["byol"]).map(|version| format!("byol {version}")),
                 short(&manifest["commit"]),
                 short(&manifest["libtorch"]).map(|version| format!("libtorch {version}")),
-            ]),
+            ],
         ),
         fact(
             "Fingerprints",
-            joined([
+            &[
                 short(&manifest["config_sha256"]).map(|sum| format!("config {sum}")),
                 short(&manifest["data"]).map(|sum| format!("data {sum}")),
-                None,
-            ]),
+            ],
         ),
     ]
     .into_iter()
