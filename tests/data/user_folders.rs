@@ -253,7 +253,7 @@ fn lists_have_class_names_and_several_paths_make_one_set() {
     let far = DataConfig { root: Some(scratch.at("x")), ..config(Format::ImageFolder, scratch.at("lists/l.txt")) };
     assert_eq!(gray(&open_train(&far).unwrap(), 0), 7);
     let message = format!("{:#}", open_train(&DataConfig { root: None, ..far }).err().unwrap());
-    assert!(message.contains("or else set data.root"), "{message}");
+    assert!(message.contains("unless data.root names another folder"), "{message}");
 }
 
 #[test]

@@ -40,9 +40,9 @@ pub(super) fn read(list: &Path, folder: &Path, labels: &mut Labels) -> Result<Ve
     ensure!(!files.is_empty(), "no images in {place}, expected a path in each line");
     if !files.iter().take(MAX_MISSING).any(|file| folder.join(file).exists()) {
         let first = folder.join(&files[0]);
-        let folder = folder.display();
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.display();
         bail!(
-            "no such file: {} (the first in {place}; paths start at {folder}, or else set data.root)",
+            "no such file: {} (the first in {place}; paths start at {folder}, unless data.root names another folder)",
             first.display()
         );
     }
