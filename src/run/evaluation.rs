@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -12,11 +12,13 @@ use crate::augment::AugmentConfig;
 use crate::checkpoint::{self, Manifest};
 use crate::cli::{EncoderArgs, SplitName};
 use crate::config::Config;
+use crate::data::formats::detect;
 use crate::data::loader::{BadImages, LoaderOptions};
 use crate::data::values::{Channels, ValueRange};
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, Format};
 use crate::distributed::Group;
 use crate::eval::{Encoder, EncoderOptions, ExtractOptions, Interrupted};
+use crate::files;
 use crate::model::EncoderConfig;
 use crate::run::images;
 use crate::run::machine::{self as setup, Machine};
@@ -100,7 +102,11 @@ impl Evaluation {
             }
             None => Config::default(),
         };
-        let mut config = Config::load_over(base, args.config.as_deref(), &args.set)?;
+        let mut set = args.set.clone();
+        if args.config.is_none() && base.data.format == Format::Synthetic {
+            set.extend(detected_format(&args.set)?);
+        }
+        let mut config = Config::load_over(base, args.config.as_deref(), &set)?;
         if let Some(manifest) = &manifest {
             config.adopt(&manifest.config)?;
         }
@@ -108,8 +114,8 @@ impl Evaluation {
         let names_data = args.config.is_some() || args.set.iter().any(|text| text.starts_with("data."));
         if foreign && !names_data {
             bail!(
-                "--config: found none, but {} is not a run, so nothing names the images; give a config with a section \
-                 data, or --set data.format=... --set data.path=...",
+                "--config: found none, but {} is not a run, so nothing names the images; give --set data.path=..., or a \
+                 config with a section data",
                 args.checkpoint.display()
             );
         }
@@ -318,6 +324,21 @@ pub fn extract_options(
     let (batch_size, channels_last) = (config.train.micro_batch().clamp(64, 512), config.train.channels_last);
     let signal = setup::signal(signals);
     ExtractOptions { batch_size, loader, bad, channels_last, signal, progress: false, group }
+}
+
+/// The format of `data.path`, as an override, if the overrides name the path alone.
+/// # Errors
+/// There is nothing at the path, or nothing that is a data set.
+fn detected_format(overrides: &[String]) -> Result<Option<String>> {
+    let value = |key: &str| overrides.iter().rev().find_map(|text| text.strip_prefix(key));
+    let (Some(path), None) = (value("data.path="), value("data.format=")) else { return Ok(None) };
+    let first = match serde_yaml::from_str(path) {
+        Ok(Value::Array(paths)) => paths.first().and_then(Value::as_str).unwrap_or_default().to_string(),
+        _ => path.to_string(),
+    };
+    let context = || format!("--set data.path={path}");
+    let (format, _) = detect::format(&files::expanded(Path::new(&first))?).with_context(context)?;
+    Ok(Some(format!("data.format={}", json!(format))))
 }
 
 /// Checks that the config's model is the encoder's. A foreign file describes itself, but must match a section model if

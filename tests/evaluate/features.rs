@@ -108,7 +108,7 @@ fn every_format_holds_the_same_rows() {
     let by_name: HashMap<&str, &Vec<f32>> = rows.iter().map(|row| (&row.0[2..], &row.3)).collect();
     for name in ["none.parquet", "none.csv", "none.safetensors"] {
         let output = at(name).display().to_string();
-        let done = extract(&["--set", "data.format=image_folder", "--set", &without, "--output", &output]);
+        let done = extract(&["--set", &without, "--output", &output]); // the format is detected
         succeeded(&done);
         assert!(text(&done.stdout).contains("36 without a label"), "{}", text(&done.stdout));
     }
@@ -130,6 +130,10 @@ fn what_cannot_be_written_is_refused() {
         failed(&extract(&["--output", &output]), &[&[name][..], &list].concat());
     }
     assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 0);
+    failed(
+        &extract(&["--set", "data.path=nowhere", "--output", "f.csv"]),
+        &["data.path=nowhere: no such file or folder"],
+    );
     // A limit on file sizes stands for a full disk: one line, and nothing is left.
     for name in ["f.parquet", "f.csv", "f.safetensors", "npy"] {
         let output = folder.path().join(name).display().to_string();

@@ -51,7 +51,7 @@ fn draw(folder: &Path) -> Vec<BTreeSet<String>> {
 }
 
 fn arguments<'a>(command: &'a str, run: &'a str, path: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let data = ["--set", "data.format=image_folder", "--set", path];
+    let data = ["--set", path];
     [&[command, "--checkpoint", run][..], &data, more].concat()
 }
 
