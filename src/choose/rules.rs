@@ -302,19 +302,19 @@ fn batch(case: &Case, choices: &mut Choices) -> Result<()> {
 pub fn length(case: &Case, length: &Length, choices: &mut Choices) -> Result<()> {
     let (images, batch) = (case.facts.images, choices.config.train.batch_size.max(1));
     let per_epoch = (images / batch).max(1) as f64;
+    let fit = |hours: f64| hours * 3600.0 * length.rate / batch as f64;
     let hours = length.hours.or(choices.config.schedule.hours);
     let own = choices.is_fixed("schedule.epochs") || case.preset.is_some();
     let hours = hours.or((length.epochs.is_none() && !case.gpu && !own).then_some(CPU_HOURS));
     let (epochs, reason) = match (length.epochs, hours) {
         (Some(epochs), _) => (epochs as f64, "your --epochs".to_string()),
         (None, Some(hours)) => {
-            let updates = hours * 3600.0 * length.rate / batch as f64;
             let why = if length.hours.is_some() {
                 "your --hours"
             } else {
                 "no GPU: an hour unless --hours or --epochs say otherwise"
             };
-            ((updates / per_epoch).ceil(), format!("{why}; set once the speed is known"))
+            ((fit(hours) / per_epoch).ceil(), format!("{why}; set once the speed is known"))
         }
         (None, None) if own => (choices.config.schedule.epochs as f64, "as in the recipe".to_string()),
         (None, None) => {
@@ -325,7 +325,7 @@ pub fn length(case: &Case, length: &Length, choices: &mut Choices) -> Result<()>
         }
     };
     let epochs = epochs.clamp(1.0, 1e6);
-    let updates = epochs * per_epoch;
+    let updates = hours.map_or(f64::INFINITY, fit).min(epochs * per_epoch).max(1.0);
     choices.set("schedule.epochs", epochs as u64, &reason)?;
     choices.set("schedule.hours", hours, &reason)?;
     let value = match hours {
@@ -349,7 +349,7 @@ pub fn length(case: &Case, length: &Length, choices: &mut Choices) -> Result<()>
         "10 epochs, at most a tenth of the run".into(),
         &["schedule.warmup_epochs"],
     );
-    watch::watch(case.facts, epochs, updates, choices)
+    watch::watch(case.facts, epochs, updates, batch, choices)
 }
 
 #[cfg(test)]

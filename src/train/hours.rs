@@ -11,6 +11,9 @@ use super::Plan;
 /// Steps of a session before the first number is set, unless they take too long; the first of them is not measured.
 const FIRST: u64 = 4;
 
+/// The last evaluation is left out where it would take more than this share of the run.
+const MAX_SHARE: f64 = 0.25;
+
 /// The clock of a run.
 pub struct Hours {
     /// The run's length.
@@ -72,12 +75,18 @@ impl Hours {
     /// Seconds left, without what the end takes.
     fn left(&self) -> f64 {
         let spent = self.before + self.started.elapsed().as_secs_f64();
-        self.hours * 3600.0 - spent - self.evaluation - self.checkpoint
+        let evaluation = if self.ends_with_evaluation() { self.evaluation } else { 0.0 };
+        self.hours * 3600.0 - spent - evaluation - self.checkpoint
+    }
+
+    /// Whether the run is long enough for an evaluation at its end.
+    pub fn ends_with_evaluation(&self) -> bool {
+        self.evaluation <= MAX_SHARE * self.hours * 3600.0
     }
 
     /// Whether there is time for one more evaluation before the last one.
     pub fn has_time_to_evaluate(&self) -> bool {
-        self.left() > 2.0 * self.evaluation
+        self.ends_with_evaluation() && self.left() > 2.0 * self.evaluation
     }
 
     /// Whether to call [`Self::remaining`] after `done` steps; the same in all processes.
@@ -130,4 +139,20 @@ impl Hours {
 
 fn fitting(left: f64, seconds: f64) -> u64 {
     (left.max(0.0) / seconds.max(1e-6)).floor() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_that_takes_much_of_the_run_is_left_out() {
+        let mut hours = Hours::new(0.05, None, Instant::now(), 0);
+        for (seconds, left, last) in [(10.0, 170.0, true), (44.0, 136.0, true), (110.0, 180.0, false)] {
+            hours.evaluated(seconds);
+            assert_eq!(hours.ends_with_evaluation(), last, "{seconds}");
+            assert!((hours.left() - left).abs() < 1.0, "{seconds}: {}", hours.left());
+            assert_eq!(hours.has_time_to_evaluate(), last, "{seconds}");
+        }
+    }
 }

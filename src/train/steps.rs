@@ -121,7 +121,7 @@ impl<'a> Steps<'a> {
                 return self.finish(Ending::Signal(code));
             }
             let wanted = self.wanted(done);
-            if done == self.end || (wanted.knn || wanted.quality) && self.has_time_to_evaluate()? {
+            if (wanted.knn || wanted.quality) && self.has_time_to_evaluate(done)? {
                 self.evaluate(done, wanted)?;
             }
         }
@@ -153,11 +153,17 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// Whether an evaluation leaves time for the last one, where `schedule.hours` limits it.
-    fn has_time_to_evaluate(&self) -> Result<bool> {
+    /// Whether an evaluation leaves time for the last one, or is the last one and the run long enough for it, where
+    /// `schedule.hours` limits it.
+    fn has_time_to_evaluate(&self, done: u64) -> Result<bool> {
         let Some(hours) = &self.trainer.hours else { return Ok(true) };
-        let own = f64::from(u8::from(hours.has_time_to_evaluate()));
-        Ok(self.trainer.group.from_first(&[own])?[0] > 0.0)
+        let last = done == self.end;
+        let own = if last { hours.ends_with_evaluation() } else { hours.has_time_to_evaluate() };
+        let agreed = self.trainer.group.from_first(&[f64::from(u8::from(own))])?[0] > 0.0;
+        if last && !agreed && self.trainer.group.is_first() {
+            log::warn!("not evaluated at its end: that takes more than a quarter of schedule.hours");
+        }
+        Ok(agreed)
     }
 
     /// Evaluates the untrained encoder, or a run that stopped between its last checkpoint and its last evaluation.
@@ -286,17 +292,20 @@ impl<'a> Steps<'a> {
         self.interval.pause();
         let started = Instant::now();
         let Trainer { knn, quality, history, byol, logger, plan, hours, .. } = &mut *self.trainer;
+        let whole = wanted.knn || knn.is_none();
         let knn = knn.as_ref().filter(|_| wanted.knn);
         let top1 = knn.map(|knn| knn.top1(byol)).transpose().context("k-NN evaluation")?.flatten();
         if let (Some(logger), Some(top1)) = (&mut *logger, top1) {
             logger.knn(done, plan.epochs(done), top1)?;
         }
-        hours.iter_mut().for_each(|hours| hours.evaluated(started.elapsed().as_secs_f64()));
         self.knn_top1 = top1.or(self.knn_top1);
         let quality = quality.as_ref().filter(|_| wanted.quality);
         let found = quality.map(|watch| watch.measure(byol)).transpose().context("quality evaluation")?.flatten();
         if let (Some(logger), Some(found)) = (logger, &found) {
             logger.quality(done, plan.epochs(done), found)?;
+        }
+        if whole {
+            hours.iter_mut().for_each(|hours| hours.evaluated(started.elapsed().as_secs_f64()));
         }
         if let Some(found) = found {
             history.push((plan.epochs(done), found));
