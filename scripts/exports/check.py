@@ -49,6 +49,11 @@ CASES = {
     "vit_tiny": ("vit_tiny", 1.0, "imagenet", 64, "patch_size: 16"),
     "vit_small x0.25 mean": ("vit_small", 0.25, "imagenet", 32, "patch_size: 8, pool: mean"),
     "vit_base x0.25": ("vit_base", 0.25, "imagenet", 64, "patch_size: 16"),
+    "convnext_small": ("convnext_small", 1.0, "imagenet", 64),
+    "convnext_base": ("convnext_base", 1.0, "imagenet", 64),
+    "vit_small 8": ("vit_small", 1.0, "imagenet", 64, "patch_size: 8"),
+    "vit_base": ("vit_base", 1.0, "imagenet", 64),
+    "vit_base 8": ("vit_base", 1.0, "imagenet", 64, "patch_size: 8"),
 }
 MEAN, STD = [0.48, 0.45, 0.40], [0.23, 0.22, 0.25]
 CONFIG = """
@@ -107,21 +112,25 @@ def photos(folder, size, count):
 
 def folders(args, run, folder, name, originals, normalised, expected):
     """timm's and transformers' rows, as far as they have this encoder."""
-    arch, width, stem, _ = CASES[name]
-    plain = arch in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")
+    arch, width, stem, _, *more = CASES[name]
+    resnet, group_norm = "res" in arch, more == ["norm: group_ws"]
+    timm_has = width == 1.0 if resnet else more != ["patch_size: 2"]
+    hf_has = arch.startswith("resnet") or not resnet
     rows = {}
-    for form, has in [("timm", width == 1.0), ("hf", plain)]:
-        if stem != "imagenet" or not has:
+    for form, has in [("timm", timm_has), ("hf", hf_has)]:
+        if stem != "imagenet" or group_norm or not has:
             command = ["export-encoder", "--checkpoint", run, "--format", form, "--output", folder / form, "--force"]
             done = subprocess.run([args.byol, *map(str, command)], capture_output=True, text=True)
             assert done.returncode == 1 and done.stderr.startswith(f"error: --format {form}: found "), done.stderr
             continue
-        names = printed(export(args, run, folder / form), {})
+        lines = export(args, run, folder / form)
+        names = printed(lines, {})
         if form == "timm":
             rows["timm"] = distance(names["model"](normalised), expected)
             images = torch.stack([names["transform"](image) for image in originals])
         else:
-            rows["transformers"] = distance(names["model"](normalised).pooler_output.flatten(1), expected)
+            outputs = names["model"](normalised)
+            rows["transformers"] = distance(eval("outputs" + lines.strip().rpartition('"pt"))')[2]), expected)
             images = names["processor"](originals, return_tensors="pt")["pixel_values"]
         # In levels of 255: both resize in two passes that each round to whole ones, but not with the same arithmetic.
         levels = ((images - normalised).abs() * torch.tensor(STD).view(1, 3, 1, 1) * 255).amax((1, 2, 3))
@@ -137,6 +146,17 @@ def distance(found, expected):
     found, expected = torch.as_tensor(found), torch.as_tensor(expected)
     assert found.shape == expected.shape, (found.shape, expected.shape)
     return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def body(model, arch):
+    """The network without its classifier."""
+    if arch.startswith("convnext"):
+        model.classifier = model.classifier[:2]
+    elif arch == "vit_base":
+        model.heads = nn.Identity()
+    elif not arch.startswith("vit"):
+        model.fc = nn.Identity()
+    return model
 
 
 def check_case(name, args):
@@ -156,19 +176,13 @@ def check_case(name, args):
 
     lines = export(args, run, folder / "encoder.safetensors")
     model = printed(lines, {})["model"]
-    if not more:  # standardized weights are no longer the file's
+    if batch_norm:  # standardized weights are no longer the file's
         keys = model.load_state_dict(load_file(folder / "encoder.safetensors"), strict=False)
         assert keys.missing_keys == (["fc.weight", "fc.bias"] if width == 1.0 else []) and not keys.unexpected_keys, keys
     counts = [v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")]
     assert all(v.dtype == torch.int64 and v.item() == 8 for v in counts), counts
     assert bool(counts) == batch_norm
-    if arch.startswith("convnext"):
-        model.classifier = model.classifier[:2]
-    elif arch == "vit_base":
-        model.heads = nn.Identity()
-    elif not vit:
-        model.fc = nn.Identity()
-    model.eval()
+    model = body(model, arch).eval()
     rows = {}
     with torch.no_grad():
         expected = model(normalised)
@@ -179,8 +193,7 @@ def check_case(name, args):
         ended_with, written = (load_file(at / "encoder.safetensors") for at in (run, folder))
         assert ended_with.keys() == written.keys() and all(torch.equal(v, written[k]) for k, v in ended_with.items())
         other = printed(export(args, run, folder / "encoder.pth"), {})["model"]
-        other.fc = nn.Identity()
-        rows["pth"] = distance(other.eval()(normalised), expected)
+        rows["pth"] = distance(body(other, arch).eval()(normalised), expected)
         mapped = torch.load(folder / "encoder.pth", weights_only=True, mmap=True)
         assert mapped.keys() == written.keys() and all(torch.equal(v, written[k]) for k, v in mapped.items())
         rows.update(folders(args, run, folder, name, originals, normalised, expected))

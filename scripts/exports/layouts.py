@@ -1,6 +1,9 @@
 """Files of other trainers, read by byol: the same features as the network that they were saved from.
 
-    python scripts/exports/layouts.py [--byol target/release/byol] [--work /tmp/layouts]
+    python scripts/exports/layouts.py [--byol target/release/byol] [--work /tmp/layouts] [--only convnext]
+
+ConvNeXts and ViTs of torchvision, timm and transformers with random weights are saved by these libraries, and read with
+the features that they give there.
 
 A torchvision ResNet-18 is trained for a few steps and saved in the layout of each trainer, by the trainer's own code
 where it installs (timm's CheckpointSaver, a lightly model saved by Lightning's Trainer, transformers' save_pretrained,
@@ -217,6 +220,63 @@ def layouts(folder):
     return model, rows, missing
 
 
+def shuffled(model):
+    """The model with other weights than its first, which make a ConvNeXt's blocks nearly the identity."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.03)
+    return model.eval()
+
+
+def by_families(folder, inputs):
+    """(name, file, prefix, features) of ConvNeXt and ViT."""
+    import timm
+    import transformers
+    from torchvision.models import VisionTransformer, convnext_small, vit_b_16
+
+    def pre_logits(model, x):
+        return model.forward_head(model.forward_features(x), pre_logits=True)
+
+    def transformer_config(channels, heads, patch):
+        return transformers.ViTConfig(hidden_size=channels, num_attention_heads=heads, intermediate_size=4 * channels,
+                                      image_size=SIZE, patch_size=patch, layer_norm_eps=1e-6)
+
+    depths, dims = [3, 3, 27, 3], [128, 256, 512, 1024]
+    base = transformers.ConvNextConfig(depths=depths, hidden_sizes=dims, layer_norm_eps=1e-6)
+    pooled = lambda model, x: model(x).pooler_output
+    token = lambda model, x: model(x).last_hidden_state[:, 0]
+    models = {
+        "torchvision convnext_small": (convnext_small(), lambda m, x: m.classifier[:2](m.avgpool(m.features(x))).flatten(1)),
+        "torchvision vit_b_16": (vit_b_16(image_size=SIZE), None),
+        "torchvision vit_small": (VisionTransformer(SIZE, 8, 12, 6, 384, 1536), None),
+        "timm convnext_tiny": (timm.create_model("convnext_tiny"), pre_logits),
+        "timm convnext_base": (timm.create_model("convnext_base", num_classes=0), pre_logits),
+        "timm vit_tiny_patch16": (timm.create_model("vit_tiny_patch16_224", img_size=SIZE), pre_logits),
+        "timm vit_small_patch8": (timm.create_model("vit_small_patch8_224", img_size=SIZE), pre_logits),
+        "timm vit_base_patch16": (timm.create_model("vit_base_patch16_224", img_size=SIZE), pre_logits),
+        "timm vit of another grid": (
+            timm.create_model("vit_small_patch16_224", img_size=2 * SIZE, dynamic_img_size=True), pre_logits),
+        "transformers convnext_tiny": (transformers.ConvNextModel(transformers.ConvNextConfig(layer_norm_eps=1e-6)), pooled),
+        "transformers convnext_base": (transformers.ConvNextForImageClassification(base),
+                                       lambda m, x: m.convnext(x).pooler_output),
+        "transformers vit_tiny": (transformers.ViTModel(transformer_config(192, 3, 16)), token),
+        "transformers vit_base": (transformers.ViTModel(transformer_config(768, 12, 8)), token),
+        "transformers vit_small": (transformers.ViTForImageClassification(transformer_config(384, 6, 16)),
+                                   lambda m, x: m.vit(x).last_hidden_state[:, 0]),
+    }
+    for name, (model, features) in models.items():
+        if features is None:
+            model.heads, features = nn.Identity(), lambda m, x: m(x)
+        with torch.no_grad():
+            expected = features(shuffled(model), inputs)
+        path = folder / f"{name.replace(' ', '_')}.pth"
+        torch.save({"epoch": 1, "state_dict": prefixed(model.state_dict(), "module.encoder_q.")}, path)
+        yield name, path, None, expected
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(path.with_suffix(""))
+            yield f"{name}, folder", path.with_suffix(""), None, expected
+
+
 def flat(tree, prefix=""):
     """Tensors in dictionaries with text keys, by their path."""
     out = {}
@@ -251,6 +311,7 @@ def main():
     parser = argparse.ArgumentParser(description="reads files of other trainers with byol")
     parser.add_argument("--byol", default="target/release/byol")
     parser.add_argument("--work", type=Path, default=Path("/tmp/layouts"))
+    parser.add_argument("--only", default="", help="a part of the names of the layouts")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -260,8 +321,9 @@ def main():
     config.write_text(CONFIG.format(images=args.work / "images", size=SIZE, mean=MEAN, std=STD))
     with torch.no_grad():
         expected = listed(model)(inputs).flatten(1)
-    wrong = 0
-    for name, path, prefix in rows:
+    wrong, rows = 0, [(*row, expected) for row in rows] + list(by_families(args.work, inputs))
+    rows = [row for row in rows if args.only in row[0]]
+    for name, path, prefix, expected in rows:
         files = [path]
         if path.is_file():
             content = torch.load(path, map_location="cpu", weights_only=False)
@@ -283,7 +345,7 @@ def main():
         print(f"whole_model.pth: {said}")
     for line in missing:
         print(f"not written by its own code: {line}")
-    print(f"{wrong} of {len(rows)} layouts are wrong" if wrong else f"all {len(rows)} layouts give torchvision's features")
+    print(f"{wrong} of {len(rows)} layouts are wrong" if wrong else f"all {len(rows)} layouts give the features of their networks")
     sys.exit(1 if wrong else 0)
 
 

@@ -13,7 +13,7 @@ use crate::augment::AugmentConfig;
 use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::data::values::ValueRange;
-use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent};
+use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent, resample};
 use crate::section::Shown;
 use crate::weights::{Choice, Place, WeightFile, check_values, find, locate};
 use native::Autocast;
@@ -152,19 +152,16 @@ impl Encoder {
         let file = WeightFile::read(path)?;
         let tensors = file.tensors()?;
         let metadata = file.metadata()?;
-        let positions = metadata.as_ref().map(metadata::positions).transpose().with_context(place)?.flatten();
+        let known = metadata.as_ref().map(metadata::encoder).transpose().with_context(place)?.flatten();
         let (prefix, network) = (options.prefix.as_deref(), options.which.name());
-        let choice = Choice { prefix, option: "--prefix", network, positions };
-        let mut found = find(&tensors, &choice).with_context(place)?;
+        let choice = Choice { prefix, option: "--prefix", network, known };
+        let found = find(&tensors, &choice).with_context(place)?;
         if let Some(ignored) = found.ignored(&[]) {
             let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
             log::info!("{where_}: {} tensors loaded, {ignored}", found.count());
         }
         if let Some(types) = found.other_types() {
             log::info!("{types} tensors are converted to F32");
-        }
-        if let Some(metadata) = &metadata {
-            metadata::describe(metadata, &mut found.config).with_context(place)?;
         }
         let said = metadata.as_ref().map(metadata::inputs).transpose().with_context(place)?.flatten();
         let augment = match (&options.augment, said) {
@@ -181,7 +178,7 @@ impl Encoder {
         let mut encoder = Self::empty(found.config, augment, None, found.batches_tracked, path, options);
         encoder.value_range =
             metadata.as_ref().map(metadata::value_range).transpose().with_context(place)?.unwrap_or_default();
-        found.load_into(&encoder.params.state_dict(0)).with_context(place)?;
+        found.load_into(&encoder.params.state_dict(0), found.config.image_size).with_context(place)?;
         encoder.finished(options)
     }
 
@@ -267,6 +264,28 @@ impl Encoder {
         }
         let (augment, value_range, run) = (self.augment.clone(), self.value_range.clone(), self.run.clone());
         Self { net, params, augment, value_range, run, batches_tracked: 0, source: self.source.clone(), ..*self }
+    }
+
+    /// The same encoder, its position embeddings, if it is a ViT, for images of this height and width.
+    /// # Errors
+    /// Out of memory.
+    pub fn resized(&self, image_size: [i64; 2]) -> Result<Self> {
+        let config = EncoderConfig { image_size, ..self.config };
+        let options = EncoderOptions { which: self.which, device: self.device, ..EncoderOptions::default() };
+        let (augment, run) = (self.augment.clone(), self.run.clone());
+        let mut encoder = Self::empty(config, augment, run, self.batches_tracked, &self.source, &options);
+        encoder.value_range = self.value_range.clone();
+        let _no_grad = tch::no_grad_guard();
+        let (own, all) = (&encoder.params, self.params.parameters.iter().chain(&self.params.buffers));
+        let positions = self.config.positions().zip(config.positions());
+        for (to, from) in own.parameters.iter().chain(&own.buffers).zip(all) {
+            let from = match &positions {
+                Some(((name, grid), (_, wanted))) if *name == from.name => resample(&from.tensor, *grid, *wanted),
+                _ => from.tensor.shallow_clone(),
+            };
+            to.tensor.shallow_clone().f_copy_(&from)?;
+        }
+        Ok(encoder)
     }
 
     /// Replaces BatchNorm's running statistics by the average over `batches` of normalized images, every batch with

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::augment::AugmentConfig;
 use crate::data::values::ValueRange;
-use crate::model::{Arch, EncoderConfig};
+use crate::model::EncoderConfig;
 use crate::section::Section;
 
 /// Size, mean, std and resize of an export of this program; `None` for a file of another.
@@ -31,38 +31,30 @@ pub(super) fn inputs(metadata: &HashMap<String, String>) -> Result<Option<Augmen
     Ok(Some(augment))
 }
 
-/// What shapes do not tell of an encoder, from an export of this program.
+/// The encoder of an export of this program, as far as shapes do not tell what it is: two of a family may have the same
+/// ones at different widths.
 /// # Errors
 /// A value is not one of the key.
-pub(super) fn describe(metadata: &HashMap<String, String>, config: &mut EncoderConfig) -> Result<()> {
+pub(super) fn encoder(metadata: &HashMap<String, String>) -> Result<Option<EncoderConfig>> {
     let text = |key: &str| metadata.get(key).cloned().map(serde_json::Value::String);
     let place = |key: &str| format!("metadata {key}: found {:?}", metadata.get(key));
     if !metadata.contains_key("byol") {
-        return Ok(());
+        return Ok(None);
     }
+    let mut config = EncoderConfig::default();
     if let Some(arch) = text("arch") {
-        // Two of a family may have the same shapes at different widths.
-        let (arch, width) = (serde_json::from_value(arch), metadata.get("width").map(|width| width.parse()));
-        let arch: Arch = arch.with_context(|| place("arch"))?;
-        if let (Some(Ok(width)), true) = (width, arch.family() == config.arch.family()) {
-            (config.arch, config.width) = (arch, width);
-        }
+        config.arch = serde_json::from_value(arch).with_context(|| place("arch"))?;
+    }
+    if let Some(Ok(width)) = metadata.get("width").map(|width| width.parse()) {
+        config.width = width;
     }
     if let Some(pool) = text("pool") {
         config.pool = serde_json::from_value(pool).with_context(|| place("pool"))?;
     }
-    if let Some(size) = positions(metadata)? {
-        config.image_size = size;
+    if let Some(size) = metadata.get("positions") {
+        config.image_size = parsed("positions", size)?;
     }
-    Ok(())
-}
-
-/// Height and width of the images that a ViT's position embeddings are for, from an export of this program.
-/// # Errors
-/// No height and width.
-pub(super) fn positions(metadata: &HashMap<String, String>) -> Result<Option<[i64; 2]>> {
-    let text = metadata.get("positions").filter(|_| metadata.contains_key("byol"));
-    text.map(|text| parsed("positions", text)).transpose()
+    Ok(Some(config))
 }
 
 /// Which values of an image become 0 and 255; `Auto` if the file does not say it.

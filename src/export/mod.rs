@@ -20,7 +20,7 @@ use std::panic::RefUnwindSafe;
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use tch::Tensor;
@@ -322,6 +322,16 @@ fn inputs(encoder: &Encoder, size: ImageSize) -> AugmentConfig {
         augment.size = size;
     }
     augment
+}
+
+/// The encoder with a ViT's position embeddings for images of this size, the only one that other libraries take.
+/// # Errors
+/// Its patches do not divide the size.
+fn resized(encoder: &Encoder, options: &ExportOptions, size: Size) -> Result<Encoder> {
+    let key = if options.image_size.is_some() { "--image-size" } else { "augment.size" };
+    let checked = encoder.config.check_size(size.shape());
+    checked.map_err(|expected| anyhow!("{key}: found {}, expected {expected} for {}", size.shown(), encoder.config))?;
+    encoder.resized(size.shape())
 }
 
 /// A file's metadata, for readers and for [`Encoder::open`]; values are JSON.

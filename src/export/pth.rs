@@ -48,10 +48,10 @@ impl Exporter for Pth {
     fn open(&self, encoder: &Encoder, path: &Path) -> Result<Reader> {
         // Such a file has no metadata: what its shapes do not tell is the encoder's.
         let (file, written) = (WeightFile::read(path)?, encoder.random(0));
-        let positions = Some(encoder.config.image_size);
-        let choice = Choice { prefix: None, option: "--prefix", network: encoder.which.name(), positions };
+        let known = Some(encoder.config);
+        let choice = Choice { prefix: None, option: "--prefix", network: encoder.which.name(), known };
         let tensors = file.tensors()?;
-        find(&tensors, &choice)?.load_into(&written.params.state_dict(0))?;
+        find(&tensors, &choice)?.load_into(&written.params.state_dict(0), encoder.config.image_size)?;
         Ok(Box::new(move |images| written.represent(images)))
     }
 

@@ -82,7 +82,7 @@ fn residual(graph: &mut Graph, name: &str, channels: i64, x: usize, index: usize
     graph.push(format!("{name}.add"), Op::Add, &[y, x])
 }
 
-/// The ConvNeXts with the first convolution of these tensors, those of width 1 first.
+/// The ConvNeXts with the first convolution of these tensors.
 /// # Errors
 /// Missing, or of another kind.
 pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<EncoderConfig>> {
@@ -95,7 +95,5 @@ pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>) -> Result<Vec<Encoder
         let width = channels as f64 / base(arch) as f64;
         EncoderConfig { arch, width, patch_size, channels: input, ..EncoderConfig::default() }
     };
-    let mut all: Vec<EncoderConfig> = Arch::of(Family::Convnext).map(config).collect();
-    all.sort_by_key(|config| config.width != 1.0);
-    Ok(all)
+    Ok(Arch::of(Family::Convnext).map(config).collect())
 }

@@ -17,9 +17,6 @@ use super::params::{Init, Scope};
 use super::{Arch, EncoderConfig, Norm, Stem, convnext, resnet, tokens, vit};
 
 impl EncoderConfig {
-    /// The first weight of each ConvNeXt or ViT: its name in a file shows the common prefix of all names.
-    pub const MARKERS: [&str; 3] = [convnext::MARKER, vit::MARKERS[0], vit::MARKERS[1]];
-
     /// The layers, in the order of execution.
     pub fn layers(&self) -> Vec<Layer> {
         match self.arch.family() {
@@ -29,22 +26,39 @@ impl EncoderConfig {
         }
     }
 
-    /// The encoder whose tensors have these names and shapes, or the one that differs least from them. The position
-    /// embeddings of a ViT are for a square, or for images of this height and width.
+    /// The encoder whose tensors have these names and shapes, or the one that differs least from them. A ViT of any size
+    /// may have the names of either library. What shapes do not tell is as in `known`: the heads and the pooling of a
+    /// ViT, and height and width of the images that its position embeddings are for; else it is one of width 1, and a
+    /// square.
     /// # Errors
     /// The first layers match no supported encoder.
-    pub fn recognize(found: &BTreeMap<&str, Vec<i64>>, positions: Option<[i64; 2]>) -> Result<Self> {
+    pub fn recognize(found: &BTreeMap<&str, Vec<i64>>, known: Option<&Self>) -> Result<Self> {
         let differences = |config: &Self| {
             let expected: Vec<_> = config.layers().iter().flat_map(Layer::tensors).collect();
             let equal = expected.iter().filter(|(name, shape)| found.get(name.as_str()) == Some(shape)).count();
             expected.len() + found.len() - 2 * equal
         };
-        let candidates = match () {
-            () if found.contains_key(convnext::MARKER) => convnext::candidates(found)?,
-            () if vit::MARKERS.iter().any(|marker| found.contains_key(marker)) => vit::candidates(found, positions)?,
-            () => resnet::candidates(found)?,
+        let vit = vit::library_of(found);
+        let mut candidates = match vit {
+            Some(library) => vit::candidates(found, library, known)?,
+            None if found.contains_key(convnext::MARKER) => convnext::candidates(found)?,
+            None => resnet::candidates(found)?,
         };
-        candidates.into_iter().min_by_key(differences).context("found no encoder")
+        let is_known =
+            |config: &Self| known.is_some_and(|known| (known.arch, known.width) == (config.arch, config.width));
+        let is_odd = |config: &Self| (64.0 * config.width).fract() != 0.0;
+        candidates.sort_by_key(|config| (!is_known(config), config.width != 1.0, is_odd(config)));
+        // All ViTs have the same layers.
+        let compared = if vit.is_some() { 1 } else { candidates.len() };
+        candidates.into_iter().take(compared).min_by_key(differences).context("found no encoder")
+    }
+
+    /// The name of a ViT's position embeddings, and the grid of patches that they are for.
+    pub fn positions(&self) -> Option<(String, [i64; 2])> {
+        self.layers().into_iter().find_map(|layer| match layer.op {
+            Op::Positions { grid, .. } => Some((layer.name, grid)),
+            _ => None,
+        })
     }
 
     /// Refuses images of a height and width that it cannot take.

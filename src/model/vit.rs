@@ -3,15 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::arch::{Arch, Family};
 use super::graph::{Conv, Graph, Layer, Op};
 use super::params::Init;
 use super::{EncoderConfig, Pool};
-
-/// The first convolutions, by which a file's ViT is detected.
-pub(super) const MARKERS: [&str; 2] = ["conv_proj.weight", "patch_embed.proj.weight"];
 
 const BLOCKS: usize = 12;
 const ZERO: Init = Init::Constant(0.0);
@@ -26,7 +23,7 @@ pub(super) fn heads(arch: Arch) -> i64 {
 }
 
 /// Names and initial values, which are those of one library.
-struct Library {
+pub(super) struct Library {
     patches: &'static str,
     class_token: &'static str,
     positions: &'static str,
@@ -133,35 +130,42 @@ fn residual(graph: &mut Graph, library: &Library, block: usize, sizes: [i64; 2],
     graph.push(name("mlp.add"), Op::Add, &[y, x])
 }
 
-/// The ViTs with the first convolution of these tensors, those of width 1 first. Position embeddings are for a square,
-/// or for images of the height and width `known`.
+/// Whose names these tensors have, if they are a ViT's.
+pub(super) fn library_of(found: &BTreeMap<&str, Vec<i64>>) -> Option<&'static Library> {
+    [&TORCHVISION, &TIMM].into_iter().find(|library| found.contains_key(&*format!("{}.weight", library.patches)))
+}
+
+/// The ViTs with the first convolution of these tensors, those first that have these names here. Position embeddings are
+/// for images of the known height and width, or for a square.
 /// # Errors
-/// Missing, or of another kind; position embeddings of neither.
-pub(super) fn candidates(found: &BTreeMap<&str, Vec<i64>>, known: Option<[i64; 2]>) -> Result<Vec<EncoderConfig>> {
-    let marker = MARKERS.iter().find(|marker| found.contains_key(*marker));
-    let marker = *marker.with_context(|| format!("found no {}, expected a ViT", MARKERS.join(" or ")))?;
+/// Another kind of convolution; position embeddings of neither.
+pub(super) fn candidates(
+    found: &BTreeMap<&str, Vec<i64>>,
+    names: &Library,
+    known: Option<&EncoderConfig>,
+) -> Result<Vec<EncoderConfig>> {
+    let marker = &*format!("{}.weight", names.patches);
     let ((channels, input), patch_size) = match found[marker][..] {
-        [output, input, height, width] if height == width => ((output, input), height),
+        [output, input, height, width] if height == width && height > 0 => ((output, input), height),
         _ => bail!("{marker}: found shape {:?}, expected that of a square convolution", found[marker]),
     };
-    let config = |arch: Arch| -> Result<EncoderConfig> {
-        let positions = library(arch).positions;
-        let tokens = match found.get(positions).map(Vec::as_slice) {
-            Some(&[1, tokens, _]) => tokens - 1,
-            found => bail!("{positions}: found shape {found:?}, expected [1, 1 + patches, channels]"),
-        };
-        let side = (tokens as f64).sqrt().round() as i64;
-        let known = known.filter(|sides| sides.iter().map(|side| side / patch_size).product::<i64>() == tokens);
-        let image_size = match known {
-            _ if side * side == tokens => [side * patch_size; 2],
-            Some(sides) => sides,
-            None => bail!("{positions}: found {tokens} patches, expected those of a square"),
-        };
-        let width = channels as f64 / (64 * heads(arch)) as f64;
-        Ok(EncoderConfig { arch, width, patch_size, image_size, channels: input, ..EncoderConfig::default() })
+    let tokens = match found.get(names.positions).map(Vec::as_slice) {
+        Some(&[1, tokens, _]) => tokens - 1,
+        shape => bail!("{}: found shape {shape:?}, expected [1, 1 + patches, channels]", names.positions),
     };
-    let known = Arch::of(Family::Vit).filter(|&arch| library(arch).patches == marker.trim_end_matches(".weight"));
-    let mut all = known.map(config).collect::<Result<Vec<EncoderConfig>>>()?;
-    all.sort_by_key(|config| config.width != 1.0);
+    let side = (tokens as f64).sqrt().round() as i64;
+    let sizes = known.map(|known| known.image_size).into_iter().chain([[side * patch_size; 2]]);
+    let image_size =
+        sizes.into_iter().find(|size| size.map(|side| side / patch_size).iter().product::<i64>() == tokens);
+    let Some(image_size) = image_size else {
+        bail!("{}: found {tokens} patches, expected those of a square", names.positions)
+    };
+    let pool = known.map_or(Pool::Token, |known| known.pool);
+    let config = |arch: Arch| {
+        let width = channels as f64 / (64 * heads(arch)) as f64;
+        EncoderConfig { arch, width, patch_size, image_size, pool, channels: input, ..EncoderConfig::default() }
+    };
+    let mut all: Vec<EncoderConfig> = Arch::of(Family::Vit).map(config).collect();
+    all.sort_by_key(|config| library(config.arch).patches != names.patches);
     Ok(all)
 }

@@ -1,17 +1,19 @@
 //! Finding the encoder in a file of tensors: where it is, what it is, and its tensors by this program's names.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use safetensors::Dtype;
 use tch::{Kind, Tensor};
 
 use super::file::Tensors;
 use super::input::adapt_input;
 use super::layout::{Layout, Shapes};
+use super::names::{Library, names, own_names};
 use super::{named, resnet};
 use crate::checkpoint::load_views;
-use crate::model::{Arch, EncoderConfig, Named};
+use crate::model::{Arch, EncoderConfig, Layer, Named, resample};
 use crate::pytorch::Stored;
 
 /// What finds the encoders of each family.
@@ -26,8 +28,8 @@ pub struct Choice<'a> {
     pub option: &'a str,
     /// `online` or `target`: which of the two in a file of this program, without a prefix.
     pub network: &'a str,
-    /// Height and width of the images that a ViT's position embeddings are for, where they are no square.
-    pub positions: Option<[i64; 2]>,
+    /// What it should be: what shapes do not tell is taken from it, see [`EncoderConfig::recognize`].
+    pub known: Option<EncoderConfig>,
 }
 
 /// An encoder in a file.
@@ -39,7 +41,7 @@ pub struct FoundEncoder<'a> {
     pub prefix: String,
     /// Train-mode forward passes that its BatchNorm has counted, 0 if the file does not say.
     pub batches_tracked: i64,
-    tensors: BTreeMap<String, &'a Stored<'a>>,
+    tensors: BTreeMap<String, Stored<'a>>,
     /// The names of everything else in the file.
     pub beside: Vec<&'a str>,
 }
@@ -58,8 +60,8 @@ pub fn find<'a>(tensors: &'a Tensors<'a>, choice: &Choice) -> Result<FoundEncode
     }
     // A network that another one holds is in a state_dict under both names.
     let equal = |a: &Layout, b: &Layout| {
-        let mut values = a.names.values().zip(b.names.values());
-        a.names.keys().eq(b.names.keys()) && values.all(|(a, b)| tensors[a] == tensors[b])
+        let values = |layout: &Layout| layout.names.values().flatten().map(|name| &tensors[name]).collect::<Vec<_>>();
+        a.names.keys().eq(b.names.keys()) && values(a) == values(b)
     };
     let mut distinct: Vec<usize> = Vec::new();
     for at in places {
@@ -75,11 +77,10 @@ pub fn find<'a>(tensors: &'a Tensors<'a>, choice: &Choice) -> Result<FoundEncode
             bail!("found {} encoders, expected one; choose with {all}", distinct.len())
         }
     };
-    let config = recognized(&layout, &shapes, choice.positions)?;
-    let used: BTreeSet<&str> = layout.names.values().map(String::as_str).collect();
+    let config = recognized(&layout, &shapes, choice.known)?;
+    let used: BTreeSet<&str> = layout.names.values().flatten().map(String::as_str).collect();
     let beside = tensors.keys().map(String::as_str).filter(|name| !used.contains(name)).collect();
-    let mut found: BTreeMap<String, &Stored> =
-        layout.names.into_iter().filter_map(|(ours, name)| Some((ours, tensors.get(&name)?))).collect();
+    let mut found = own_tensors(&layout, &config, tensors)?;
     let counts = found.iter().find(|(name, stored)| is_count(name) && stored.dtype == Dtype::I64);
     let batches_tracked = counts.and_then(|(_, stored)| Some(i64::from_le_bytes(stored.data[..].try_into().ok()?)));
     found.retain(|name, _| !is_count(name));
@@ -90,6 +91,51 @@ pub fn find<'a>(tensors: &'a Tensors<'a>, choice: &Choice) -> Result<FoundEncode
         tensors: found,
         beside,
     })
+}
+
+/// The tensors of a layout by the names and in the shapes that they have in this program.
+fn own_tensors<'a>(
+    layout: &Layout,
+    config: &EncoderConfig,
+    tensors: &'a Tensors,
+) -> Result<BTreeMap<String, Stored<'a>>> {
+    let libraries = [Library::Torchvision, Library::Timm].into_iter();
+    let own: BTreeMap<String, String> =
+        libraries.flat_map(|library| names(config, library).concat().into_iter().zip(own_names(config))).collect();
+    let shapes: BTreeMap<String, Vec<i64>> = config.layers().iter().flat_map(Layer::tensors).collect();
+    // Without lengths of 1 at the end, which some libraries leave out.
+    let trimmed = |shape: &[usize]| shape[..shape.iter().rposition(|&n| n != 1).map_or(0, |last| last + 1)].to_vec();
+    let mut found = BTreeMap::new();
+    for (name, parts) in &layout.names {
+        let mut stored = joined(parts, tensors)?;
+        let name = own.get(name).unwrap_or(name);
+        let shape = shapes.get(name).map(|shape| shape.iter().map(|&n| n as usize).collect::<Vec<_>>());
+        stored.shape = shape.filter(|shape| trimmed(shape) == trimmed(&stored.shape)).unwrap_or(stored.shape);
+        ensure!(found.insert(name.clone(), stored).is_none(), "found two tensors for {name}, expected one");
+    }
+    Ok(found)
+}
+
+/// One tensor of the rows of all of these.
+fn joined<'a>(names: &[String], tensors: &'a Tensors) -> Result<Stored<'a>> {
+    let parts: Vec<&Stored> = names.iter().map(|name| &tensors[name]).collect();
+    let of_row = |stored: &Stored| (stored.dtype, stored.shape.get(1..).map(<[usize]>::to_vec));
+    let alike = parts.iter().all(|part| of_row(part) == of_row(parts[0]));
+    ensure!(alike, "found {} of different types or lengths, expected rows of one tensor", names.join(", "));
+    let data = match parts[..] {
+        [one] => Cow::Borrowed(&one.data[..]),
+        _ => parts.iter().map(|part| &part.data[..]).collect::<Vec<_>>().concat().into(),
+    };
+    let shape = joined_shape(parts.iter().map(|part| &part.shape[..]));
+    Ok(Stored { dtype: parts[0].dtype, shape, data })
+}
+
+/// The shape of all rows of tensors of these shapes.
+fn joined_shape<'a>(mut parts: impl Iterator<Item = &'a [usize]>) -> Vec<usize> {
+    let mut shape = parts.next().unwrap_or_default().to_vec();
+    let more: usize = parts.filter_map(|part| part.first()).sum();
+    shape.iter_mut().take(1).for_each(|rows| *rows += more);
+    shape
 }
 
 fn is_count(name: &str) -> bool {
@@ -118,8 +164,8 @@ fn list(layouts: &[Layout], places: &[usize], choice: &Choice, shapes: &Shapes) 
     let shown = |&at: &usize| {
         let prefix = layouts[at].prefix.trim_end_matches('.');
         let prefix = if prefix.is_empty() { "\"\"".into() } else { short(prefix) };
-        let what = recognized(&layouts[at], shapes, choice.positions)
-            .map_or("not supported".into(), |config| config.to_string());
+        let what =
+            recognized(&layouts[at], shapes, choice.known).map_or("not supported".into(), |config| config.to_string());
         format!("{} {prefix} ({what})", choice.option)
     };
     let more = if places.len() > 8 { format!(", and {} more", places.len() - 8) } else { String::new() };
@@ -144,12 +190,14 @@ fn short(name: &str) -> String {
 }
 
 /// What a layout's shapes make it.
-fn recognized(layout: &Layout, shapes: &Shapes, positions: Option<[i64; 2]>) -> Result<EncoderConfig> {
-    let shape = |name: &str| shapes.get(name).map(|shape| shape.iter().map(|&n| n as i64).collect::<Vec<_>>());
+fn recognized(layout: &Layout, shapes: &Shapes, known: Option<EncoderConfig>) -> Result<EncoderConfig> {
+    let shape = |parts: &[String]| {
+        let whole = joined_shape(parts.iter().filter_map(|name| shapes.get(name.as_str()).copied()));
+        whole.into_iter().map(|n| n as i64).collect()
+    };
     let named = layout.names.iter().filter(|(ours, _)| !is_count(ours));
-    let found: BTreeMap<&str, Vec<i64>> =
-        named.filter_map(|(ours, name)| Some((ours.as_str(), shape(name)?))).collect();
-    EncoderConfig::recognize(&found, positions).with_context(|| {
+    let found: BTreeMap<&str, Vec<i64>> = named.map(|(ours, parts)| (ours.as_str(), shape(parts))).collect();
+    EncoderConfig::recognize(&found, known.as_ref()).with_context(|| {
         let first = found.iter().filter(|(name, shape)| !name.starts_with("layer") && shape.len() > 1);
         let first: Vec<String> = first.take(4).map(|(name, shape)| format!("{name} {shape:?}")).collect();
         let place = if layout.prefix.is_empty() { String::new() } else { format!("under {}* ", short(&layout.prefix)) };
@@ -171,31 +219,39 @@ impl FoundEncoder<'_> {
     }
 
     /// Copies the tensors into those of an encoder of this config. Its first convolution may take another number of
-    /// channels than the file's three, see [`adapt_input`]; the value is then the file's number.
+    /// channels than the file's three, see [`adapt_input`]; the value is then the file's number. A ViT's position
+    /// embeddings may be for images of another size, `image_size`, see [`resample`].
     /// # Errors
     /// Other names or shapes, all listed.
-    pub fn load_into(&self, tensors: &[Named]) -> Result<Option<i64>> {
+    pub fn load_into(&self, tensors: &[Named], image_size: [i64; 2]) -> Result<Option<i64>> {
         let views = self.tensors.iter().map(|(name, stored)| Ok((name.clone(), stored.view()?)));
         let views: BTreeMap<_, _> = views.collect::<Result<_>>()?;
         let mut targets: Vec<Named> = Vec::with_capacity(tensors.len());
         let first = self.config.layers().first().map(|layer| format!("{}.weight", layer.name)).unwrap_or_default();
-        let mut adapted = None;
+        let positions = self.config.positions().unwrap_or_default();
+        let wanted = EncoderConfig { image_size, ..self.config }.positions().unwrap_or_default();
+        let (mut input, mut grid) = (None, None);
         for Named { name, tensor } in tensors.iter().filter(|named| !is_count(&named.name)) {
             let (found, size) = (self.tensors.get(name).map(|stored| &stored.shape[..]), tensor.size());
-            let tensor = match found {
-                Some(&[output, input, height, width]) if *name == first && input as i64 != size[1] => {
-                    let shape = [output, input, height, width].map(|n| n as i64);
-                    let whole = Tensor::f_zeros(shape, (Kind::Float, tensor.device()))?;
-                    adapted = Some((tensor.shallow_clone(), whole.shallow_clone()));
-                    whole
-                }
-                _ => tensor.shallow_clone(),
+            let adapted = match found {
+                Some(&[_, channels, _, _]) if *name == first && channels as i64 != size[1] => Some(&mut input),
+                Some(_) if *name == positions.0 && positions != wanted => Some(&mut grid),
+                _ => None,
             };
-            targets.push(Named { name: name.clone(), tensor });
+            let mut target = tensor.shallow_clone();
+            if let (Some(adapted), Some(shape)) = (adapted, found) {
+                let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+                target = Tensor::f_zeros(shape, (Kind::Float, tensor.device()))?;
+                *adapted = Some((tensor.shallow_clone(), target.shallow_clone()));
+            }
+            targets.push(Named { name: name.clone(), tensor: target });
         }
         load_views(views, &targets, true).with_context(|| format!("as {}", self.config))?;
-        let Some((mut tensor, whole)) = adapted else { return Ok(None) };
         let _no_grad = tch::no_grad_guard();
+        if let Some((mut tensor, whole)) = grid {
+            tensor.f_copy_(&resample(&whole, positions.1, wanted.1))?;
+        }
+        let Some((mut tensor, whole)) = input else { return Ok(None) };
         tensor.f_copy_(&adapt_input(&whole, tensor.size()[1])?)?;
         Ok(Some(whole.size()[1]))
     }

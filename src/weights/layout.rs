@@ -10,9 +10,10 @@ pub type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 pub struct Layout {
     /// What all of its names begin with: nothing, or something that ends with a dot.
     pub prefix: String,
-    /// By the names that this program gives the tensors, the file's. A tensor that is part of the encoder but unknown
-    /// keeps its name, without the prefix: another stem, squeeze-and-excitation, biases.
-    pub names: BTreeMap<String, String>,
+    /// By the names that this program gives the tensors, the file's, which has several where a tensor is split into rows.
+    /// A tensor that is part of the encoder but unknown keeps its name, without the prefix: another stem,
+    /// squeeze-and-excitation, biases.
+    pub names: BTreeMap<String, Vec<String>>,
 }
 
 /// What a name in a file stands for, its prefix taken off.
@@ -33,8 +34,8 @@ impl Layout {
         for (whole, name) in shapes.keys().filter_map(|whole| Some((*whole, whole.strip_prefix(prefix)?))) {
             match part(name) {
                 // Two spellings of one name: the second is unknown.
-                Part::Known(ours) if !names.contains_key(&ours) => drop(names.insert(ours, whole.to_string())),
-                Part::Known(_) | Part::Unknown => drop(names.insert(name.to_string(), whole.to_string())),
+                Part::Known(ours) if !names.contains_key(&ours) => drop(names.insert(ours, vec![whole.to_string()])),
+                Part::Known(_) | Part::Unknown => drop(names.insert(name.to_string(), vec![whole.to_string()])),
                 Part::Beside => {}
             }
         }

@@ -11,7 +11,7 @@ use super::locate::{Place, locate};
 use super::values::check_values;
 use crate::byol::Byol;
 use crate::checkpoint::{StartedFrom, load_views};
-use crate::model::{InitHeads, ModelConfig, Named};
+use crate::model::{Family, InitHeads, ModelConfig, Named};
 
 /// The weights that a run starts from, read and found to fit.
 #[derive(Debug)]
@@ -48,8 +48,8 @@ impl Start {
     /// Does something with the encoder in the file, and with all of its tensors.
     fn with_encoder<T>(&self, work: impl FnOnce(&FoundEncoder, &Tensors) -> Result<T>) -> Result<T> {
         let tensors = self.file.tensors()?;
-        let (prefix, positions) = (self.model.init_prefix.as_deref(), self.model.image_size);
-        let choice = Choice { prefix, option: "model.init_prefix", network: "online", positions };
+        let (prefix, known) = (self.model.init_prefix.as_deref(), Some(self.model.encoder()));
+        let choice = Choice { prefix, option: "model.init_prefix", network: "online", known };
         let found = find(&tensors, &choice).and_then(|encoder| work(&encoder, &tensors));
         found.with_context(|| self.file.path.display().to_string())
     }
@@ -62,7 +62,8 @@ impl Start {
         let place = self.file.path.canonicalize().unwrap_or_else(|_| self.file.path.clone());
         let sha256 = self.file.sha256();
         self.with_encoder(|encoder, tensors| {
-            let channels = encoder.load_into(&part(byol, "encoder."))?;
+            let image_size = self.model.encoder().image_size;
+            let channels = encoder.load_into(&part(byol, "encoder."), image_size)?;
             let heads = match self.model.init_heads {
                 InitHeads::Auto => load_heads(byol, &encoder.prefix, tensors)?,
                 InitHeads::Fresh => Vec::new(),
@@ -72,6 +73,11 @@ impl Start {
             byol.set_batches_tracked([encoder.batches_tracked; 2]);
             if let (Some(from), Some(to)) = (channels, part(byol, "encoder.").first().map(|n| n.tensor.size()[1])) {
                 log::info!("model.init: the first convolution is fitted from {from} to {to} channels, as timm does");
+            }
+            if encoder.config.arch.family() == Family::Vit && encoder.config.image_size != image_size {
+                let [from, to] =
+                    [encoder.config.image_size, image_size].map(|[height, width]| format!("{height} x {width}"));
+                log::info!("model.init: the position embeddings are interpolated from images of {from} px to {to} px");
             }
             log::info!("model.init: {}", described(byol, encoder, &heads, &self.file.path, &sha256));
             Ok(())

@@ -11,6 +11,7 @@ mod export_folders;
 mod families;
 mod features;
 mod layouts;
+mod libraries;
 mod looking;
 mod pytorch;
 mod report;

@@ -82,7 +82,7 @@ fn read(path: &Path) -> Result<bool, String> {
     assert_eq!(file.sha256().len(), 64);
     let tensors = file.tensors().map_err(line)?;
     for prefix in [None, Some("b")] {
-        match find(&tensors, &Choice { prefix, option: "--prefix", network: "online", positions: None }) {
+        match find(&tensors, &Choice { prefix, option: "--prefix", network: "online", known: None }) {
             Ok(found) => assert!(found.count() > 0 && found.ignored(&[]).is_none_or(|text| text.len() < 100_000)),
             Err(error) => drop(line(error)),
         }
@@ -133,7 +133,7 @@ fn both_encoders_of_the_corpus_are_found() {
         data: values[..4 * shape.iter().product::<usize>()].into(),
     };
     let mut tensors: BTreeMap<_, _> = names.iter().map(|(name, shape)| (name.clone(), view(shape))).collect();
-    let choice = Choice { prefix: None, option: "--prefix", network: "online", positions: None };
+    let choice = Choice { prefix: None, option: "--prefix", network: "online", known: None };
     assert_eq!(find(&tensors, &choice).expect("equal ones are one").prefix, "a.");
     let first = tensors.get_mut("b.0.weight").expect("a first convolution");
     first.data.to_mut()[0] = 1;
