@@ -22,9 +22,8 @@ def picture(rng, kind, channels):
     base = np.stack([np.sin(x / (3 + c)) + np.cos(y / (2 + c)) for c in range(channels)], -1)
     base = (base - base.min()) / (base.max() - base.min())
     base = np.clip(base + rng.normal(0, 0.05, base.shape), 0, 1)
-    low, high = {"u1": (0, 255), "u2": (3, 4095), "i2": (-1000, 3071), "u4": (7, 4e9), "i4": (-2e9, 2e9)}.get(
-        kind, (-0.5, 1.5)
-    )
+    integers = {"u1": (0, 255), "i1": (-128, 127), "u2": (3, 4095), "i2": (-1000, 3071)}
+    low, high = {**integers, "u4": (7, 4e9), "i4": (-2e9, 2e9)}.get(kind, (-0.5, 1.5))
     values = low + base * (high - low)
     return values.astype(kind) if kind[0] == "f" else np.round(values).astype(kind)
 
@@ -34,6 +33,19 @@ def as_bytes(values, ranges):
     low, high = (np.array([r[at] for r in ranges], np.float64) for at in (0, 1))
     scaled = np.floor((values.astype(np.float64) - low) * (255 / (high - low)) + 0.5)
     return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def gdal(rng, name, interleave):
+    """Tiles as GDAL writes them."""
+    array = picture(rng, "u2", 4)
+    profile = {"driver": "GTiff", "width": WIDTH, "height": HEIGHT, "count": 4, "dtype": "uint16", "tiled": True}
+    profile |= {"blockxsize": 16, "blockysize": 16, "interleave": interleave, "compress": "deflate"}
+
+    def write(path):
+        with rasterio.open(path, "w", **profile) as file:
+            file.write(np.moveaxis(array, -1, 0))
+
+    return name, array, write
 
 
 def files(rng):
@@ -60,17 +72,7 @@ def files(rng):
     yield tiff("f32_1.tif", "f4", 1, one, compression="adobe_deflate", predictor=3, **gray)
     yield tiff("f32_5_zstd.tif", "f4", 5, compression="zstd", **gray, planarconfig="contig")
     yield tiff("f64_2.tif", "f8", 2, **gray, planarconfig="contig")
-    # The decoder reads planar TIFFs in strips, not in tiles.
-    for name, interleave, compress in [("gdal_pixel.tif", "pixel", "deflate")]:
-        array = picture(rng, "u2", 4)
-        profile = {"driver": "GTiff", "width": WIDTH, "height": HEIGHT, "count": 4, "dtype": "uint16"}
-        profile |= {"tiled": True, "blockxsize": 16, "blockysize": 16, "interleave": interleave, "compress": compress}
-
-        def write(path, array=array, profile=profile):
-            with rasterio.open(path, "w", **profile) as file:
-                file.write(np.moveaxis(array, -1, 0))
-
-        yield name, array, write
+    yield gdal(rng, "gdal_pixel.tif", "pixel")
     for name, kind, channels, arrange in [
         ("u8_1.npy", "u1", 1, one),
         ("u16_4.npy", "u2", 4, lambda a: a),
@@ -83,6 +85,28 @@ def files(rng):
         yield name, array, lambda path, a=arrange(array): np.save(path, np.ascontiguousarray(a))
     array = picture(rng, "u2", 1)
     yield "u16_1.png", array, lambda path: Image.fromarray(array[..., 0]).save(path)
+    # Planar in tiles, those at the right and lower edge only partly used.
+    for name, kind, channels, more in [
+        ("u8_4_tiles.tif", "u1", 4, {}),
+        ("u8_rgb_tiles.tif", "u1", 3, {"photometric": "rgb", "compression": "adobe_deflate"}),
+        ("u8_2_tiles_lzw.tif", "u1", 2, {"compression": "lzw", "predictor": 2, "byteorder": ">"}),
+        ("i8_3_tiles.tif", "i1", 3, {"compression": "packbits"}),
+        ("u16_5_tiles_big.tif", "u2", 5, {"compression": "adobe_deflate", "predictor": 2, "bigtiff": True}),
+        ("i16_2_tiles.tif", "i2", 2, {"compression": "zstd", "byteorder": ">", "tile": (32, 16)}),
+        ("u32_3_tiles.tif", "u4", 3, {"compression": "lzw", "bigtiff": True, "byteorder": ">"}),
+        ("i32_2_tiles.tif", "i4", 2, {"tile": (32, 32)}),
+        ("f32_4_tiles.tif", "f4", 4, {"compression": "adobe_deflate", "predictor": 3}),
+        ("f32_2_tiles_zstd.tif", "f4", 2, {"compression": "zstd"}),
+    ]:
+        yield tiff(name, kind, channels, planes, **{"tile": (16, 16), **gray, "planarconfig": "separate", **more})
+    yield gdal(rng, "gdal_band.tif", "band")
+    # Nothing at the edges: a few LZW codes for many rows.
+    for name, kind, channels, rows in [("u8_rgb_empty.tif", "u1", 3, 4), ("u16_2_empty.tif", "u2", 2, 6)]:
+        array = picture(rng, kind, channels)
+        array[rows:] = array[:, 19:] = 0
+        options = {"tile": (16, 16), "compression": "lzw", "planarconfig": "contig"}
+        options["photometric"] = "rgb" if channels == 3 else "minisblack"
+        yield name, array, lambda path, a=array, options=options: tifffile.imwrite(path, a, **options)
 
 
 def main():

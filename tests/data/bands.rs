@@ -141,7 +141,7 @@ fn mean_and_standard_deviation_are_those_of_all_pixels() {
 /// Headers of npy files that no one writes, and files that end early.
 #[test]
 fn damaged_arrays_end_in_one_line() {
-    for name in ["u16_4.npy", "f32_2.npy", "u16_13_tiles_zstd.tif", "u16_4_planar.tif"] {
+    for name in ["u16_4.npy", "f32_2.npy", "u16_13_tiles_zstd.tif", "u16_4_planar.tif", "f32_4_tiles.tif"] {
         let whole = fs::read(fixture("bands").join(name)).expect("read");
         let scratch = tempfile::tempdir().expect("a folder");
         let file = scratch.path().join(name);

@@ -58,7 +58,7 @@ pub(in crate::data) fn look(bytes: &[u8], axes: Axes) -> Result<Look> {
 
 /// Whether it is an array, a DICOM file or a TIFF that the image library does not read.
 pub(super) fn is_bands(bytes: &[u8]) -> bool {
-    let tiff = || tiff::Kind::read(bytes).is_some_and(|kind| !kind.is_picture() && kind.is_bands());
+    let tiff = || tiff::Kind::read(bytes).is_some_and(|kind| (!kind.is_picture() || kind.is_torn()) && kind.is_bands());
     npy::is_npy(bytes) || dicom::is_dicom(bytes) || matches!(format(bytes), Ok(ImageFormat::Tiff)) && tiff()
 }
 

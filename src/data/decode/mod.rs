@@ -37,7 +37,7 @@ pub(super) mod unsupported;
 /// is allocated.
 ///
 /// Memory and time are proportional to the pixels that the header declares, however few bytes there are: at most
-/// 32 bytes per pixel, twice that for bands of a TIFF (a TIFF header may reserve 256 MiB, which is not filled), and for
+/// 32 bytes per pixel, thrice that for bands of a TIFF (a TIFF header may reserve 256 MiB, which is not filled), and for
 /// the worst known JPEG, 50 nearly empty scans, 0.03 microseconds per pixel on one core; an ordinary photo takes 0.006.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeOptions {

@@ -4,7 +4,7 @@
 use std::io::Cursor;
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
-use tiff::decoder::{Decoder, Limits};
+use tiff::decoder::{ChunkType, Decoder, Limits};
 use tiff::tags::Tag;
 
 use super::orientation::Orientation;
@@ -16,6 +16,8 @@ const SUPPORTED: &str = "gray, RGB, CMYK or up to 64 bands of 8, 16, 32 or 64 bi
 
 /// Maximum entries of a directory that are read.
 const MAX_ENTRIES: u64 = 4096;
+
+type Bytes<'a> = Decoder<Cursor<&'a [u8]>>;
 
 /// Compressions whose result depends on the kind of color.
 const JPEG: [u32; 2] = [6, 7];
@@ -33,6 +35,9 @@ pub(super) struct Kind {
     photometric_at: Option<usize>,
     compression: u32,
     planar: bool,
+    tiled: bool,
+    /// The places of the entries with width and height.
+    size_at: [Option<usize>; 2],
     /// Of the bands behind gray or RGB, whether the first is alpha.
     alpha: bool,
     /// As in EXIF.
@@ -72,6 +77,9 @@ impl Kind {
         for at in 0..number(directory, count)?.min(MAX_ENTRIES) as usize {
             let at = directory.checked_add(count + entry * at)?;
             let (tag, kind_of_value, values) = (number(at, 2)?, number(at + 2, 2)?, number(at + 4, offset)?);
+            if let 256 | 257 = tag {
+                kind.size_at[tag as usize - 256] = Some(at);
+            }
             // The values themselves, or their offset if they take more than that.
             let place = at + 4 + offset;
             let length = match kind_of_value {
@@ -89,6 +97,7 @@ impl Kind {
                 274 => kind.orientation = value,
                 277 => kind.bands = value,
                 284 => kind.planar = value == 2,
+                322 => kind.tiled = true,
                 338 => kind.alpha = value == 1 || value == 2,
                 339 => kind.sample_format = value,
                 _ => {}
@@ -107,6 +116,8 @@ impl Kind {
             photometric_at: None,
             compression: 1,
             planar: false,
+            tiled: false,
+            size_at: [None; 2],
             alpha: false,
             orientation: 1,
             little,
@@ -125,6 +136,12 @@ impl Kind {
         let float = self.photometric == 2 && (self.sample_format, self.bits) == (3, 32);
         let values = self.sample_format == 1 && [1, 8, 16].contains(&self.bits) || float;
         bands && values && !self.planar && !self.big
+    }
+
+    /// Whether it is such a picture in tiles that the library cannot read in part, as those at the edges are: it may
+    /// miss the end of LZW data.
+    pub fn is_torn(&self) -> bool {
+        self.tiled && self.compression == 5 && (self.bands != 4 || self.alpha)
     }
 
     /// Whether [`raster`] reads its bands as they are: gray, RGB, or a palette of 8 bits.
@@ -153,6 +170,25 @@ impl Kind {
             }
             _ => (3, false, "u8".into()),
         }
+    }
+
+    /// Writes another width and height into the header: those of whole tiles. Of tiles at the edges the decoder otherwise
+    /// skips what lies outside, planar ones only in the first band, and LZW data with an error now and then.
+    fn resize(&self, bytes: &mut [u8], size: [usize; 2]) -> Result<()> {
+        for (at, value) in self.size_at.into_iter().zip(size) {
+            let value = u32::try_from(value).ok();
+            let value_at = if self.big { 12 } else { 8 };
+            let entry = at.and_then(|at| bytes.get_mut(at..at + value_at + 4));
+            let (entry, value) = entry.zip(value).context("found no width or height: the TIFF is damaged")?;
+            // A 32-bit number, whatever it was.
+            let (kind, value) = match self.little {
+                true => (4u16.to_le_bytes(), value.to_le_bytes()),
+                false => (4u16.to_be_bytes(), value.to_be_bytes()),
+            };
+            entry[2..4].copy_from_slice(&kind);
+            entry[value_at..].copy_from_slice(&value);
+        }
+        Ok(())
     }
 
     pub fn orientation(&self) -> Orientation {
@@ -187,21 +223,21 @@ pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Resul
     if let Some(place) = kind.photometric_at.and_then(|at| copy.get_mut(at..at + 2)) {
         place.copy_from_slice(&if kind.little { 1u16.to_le_bytes() } else { 1u16.to_be_bytes() });
     }
-    let most = options.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
-    let mut limits = Limits::default();
-    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (most, most);
-    let mut decoder = Decoder::new(Cursor::new(&copy)).context("cannot read the header")?.with_limits(limits);
-    let (width, height) = decoder.dimensions().context("cannot read the header")?;
-    let (width, height, bands) = (width as usize, height as usize, kind.bands as usize);
+    let mut decoder = open(&copy, options)?;
+    let (width, height) = size(decoder.dimensions().context("cannot read the header")?);
     ensure_pixels(width, height, options)?;
-    let mut samples = Samples::U8(Vec::new());
-    decoder.read_image_to_buffer(&mut samples).context("cannot decode")?;
-    let (found, expected) = (samples.as_buffer(0).as_bytes().len(), width * height * bands * kind.bits as usize / 8);
-    ensure!(
-        found == expected,
-        "found {found} bytes of samples, expected {expected}; data.max_pixels bounds them at {MAX_BYTES_PER_PIXEL} for \
-         each of its pixels"
-    );
+    if decoder.get_chunk_type() == ChunkType::Tile {
+        let (tile_width, tile_height) = size(decoder.chunk_dimensions());
+        let most = options.max_pixels;
+        ensure!(
+            tile_width.saturating_mul(tile_height) <= most,
+            "found tiles of {tile_width} x {tile_height} pixels, expected at most {most} in each (data.max_pixels)"
+        );
+        kind.resize(&mut copy, [width.next_multiple_of(tile_width), height.next_multiple_of(tile_height)])?;
+        decoder = open(&copy, options)?;
+    }
+    let bands = kind.bands as usize;
+    let samples = read(&mut decoder, [width, height, bands * kind.bits as usize / 8], options)?;
     let raster = |samples, channels, alpha, planar| Raster {
         width,
         height,
@@ -229,6 +265,64 @@ pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Resul
             Ok(raster(samples, bands, kind.look().1, kind.planar))
         }
     }
+}
+
+fn open(bytes: &[u8], options: DecodeOptions) -> Result<Bytes<'_>> {
+    Ok(Decoder::new(Cursor::new(bytes)).context("cannot read the header")?.with_limits(limits(options)))
+}
+
+fn limits(options: DecodeOptions) -> Limits {
+    let most = options.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
+    let mut limits = Limits::default();
+    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (most, most);
+    limits
+}
+
+fn size((width, height): (u32, u32)) -> (usize, usize) {
+    (width as usize, height as usize)
+}
+
+/// All samples of an image whose pixels have so many bytes.
+fn read(decoder: &mut Bytes, [width, height, pixel]: [usize; 3], options: DecodeOptions) -> Result<Samples> {
+    let (most, limits) = (options.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL), limits(options));
+    let (whole_width, whole_height) = size(decoder.dimensions().context("cannot read the header")?);
+    let mut layout = decoder.image_buffer_layout().context("cannot decode")?;
+    let (found, expected) = (layout.complete_len, whole_width.saturating_mul(whole_height).saturating_mul(pixel));
+    ensure!(found == expected, "found {found} bytes of samples, expected {expected}: the TIFF is damaged");
+    layout.complete_len = width * height * pixel;
+    ensure!(
+        layout.complete_len <= most,
+        "found {} bytes of samples, expected at most {most}, {MAX_BYTES_PER_PIXEL} for each of data.max_pixels",
+        layout.complete_len
+    );
+    let mut samples = Samples::U8(Vec::new());
+    samples.resize_to(&layout, &limits).context("cannot decode")?;
+    let mut buffer = samples.as_buffer(0);
+    if decoder.get_chunk_type() == ChunkType::Tile {
+        read_tiles(decoder, buffer.as_bytes_mut(), [width, height, layout.planes])?;
+    } else {
+        decoder.read_image_bytes(buffer.as_bytes_mut()).context("cannot decode")?;
+    }
+    Ok(samples)
+}
+
+/// Fills `out` with an image whose header says that it is made of whole tiles.
+fn read_tiles(decoder: &mut Bytes, out: &mut [u8], [width, height, planes]: [usize; 3]) -> Result<()> {
+    let (tile_width, tile_height) = size(decoder.chunk_dimensions());
+    let pixel = out.len() / (width * height * planes);
+    let across = width.div_ceil(tile_width);
+    let in_plane = across * height.div_ceil(tile_height);
+    for index in 0..in_plane * planes {
+        let mut tile = decoder.read_chunk(index as u32).context("cannot decode")?;
+        let (plane, place) = (index / in_plane, index % in_plane);
+        let (top, left) = (place / across * tile_height, place % across * tile_width);
+        let (start, used) = (((plane * height + top) * width + left) * pixel, tile_width.min(width - left) * pixel);
+        let targets = out[start..].chunks_mut(width * pixel).take(tile_height.min(height - top));
+        for (source, target) in tile.as_buffer(0).as_bytes().chunks_exact(tile_width * pixel).zip(targets) {
+            target[..used].copy_from_slice(&source[..used]);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
