@@ -1,4 +1,4 @@
-"""DICOM files as scanners write them, and what they are as bytes: tests/fixtures/data/dicom.
+"""DICOM files as scanners write them, and what they are as bytes: tests/fixtures/data/dicom, dicom.json, frames.json.
 
 Usage: python scripts/reference/dicom.py [--seed N]
 """
@@ -12,9 +12,10 @@ import imagecodecs
 import numpy as np
 from bands import as_bytes
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_rescale, convert_color_space, set_pixel_data
+from pydicom.pixels import apply_rescale, convert_color_space, pixel_array, set_pixel_data
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
@@ -200,6 +201,14 @@ def color_files(rng):
     yield "palette.dcm", written(ds, index.tobytes()), looked_up
 
 
+def fragments(ds, parts, table):
+    """The file of fragments of compressed pixels and a table of offsets as they are."""
+    item = lambda data: b"\xfe\xff\x00\xe0" + len(data).to_bytes(4, "little") + data  # noqa: E731
+    out = written(ds, [b"\0\0"])
+    at = out.index(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff") + 12
+    return out[:at] + b"".join(map(item, [table, *parts])) + b"\xfe\xff\xdd\xe0" + bytes(4)
+
+
 def frames_files(rng):
     """Files of several frames, of which the first is expected."""
     a = np.stack([pattern(rng, 0, 4095) for _ in range(3)]).astype("<u2")
@@ -226,12 +235,8 @@ def frames_files(rng):
     for name, table in [("frames_jpeg_table.dcm", True), ("frames_jpeg.dcm", False)]:
         parts = [part + b"\0" * (len(part) % 2) for part in (first[:cut], first[cut:], second)]
         offset = sum(len(part) + 8 for part in parts[:2])
-        item = lambda data: b"\xfe\xff\x00\xe0" + len(data).to_bytes(4, "little") + data  # noqa: E731
         offsets = bytes(4) + offset.to_bytes(4, "little") if table else b""
-        out = written(ds, [b"\0\0"])
-        at = out.index(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff") + 12
-        out = out[:at] + b"".join(map(item, [offsets, *parts])) + b"\xfe\xff\xdd\xe0" + bytes(4)
-        yield name, out, opened(first, "L")
+        yield name, fragments(ds, parts, offsets), opened(first, "L")
 
 
 def unread_files(rng):
@@ -243,6 +248,48 @@ def unread_files(rng):
         ("unread_12.dcm", ".4.51", imagecodecs.jpeg8_encode(a, level=90, bitspersample=12)),
     ]:
         yield name, written(dataset(UID("1.2.840.10008.1.2" + end), a, 12), [data])
+
+
+def more_frames_files(rng):
+    """Name and bytes of further files of several frames."""
+    a = np.stack([pattern(rng, 10, 60000) for _ in range(3)]).astype(">u2")
+    yield "frames_big.dcm", written(dataset(BIG, a, 16, NumberOfFrames=3), a.tobytes())
+    a = np.stack([color(rng) for _ in range(2)])
+    ds = dataset(IMPLICIT, a, 8, "RGB", NumberOfFrames=2, PlanarConfiguration=1)
+    ds.add_new(0xFFFCFFFC, "OB", b"after the pixels")
+    yield "frames_rgb.dcm", written(ds, np.moveaxis(a, -1, 1).tobytes())
+    # Groups without lengths, longer than what is read at first.
+    a = np.stack([pattern(rng, 0, 4095) for _ in range(3)]).astype("<u2")
+    ds = dataset(EXPLICIT, a, 12, NumberOfFrames=3)
+    groups = []
+    for frame in range(3):
+        transformation, group = Dataset(), Dataset()
+        transformation.RescaleSlope, transformation.RescaleIntercept = str(3 - frame), str(frame)
+        group.add_new(0x00091001, "OB", bytes(23_000))
+        group.PixelValueTransformationSequence = Sequence([transformation])
+        group["PixelValueTransformationSequence"].is_undefined_length = True
+        group.is_undefined_length_sequence_item = True
+        groups.append(group)
+    ds.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    ds["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+    yield "frames_open.dcm", rle(a, ds)
+    # A table of zeros, and one fragment for each frame.
+    grays = [pattern(rng, 0, 255).astype("u1") for _ in range(3)]
+    parts = [part + b"\0" * (len(part) % 2) for part in map(jpeg, grays)]
+    yield "frames_zeros.dcm", fragments(dataset(JPEG, grays[0], 8, NumberOfFrames=3), parts, bytes(12))
+
+
+def all_frames(data):
+    """What pydicom reads of a file of several frames, rescaled as each says; of 8 bits as they are."""
+    item = b"\xfe\xff\x00\xe0"
+    # It takes a table of zeros for one of offsets.
+    ds = dcmread(io.BytesIO(data.replace(item + b"\x0c\0\0\0" + bytes(12), item + bytes(4))))
+    stored = pixel_array(ds, decoding_plugin={JPEG: "pillow"}.get(ds.file_meta.TransferSyntaxUID, ""))
+    if stored.dtype == np.uint8:
+        return stored
+    groups = ds.get("PerFrameFunctionalGroupsSequence")
+    rescales = [group.PixelValueTransformationSequence[0] for group in groups] if groups else [ds] * len(stored)
+    return np.stack([apply_rescale(frame, rescale).astype(np.float32) for frame, rescale in zip(stored, rescales)])
 
 
 def main():
@@ -268,8 +315,25 @@ def main():
         listed.append({"name": name, "deep": deep, "auto": auto, "tight": tight, "clipped": clipped})
     for name, data in unread_files(rng):
         (FOLDER / name).write_bytes(data)
+    write_frames(rng)
     lines = ",\n".join(json.dumps(entry) for entry in listed)
     (FOLDER.parent / "dicom.json").write_text(f"[\n{lines}\n]\n")
+
+
+def write_frames(rng):
+    """Every frame of the files of several, those written before included."""
+    for name, data in more_frames_files(rng):
+        (FOLDER / name).write_bytes(data)
+    listed = []
+    for path in sorted(FOLDER.glob("frames*.dcm")):
+        frames = all_frames(path.read_bytes())
+        deep = frames.dtype != np.uint8
+        ends = np.percentile(frames, [1, 99]).tolist() if deep else [0, 255]
+        flat = frames.reshape(len(frames) * HEIGHT * WIDTH, -1)
+        path.with_suffix(".dcm.frames").write_bytes(as_bytes(flat, [ends] * flat.shape[1]).tobytes())
+        listed.append({"name": path.name, "frames": len(frames), "channels": flat.shape[1], "range": ends})
+    lines = ",\n".join(json.dumps(entry) for entry in listed)
+    (FOLDER.parent / "frames.json").write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

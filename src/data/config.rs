@@ -36,6 +36,17 @@ pub enum OnBadImage {
     Fail,
 }
 
+/// Which images of a file of several are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Frames {
+    /// The first.
+    #[default]
+    First,
+    /// Each, as an image of its own.
+    All,
+}
+
 /// JPEGs of more pixels are decoded at a lower resolution where that will do. The images of sets like ImageNet, which
 /// were reduced for download, have fewer, photos from a camera more.
 const SCALED_ABOVE: usize = 4_000_000;
@@ -86,6 +97,9 @@ pub struct DataConfig {
     pub value_range: ValueRange,
     /// Order of the axes of `.npy` files with three: `hwc` (height, width, channels) or `chw`. Default hwc.
     pub axes: Axes,
+    /// Image folder: `first` or `all`, which frames of a DICOM file are images of the set. Those of several are named
+    /// `scan.dcm/0`, `scan.dcm/1` and so on. Default first.
+    pub frames: Frames,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,
     /// Parquet column with the classes, numbers or text. Default: `label`, `labels`, `fine_label`, `class`, `category`,
@@ -138,6 +152,7 @@ impl Default for DataConfig {
             channels: Channels::Auto,
             value_range: ValueRange::Auto,
             axes: Axes::Hwc,
+            frames: Frames::default(),
             image_column: None,
             label_column: None,
             limit: None,
@@ -230,6 +245,8 @@ impl Section for DataConfig {
         problems.require(rooted || self.root.is_none(), "root", Words("a path"), &none);
         let keyed = self.format == Format::Webdataset || self.key == KeyRule::FirstDot;
         problems.require(keyed, "key", Words("last_dot"), format!("first_dot for format {format}, which has no keys"));
+        let framed = self.format == Format::ImageFolder || self.frames == Frames::First;
+        problems.require(framed, "frames", Words("all"), format!("first for format {format}"));
         let split = serde_json::json!(self.split);
         let allowed = self.split.is_none() || self.format == Format::Stl10;
         problems.require(allowed, "split", Words(&split.to_string()), &none);
@@ -256,7 +273,7 @@ impl Section for DataConfig {
     }
 
     fn added(&self) -> &'static [&'static str] {
-        &["scaled_decoding"]
+        &["scaled_decoding", "frames"]
     }
 
     fn as_before(&self) -> &'static [(&'static str, &'static [&'static str])] {
@@ -311,6 +328,9 @@ mod tests {
             config = DataConfig { format, split: Some(formats::stl10::Split::Train), ..config };
             assert_eq!(keys(&config), expected, "{format:?}");
         }
+        config = DataConfig { frames: Frames::All, split: None, ..config };
+        assert_eq!(keys(&config), Vec::<String>::new());
+        assert_eq!(keys(&DataConfig { format: Format::Parquet, ..config }), ["frames"]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod paths;
 pub mod subset;
 pub mod values;
 
-pub use config::{DataConfig, KeyRule, OnBadImage, ScaledDecoding};
+pub use config::{DataConfig, Frames, KeyRule, OnBadImage, ScaledDecoding};
 pub use converted::converted;
 pub use formats::Format;
 pub use paths::Paths;
@@ -63,8 +63,8 @@ pub trait Dataset: Send + Sync {
     }
     /// The source of an image, for messages: a path, or `file.parquet row 17`, `shard.tar member x.jpg` and so on.
     fn describe(&self, index: usize) -> String;
-    /// The name of an image within the set, the same wherever the set is: `cat/1.png` below the root, the member
-    /// `shard.tar/1.png`, the row `file.parquet/17`, the record `data_batch_1.bin/17`.
+    /// The name of an image within the set, the same wherever the set is: `cat/1.png` below the root, the frame
+    /// `scan.dcm/12`, the member `shard.tar/1.png`, the row `file.parquet/17`, the record `data_batch_1.bin/17`.
     fn name(&self, index: usize) -> String;
     /// SHA-256 (hex) over the names, sizes and number of the images, but not their contents: detects whether a resumed
     /// run reads the same set.

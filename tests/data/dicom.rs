@@ -4,7 +4,7 @@ use std::fs;
 
 use byol::data::measure::measure;
 use byol::data::values::{Channels, ValueRange};
-use byol::data::{DataConfig, Format, open_train};
+use byol::data::{DataConfig, Format, Frames, fingerprint, open_train};
 use byol::pixels::Pixels;
 use serde_json::Value;
 
@@ -155,4 +155,142 @@ fn damage_anywhere_ends_in_an_image_or_one_line() {
         }
         assert!(refused > 300, "{name}: only {refused}");
     }
+}
+
+/// Frames of a file as images of their own.
+fn frames(name: &str, bytes: &[u8]) -> (tempfile::TempDir, DataConfig) {
+    let (folder, config) = folder(name, bytes);
+    (folder, DataConfig { frames: Frames::All, ..config })
+}
+
+#[test]
+fn every_frame_is_the_image_that_pydicom_makes_of_it() {
+    let list: Value = serde_yaml::from_slice(&fs::read(fixture("frames.json")).expect("read")).expect("JSON, exact");
+    let list = list.as_array().expect("a list");
+    assert!(list.len() >= 9);
+    for entry in list {
+        let name = entry["name"].as_str().expect("a name");
+        let number = |key: &str| entry[key].as_u64().expect("a number") as usize;
+        let range: [f64; 2] = serde_json::from_value(entry["range"].clone()).expect("a range");
+        let (_folder, config) = frames(name, &stored(name));
+        let (channels, value_range) = (Channels::Count(number("channels")), ValueRange::All(range));
+        let set = open_train(&DataConfig { channels, value_range, ..config }).expect("opens");
+        assert_eq!(set.len(), number("frames"), "{name}");
+        let expected = fs::read(fixture(&format!("dicom/{name}.frames"))).expect("read");
+        for (frame, expected) in expected.chunks(22 * 17 * number("channels")).enumerate() {
+            assert_eq!(set.name(frame), format!("{name}/{frame}"));
+            let mut image = Pixels::default();
+            set.load(frame, &mut image).unwrap_or_else(|error| panic!("{}: {error:#}", set.describe(frame)));
+            assert_eq!((image.width, image.height), (22, 17), "{name}");
+            assert!(image.data == expected, "{}", set.describe(frame));
+        }
+    }
+}
+
+#[test]
+fn files_of_one_frame_and_of_several_are_a_set_with_the_classes_of_their_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, from) in [
+        ("ct/one.dcm", "dicom/ct_explicit.dcm"),
+        ("ct/picture.png", "images/grey.png"),
+        ("mr/IM0001", "dicom/frames_rle.dcm"),
+        ("mr/z.dcm", "dicom/u8.dcm"),
+    ] {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::copy(fixture(from), path).expect("copied");
+    }
+    let path = Some(folder.path().into());
+    let first = DataConfig { format: Format::ImageFolder, path, ..Default::default() };
+    let all = DataConfig { frames: Frames::All, ..first.clone() };
+    let [first, set] = [first, all.clone()].map(|config| open_train(&config).expect("opens"));
+    let names: Vec<String> = (0..set.len()).map(|index| set.name(index)).collect();
+    assert_eq!(names, ["ct/one.dcm", "ct/picture.png", "mr/IM0001/0", "mr/IM0001/1", "mr/IM0001/2", "mr/z.dcm"]);
+    let labels: Vec<Option<i64>> = (0..set.len()).map(|index| set.label(index)).collect();
+    assert_eq!(labels, [0, 0, 1, 1, 1, 1].map(Some));
+    assert!(
+        set.describe(3).ends_with("mr/IM0001") && set.describe(3).starts_with("frame 1 of "),
+        "{}",
+        set.describe(3)
+    );
+    assert_eq!((first.len(), first.name(2)), (4, "mr/IM0001".into()));
+    assert_ne!(fingerprint(&*first), fingerprint(&*set));
+    let limited = open_train(&DataConfig { limit: Some(4), ..all }).expect("opens");
+    assert_eq!((limited.len(), limited.name(3)), (4, "mr/IM0001/1".into()));
+}
+
+/// Files that say that they have more frames than they do are used as with `first`, and cost no more than that.
+#[test]
+fn frames_that_are_not_there_are_not_counted() {
+    for name in ["frames.dcm", "frames_rle.dcm", "frames_jpeg.dcm", "frames_jpeg_table.dcm", "frames_open.dcm"] {
+        let whole = stored(name);
+        let at = whole.windows(6).position(|bytes| bytes == [0x28, 0, 8, 0, b'I', b'S']).expect("there");
+        let frames_of = |count: &str| {
+            let value = format!("{count:<10}");
+            [&whole[..at + 6], &10u16.to_le_bytes(), value.as_bytes(), &whole[at + 10..]].concat()
+        };
+        for count in ["2147483648", "1e300", "1073741824", "7"] {
+            let (_folder, config) = frames(name, &frames_of(count));
+            let set = open_train(&config).expect("opens");
+            assert_eq!((set.len(), set.name(0)), (1, name.to_string()), "{name} {count}");
+            set.load(0, &mut Pixels::default()).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        }
+    }
+}
+
+#[test]
+fn damage_to_a_file_of_frames_ends_in_images_or_one_line() {
+    for name in ["frames_enhanced.dcm", "frames_rle.dcm", "frames_jpeg_table.dcm"] {
+        let whole = stored(name);
+        let (folder, mut config) = frames(name, &whole);
+        config.max_pixels = 10_000;
+        let (file, intact) = (folder.path().join(name), open_train(&config).expect("opens"));
+        let mut refused = 0;
+        for at in (100..whole.len()).step_by(3) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x5a;
+            for bytes in [&bytes[..], &whole[..at]] {
+                fs::write(&file, bytes).expect("written");
+                let set = open_train(&config).expect("opens");
+                assert!(set.len() <= 4000, "{name} {at}: {} frames", set.len());
+                // Also as one that was counted before the damage.
+                for set in [&set, &intact] {
+                    let Err(error) = set.load(set.len() - 1, &mut Pixels::default()) else { continue };
+                    let text = format!("{error:#}");
+                    assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{name} {at}: {text}");
+                    assert!(!text.contains("panicked"), "{name} {at}: {text}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 300, "{name}: only {refused}");
+    }
+}
+
+/// Of a file of 3 GB, nearly all of it a hole, the frames at the end are read as fast as those at the beginning.
+#[test]
+fn a_frame_of_a_large_file_is_read_alone() {
+    let whole = stored("frames_rgb.dcm");
+    let at = whole.windows(4).position(|bytes| bytes == [0xe0, 0x7f, 0x10, 0]).expect("there");
+    let (folder, mut config) = frames("large.dcm", b"");
+    config.max_bytes = 100_000;
+    let mut head = whole[..at + 4].to_vec();
+    let count = head.windows(4).position(|bytes| bytes == [0x28, 0, 8, 0]).expect("there");
+    head.splice(count + 4..count + 10, [&8u32.to_le_bytes()[..], b"2500000 "].concat());
+    let (frame, frames) = (22 * 17 * 3, 2_500_000u64);
+    let length = frame * frames;
+    head.extend((length as u32).to_le_bytes());
+    let file = fs::File::create(folder.path().join("large.dcm")).expect("created");
+    use std::os::unix::fs::FileExt;
+    file.write_all_at(&head, 0).expect("written");
+    file.set_len(head.len() as u64 + length).expect("enlarged");
+    file.write_all_at(&whole[at + 8..][..frame as usize], head.len() as u64 + length - frame).expect("written");
+    let set = open_train(&config).expect("opens");
+    assert_eq!(set.len() as u64, frames);
+    let [mut last, mut before, mut expected] = [(); 3].map(|()| Pixels::default());
+    set.load(set.len() - 1, &mut last).expect("read");
+    set.load(set.len() - 2, &mut before).expect("read");
+    let (_first, config) = self::folder("first.dcm", &whole);
+    open_train(&config).expect("opens").load(0, &mut expected).expect("read");
+    assert!(last.data == expected.data && before.data.iter().all(|byte| *byte == 0));
 }

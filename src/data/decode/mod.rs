@@ -30,6 +30,8 @@ mod jpeg;
 mod npy;
 mod orientation;
 pub(super) mod raster;
+mod source;
+mod stack;
 mod tiff;
 pub(super) mod unsupported;
 
@@ -89,6 +91,7 @@ pub(super) fn decode_values(
 }
 
 pub(super) use convert::{Look, look};
+pub(super) use stack::{frames_of, with_frame_of};
 
 /// The image as it is stored; its orientation is not applied.
 pub(super) fn decode_raster(bytes: &[u8], options: DecodeOptions, axes: Axes) -> Result<Raster> {

@@ -6,16 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
 
 use super::image_list;
 use super::labels::{Known, Labels};
-use super::names::{IMAGE_ENDINGS, is_array_name, is_image, is_image_name, is_skipped};
+use super::names::{IMAGE_ENDINGS, has_frames_name, is_array_name, is_image, is_image_name, is_skipped};
 use super::shards;
 use super::splits::{self, Set};
 use super::unread::Unread;
 use crate::augment::Part;
-use crate::data::decode::{DecodeOptions, decode_of, with_bytes_of};
-use crate::data::{DataConfig, Dataset, PartFor, digest};
+use crate::data::decode::{DecodeOptions, decode_of, frames_of, with_bytes_of, with_frame_of};
+use crate::data::{DataConfig, Dataset, Frames, PartFor, digest};
 use crate::pixels::Pixels;
 
 /// The images below some folders, or those of some lists.
@@ -25,6 +26,8 @@ pub struct ImageFolder {
     folder: PathBuf,
     /// Relative to their root, or absolute.
     files: Vec<PathBuf>,
+    /// With `data.frames: all` the number of images up to and with those of each file.
+    ends: Vec<usize>,
     classes: Vec<String>,
     /// One per file, -1 for none, or empty.
     labels: Vec<i64>,
@@ -34,7 +37,7 @@ pub struct ImageFolder {
 /// A folder that paths start at.
 struct Root {
     folder: PathBuf,
-    /// Number of images up to and with this root's.
+    /// Number of files up to and with this root's.
     end: usize,
 }
 
@@ -72,6 +75,7 @@ impl ImageFolder {
                 roots: Vec::new(),
                 folder: PathBuf::new(),
                 files: Vec::new(),
+                ends: Vec::new(),
                 classes: Vec::new(),
                 labels: Vec::new(),
                 options: config.decode_options(),
@@ -93,22 +97,58 @@ impl ImageFolder {
         set.folder = shards::common_folder(set.roots.iter().map(|root| root.folder.as_path()));
         let places: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
         (set.labels, set.classes) = labels.finish(known, &places.join(", "))?;
+        if config.frames == Frames::All {
+            set.count_frames(&places.join(", "));
+        }
         Ok(set)
     }
 
-    fn path(&self, index: usize) -> PathBuf {
-        let root = self.roots.partition_point(|root| root.end <= index);
-        self.roots[root].folder.join(&self.files[index])
+    /// Finds out how many images each file has.
+    fn count_frames(&mut self, place: &str) {
+        let count = |file: usize| {
+            let path = self.path(file);
+            if has_frames_name(&path) { frames_of(&path, self.options) } else { Ok(1) }
+        };
+        let counts: Vec<Result<usize>> = (0..self.files.len()).into_par_iter().map(count).collect();
+        let mut failed = counts.iter().enumerate().filter_map(|(at, count)| Some((at, count.as_ref().err()?)));
+        if let Some((at, error)) = failed.next() {
+            log::warn!(
+                "{place}: of {} files only the first frame is used, such as {}: {error:#}",
+                1 + failed.count(),
+                self.path(at).display()
+            );
+        }
+        let end = |end: &mut usize, count: Result<usize>| {
+            *end += count.unwrap_or(1);
+            Some(*end)
+        };
+        self.ends = counts.into_iter().scan(0, end).collect();
+        log::info!("{place}: {} files have {} frames", self.files.len(), self.len());
+    }
+
+    fn path(&self, file: usize) -> PathBuf {
+        let root = self.roots.partition_point(|root| root.end <= file);
+        self.roots[root].folder.join(&self.files[file])
+    }
+
+    /// The file of an image, and its frame in it if there are several.
+    fn place(&self, index: usize) -> (usize, Option<usize>) {
+        if self.ends.is_empty() {
+            return (index, None);
+        }
+        let file = self.ends.partition_point(|&end| end <= index);
+        let first = if file == 0 { 0 } else { self.ends[file - 1] };
+        (file, (self.ends[file] - first > 1).then_some(index - first))
     }
 }
 
 impl Dataset for ImageFolder {
     fn len(&self) -> usize {
-        self.files.len()
+        self.ends.last().copied().unwrap_or(self.files.len())
     }
 
     fn label(&self, index: usize) -> Option<i64> {
-        self.labels.get(index).copied().filter(|&label| label >= 0)
+        self.labels.get(self.place(index).0).copied().filter(|&label| label >= 0)
     }
 
     fn class_names(&self) -> Vec<String> {
@@ -124,21 +164,31 @@ impl Dataset for ImageFolder {
     }
 
     fn with_encoded(&self, index: usize, work: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
-        with_bytes_of(&self.path(index), self.options, work).map(|()| true)
+        let (file, frame) = self.place(index);
+        match frame {
+            Some(frame) => with_frame_of(&self.path(file), frame, self.options, work)?,
+            None => with_bytes_of(&self.path(file), self.options, work)?,
+        }
+        Ok(true)
     }
 
     fn describe(&self, index: usize) -> String {
-        self.path(index).display().to_string()
+        let (file, frame) = self.place(index);
+        let of = frame.map_or(String::new(), |frame| format!("frame {frame} of "));
+        format!("{of}{}", self.path(file).display())
     }
 
     fn name(&self, index: usize) -> String {
-        let path = self.path(index);
-        path.strip_prefix(&self.folder).unwrap_or(&path).display().to_string()
+        let (file, frame) = self.place(index);
+        let path = self.path(file);
+        let number = frame.map_or(String::new(), |frame| format!("/{frame}"));
+        format!("{}{number}", path.strip_prefix(&self.folder).unwrap_or(&path).display())
     }
 
     fn fingerprint(&self) -> String {
-        let size = |index| fs::metadata(self.path(index)).map(|data| data.len()).unwrap_or(0);
-        digest(self.files.iter().enumerate().map(|(index, file)| format!("{} {}", file.display(), size(index))))
+        let size = |file| fs::metadata(self.path(file)).map(|data| data.len()).unwrap_or(0);
+        let files = self.files.iter().enumerate().map(|(at, file)| format!("{} {}", file.display(), size(at)));
+        digest(files.chain(self.ends.iter().map(usize::to_string)))
     }
 }
 

@@ -40,6 +40,11 @@ pub(super) fn is_image(path: &Path) -> bool {
     is_image_name(path) || is_unnamed(path) && has_dicom_mark(path)
 }
 
+/// Whether a file may hold several images, by its name.
+pub(super) fn has_frames_name(path: &Path) -> bool {
+    !is_image_name(path) || ["dcm", "dicom", "ima"].contains(&ending(path).as_str())
+}
+
 fn is_unnamed(path: &Path) -> bool {
     // The list of the files on a medium.
     let index = path.file_name().is_some_and(|name| name.eq_ignore_ascii_case("dicomdir"));

@@ -7,7 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 pub(super) type Tag = u32;
 
 pub(super) const PIXEL_DATA: Tag = 0x7fe0_0010;
-const ITEM: Tag = 0xfffe_e000;
+/// The groups of each frame.
+pub(super) const FRAME_GROUPS: Tag = 0x5200_9230;
+pub(super) const FRAMES: Tag = 0x0028_0008;
+pub(super) const ITEM: Tag = 0xfffe_e000;
 const ITEM_END: Tag = 0xfffe_e00d;
 const SEQUENCE_END: Tag = 0xfffe_e0dd;
 
@@ -18,7 +21,7 @@ const UNDEFINED: u32 = u32::MAX;
 const LONG: [&[u8; 2]; 13] =
     [b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"];
 
-const DAMAGED: &str = "the DICOM file is damaged or truncated";
+pub(super) const DAMAGED: &str = "the DICOM file is damaged or truncated";
 
 /// How elements are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +40,8 @@ pub(super) struct Element<'a> {
     pub tag: Tag,
     /// Without the delimiter; for pixel data of undefined length, all that follows.
     pub value: &'a [u8],
+    /// The length that the file says it has.
+    pub length: u32,
     /// Whether its length is undefined.
     pub undefined: bool,
     /// Whether the file says that it is made of 16-bit words.
@@ -57,12 +62,19 @@ struct Head {
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    encoding: Encoding,
+    pub encoding: Encoding,
+    /// The bytes may end within the pixels.
+    cut: bool,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(bytes: &'a [u8], encoding: Encoding) -> Self {
-        Self { bytes, at: 0, encoding }
+        Self { bytes, at: 0, encoding, cut: false }
+    }
+
+    /// The same of bytes that may end within the pixels.
+    pub fn cut(self) -> Self {
+        Self { cut: true, ..self }
     }
 
     /// The bytes that are left.
@@ -88,11 +100,12 @@ impl<'a> Reader<'a> {
         let Head { tag, length, unknown, words } = self.head(self.encoding.explicit)?;
         let undefined = length == UNDEFINED;
         let value = match (undefined, tag) {
+            (false, PIXEL_DATA) if self.cut => self.take(self.rest().len().min(length as usize))?,
             (false, _) => self.take(length as usize)?,
             (true, PIXEL_DATA) => self.take(self.rest().len())?,
             (true, _) => self.until_end(unknown)?,
         };
-        Ok(Some(Element { tag, value, undefined, words }))
+        Ok(Some(Element { tag, value, length, undefined, words }))
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8]> {
@@ -154,6 +167,17 @@ pub(super) fn first_item(value: &[u8], encoding: Encoding) -> Result<Option<&[u8
     Ok(item.filter(|item| item.tag == ITEM).map(|item| item.value))
 }
 
+/// Item number `number` of a sequence, with its head.
+pub(super) fn whole_item(value: &[u8], encoding: Encoding, number: usize) -> Result<&[u8]> {
+    let mut reader = Reader::new(value, encoding);
+    for _ in 0..number {
+        reader.next()?.context(DAMAGED)?;
+    }
+    let start = reader.rest();
+    reader.next()?.filter(|item| item.tag == ITEM).context(DAMAGED)?;
+    Ok(&start[..start.len() - reader.rest().len()])
+}
+
 /// The offset table and the fragments of compressed pixel data, which has an undefined length and is always
 /// little-endian. Its delimiter may be missing.
 pub(super) fn fragments(value: &[u8]) -> Result<(&[u8], Vec<&[u8]>)> {
@@ -186,14 +210,14 @@ mod tests {
 
     const EXPLICIT: Encoding = META;
 
-    fn open(bytes: &[u8]) -> Vec<u8> {
+    fn undefined(bytes: &[u8]) -> Vec<u8> {
         [bytes, &[0xff; 4]].concat()
     }
 
     #[test]
     fn sequences_in_sequences_are_skipped_without_recursion() {
-        let sequence = open(&[&[8, 0, 0x40, 0x11][..], b"SQ\0\0"].concat());
-        let item = open(&[0xfe, 0xff, 0, 0xe0]);
+        let sequence = undefined(&[&[8, 0, 0x40, 0x11][..], b"SQ\0\0"].concat());
+        let item = undefined(&[0xfe, 0xff, 0, 0xe0]);
         let ends = [&[0xfe, 0xff, 0x0d, 0xe0, 0, 0, 0, 0][..], &[0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0]].concat();
         let deep = 100_000;
         let bytes = [[sequence, item].concat().repeat(deep), ends.repeat(deep)].concat();
@@ -207,8 +231,8 @@ mod tests {
 
     #[test]
     fn elements_of_an_unknown_open_one_have_no_types() {
-        let unknown = open(&[&[9, 0, 1, 0x10][..], b"UN\0\0"].concat());
-        let item = open(&[0xfe, 0xff, 0, 0xe0]);
+        let unknown = undefined(&[&[9, 0, 1, 0x10][..], b"UN\0\0"].concat());
+        let item = undefined(&[0xfe, 0xff, 0, 0xe0]);
         let implicit = [9, 0, 2, 0x10, 2, 0, 0, 0, b'A', b'B'];
         let ends = [&[0xfe, 0xff, 0x0d, 0xe0, 0, 0, 0, 0][..], &[0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0]].concat();
         let after = [&[0x10, 0, 0x10, 0][..], b"PN", &[2, 0], b"XY"].concat();

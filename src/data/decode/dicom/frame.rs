@@ -41,14 +41,18 @@ pub(super) fn first<'a>(header: &Header<'a>, options: DecodeOptions) -> Result<F
     }
 }
 
-fn plain<'a>(header: &Header<'a>) -> Result<Frame<'a>> {
-    let (pixels, width) = (header.width * header.height, header.allocated as usize / 8);
-    let half = header.color == Color::HalfYbr;
+/// Bytes of a frame that is not compressed.
+pub(super) fn length(header: &Header) -> Result<usize> {
+    let (half, bytes) = (header.color == Color::HalfYbr, header.allocated as usize / 8);
     ensure!(
-        !half || width == 1 && header.width.is_multiple_of(2),
+        !half || bytes == 1 && header.width.is_multiple_of(2),
         "found YBR_FULL_422 of an odd width or of more than 8 bits"
     );
-    let length = pixels * if half { 2 } else { header.samples * width };
+    Ok(header.width * header.height * if half { 2 } else { header.samples * bytes })
+}
+
+fn plain<'a>(header: &Header<'a>) -> Result<Frame<'a>> {
+    let (length, width, half) = (length(header)?, header.allocated as usize / 8, header.color == Color::HalfYbr);
     let found = header.pixels.len();
     let bytes = header.pixels.get(..length).with_context(|| {
         format!("found {found} bytes of pixels, expected {length}: the DICOM file is damaged or truncated")

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::elements::{Element, Encoding, META, PIXEL_DATA, Reader, Tag, first_item};
+use super::elements::{Element, Encoding, FRAME_GROUPS, FRAMES, META, PIXEL_DATA, Reader, Tag, first_item};
 use super::syntax::{self, Packing};
 
 const SYNTAX: Tag = 0x0002_0010;
 const SAMPLES: Tag = 0x0028_0002;
 const PHOTOMETRIC: Tag = 0x0028_0004;
 const PLANAR: Tag = 0x0028_0006;
-const FRAMES: Tag = 0x0028_0008;
 const ROWS: Tag = 0x0028_0010;
 const COLUMNS: Tag = 0x0028_0011;
 const ALLOCATED: Tag = 0x0028_0100;
@@ -27,7 +26,9 @@ const PALETTE_SHAPE: Tag = 0x0028_1101;
 const PALETTE: Tag = 0x0028_1201;
 
 /// Sequences in which several frames have their slope and intercept: shared, of each, and the values.
-const GROUPS: [Tag; 3] = [0x5200_9229, 0x5200_9230, 0x0028_9145];
+const GROUPS: [Tag; 3] = [0x5200_9229, FRAME_GROUPS, 0x0028_9145];
+
+pub(super) const NO_PIXELS: &str = "found a DICOM file without pixels (7FE0,0010), such as a report, expected an image";
 
 /// The meaning of the samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,8 +77,9 @@ pub(super) struct Header<'a> {
     pub palette: Option<Palette<'a>>,
     pub big: bool,
     pub packing: Packing,
-    /// The value of the pixels' element, and whether the bytes of each two are swapped.
+    /// The value of the pixels' element, its length in the file, and whether the bytes of each two are swapped.
     pub pixels: &'a [u8],
+    pub length: u32,
     pub swapped: bool,
 }
 
@@ -122,23 +124,33 @@ impl<'a> Values<'a> {
     }
 }
 
+/// The elements of a file behind those of group 2, and how its pixels are compressed.
+pub(super) fn elements(bytes: &[u8]) -> Result<(Reader<'_>, Packing)> {
+    let mut reader = Reader::new(bytes.get(132..).unwrap_or_default(), META);
+    let mut meta = Values(BTreeMap::new(), META);
+    while reader.group() == Some(2) {
+        if let Some(element) = reader.next()? {
+            meta.0.insert(element.tag, element.value);
+        }
+    }
+    let (mut encoding, packing) = syntax::of(meta.text(SYNTAX).unwrap_or("1.2.840.10008.1.2"))?;
+    // Some writers say so and leave the types out.
+    encoding.explicit &= reader.has_type();
+    Ok((Reader::new(reader.rest(), encoding), packing))
+}
+
 impl<'a> Header<'a> {
     /// Of the bytes of a file.
     pub fn read(bytes: &'a [u8]) -> Result<Self> {
-        let mut reader = Reader::new(bytes.get(132..).unwrap_or_default(), META);
-        let mut meta = Values(BTreeMap::new(), META);
-        while reader.group() == Some(2) {
-            if let Some(element) = reader.next()? {
-                meta.0.insert(element.tag, element.value);
-            }
-        }
-        let (mut encoding, packing) = syntax::of(meta.text(SYNTAX).unwrap_or("1.2.840.10008.1.2"))?;
-        // Some writers say explicit and leave the value representations out.
-        encoding.explicit &= reader.has_type();
-        let (mut values, mut pixels) = (Values(BTreeMap::new(), encoding), None);
-        collect(Reader::new(reader.rest(), encoding), encoding, &mut values.0, &mut pixels)?;
-        let pixels =
-            pixels.context("found a DICOM file without pixels (7FE0,0010), such as a report, expected an image")?;
+        let (reader, packing) = elements(bytes)?;
+        Self::behind(reader, packing)
+    }
+
+    /// The same from those elements.
+    pub fn behind(reader: Reader<'a>, packing: Packing) -> Result<Self> {
+        let (mut values, mut pixels) = (Values(BTreeMap::new(), reader.encoding), None);
+        collect(reader, reader.encoding, &mut values.0, &mut pixels)?;
+        let pixels = pixels.context(NO_PIXELS)?;
         let header = Self::of(&values, &pixels, packing)?;
         ensure!(
             pixels.undefined == (packing != Packing::None),
@@ -186,6 +198,7 @@ impl<'a> Header<'a> {
             big: values.1.big,
             packing,
             pixels: pixels.value,
+            length: pixels.length,
             swapped: pixels.words && values.1.big && allocated == 8,
         })
     }

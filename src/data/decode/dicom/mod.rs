@@ -16,6 +16,7 @@ mod frame;
 mod header;
 mod rle;
 mod samples;
+pub(super) mod single;
 mod syntax;
 
 pub(in crate::data) use header::is_dicom;
