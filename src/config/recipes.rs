@@ -24,6 +24,7 @@ macro_rules! recipes {
 
 recipes!(
     "quickstart",
+    "quickstart_vit",
     "cifar10_cpu",
     "cifar10_resnet18",
     "cifar10_sgd_resnet18",

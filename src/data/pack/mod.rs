@@ -52,7 +52,9 @@ struct State {
 
 impl State {
     fn save(&self, folder: &Path) -> Result<()> {
-        files::write_atomic(&folder.join(STATE), &serde_json::to_vec_pretty(self)?)
+        let path = folder.join(STATE);
+        files::remove_stale(&path); // of a packing that was killed
+        files::write_atomic(&path, &serde_json::to_vec_pretty(self)?)
     }
 }
 
