@@ -58,7 +58,7 @@ fn the_position_in_the_schedule_is_kept_when_the_number_of_images_changes() {
             // From epoch 1.5 of 3 on, 4 steps an epoch in place of 2: 6 steps are left in place of 3.
             let said = train(&run, &args, &[&RESUME[..], interrupted].concat());
             let kept = "an epoch has 4 steps, was 2: the run keeps its position in the schedule, epoch 1.50 of 3; steps \
-                        to come: 6, was 3; the learning rate is ";
+                        left: 6, was 3; the learning rate is ";
             assert!(said.contains(kept) && said.contains("(step 3 of 9)"), "{said}");
             if !interrupted.is_empty() {
                 let said = train(&run, &args, &RESUME);
