@@ -54,7 +54,7 @@ pub fn watch(facts: &Facts, epochs: f64, updates: f64, batch: usize, choices: &m
     choices.set("output.checkpoint_every_epochs", every, "about 20 checkpoints")
 }
 
-/// Lets k-NN take at most about `most` images, a fifth of them held-out ones, where the data set has more.
+/// Limits k-NN to about `most` images, a fifth of them held out, if the data set has more.
 fn few_images(facts: &Facts, most: usize, choices: &mut Choices) -> Result<()> {
     let monitor = &choices.config.monitor;
     let all = |limit: Option<usize>, count: usize| limit.map_or(count, |limit| limit.min(count));
@@ -63,7 +63,7 @@ fn few_images(facts: &Facts, most: usize, choices: &mut Choices) -> Result<()> {
     if train + held_out <= most {
         return Ok(());
     }
-    let reason = "so many that k-NN takes at most about a tenth of the run";
+    let reason = "keeps k-NN to about a tenth of the run";
     let fewer = held_out.min(most / 5).max(MIN_KNN[1]);
     if held_out > fewer {
         choices.set("monitor.knn_eval_images", fewer, reason)?;

@@ -13,7 +13,7 @@ use crate::augment::AugmentConfig;
 use crate::byol::Byol;
 use crate::checkpoint::{self, Manifest};
 use crate::data::values::ValueRange;
-use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, ModelConfig, Named, Params, Represent, resample};
+use crate::model::{self, BATCH_NORM_MOMENTUM, EncoderConfig, Family, ModelConfig, Named, Params, Represent, resample};
 use crate::section::Shown;
 use crate::weights::{Choice, Place, WeightFile, check_values, find, locate};
 use native::Autocast;
@@ -33,13 +33,15 @@ pub struct EncoderOptions {
     pub augment: Option<AugmentConfig>,
     /// Which of several encoders in a file, see [`Choice::prefix`].
     pub prefix: Option<String>,
+    /// What a file holds, if its shapes and metadata do not tell, see [`Choice::known`].
+    pub known: Option<EncoderConfig>,
 }
 
 impl Default for EncoderOptions {
     /// The online encoder, in fp32 on the CPU.
     fn default() -> Self {
         let (which, device) = (Branch::Online, Device::Cpu);
-        Self { which, device, bf16: false, channels_last: false, augment: None, prefix: None }
+        Self { which, device, bf16: false, channels_last: false, augment: None, prefix: None, known: None }
     }
 }
 
@@ -153,9 +155,17 @@ impl Encoder {
         let tensors = file.tensors()?;
         let metadata = file.metadata()?;
         let known = metadata.as_ref().map(metadata::encoder).transpose().with_context(place)?.flatten();
+        let known = known.or(options.known);
         let (prefix, network) = (options.prefix.as_deref(), options.which.name());
         let choice = Choice { prefix, option: "--prefix", network, known };
         let found = find(&tensors, &choice).with_context(place)?;
+        if known.is_none() && found.config.arch.family() == Family::Vit {
+            log::info!(
+                "{}: does not say how many heads its ViT has: unless a section model of --config does, it is {}",
+                path.display(),
+                found.config
+            );
+        }
         if let Some(ignored) = found.ignored(&[]) {
             let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
             log::info!("{where_}: {} tensors loaded, {ignored}", found.count());

@@ -224,7 +224,7 @@ pub fn stream(
     Ok(())
 }
 
-/// The representations of images, computed as those of a batch of at least `rows`: black images fill it up.
+/// The representations of images, from a batch padded with zeros to at least `rows`.
 fn represent_padded(encoder: &impl Represent, images: &Tensor, rows: i64) -> Result<Tensor> {
     let count = images.size()[0];
     if count >= rows {

@@ -131,15 +131,16 @@ impl Evaluation {
         if group.is_first() {
             notes.iter().for_each(|note| log::info!("{note}"));
         }
-        let known = !foreign || config.augment != AugmentConfig::default();
+        let prepared = !foreign || config.augment != AugmentConfig::default();
         let mut encoder = Encoder::open(
             &args.checkpoint,
             &EncoderOptions {
                 device: machine.device,
                 bf16: machine.bf16,
                 channels_last: config.train.channels_last,
-                augment: known.then(|| config.augment.clone()),
+                augment: prepared.then(|| config.augment.clone()),
                 prefix: args.prefix.clone(),
+                known: has_model(&config).then(|| config.model.encoder()),
                 ..EncoderOptions::default()
             },
         )?;
@@ -341,12 +342,17 @@ fn detected_format(overrides: &[String]) -> Result<Option<String>> {
     Ok(Some(format!("data.format={}", json!(format))))
 }
 
+/// Whether the config says which encoder it is for.
+fn has_model(config: &Config) -> bool {
+    let wanted = config.model.encoder();
+    wanted != EncoderConfig { channels: wanted.channels, ..Config::default().model.encoder() }
+}
+
 /// Checks that the config's model is the encoder's. A foreign file describes itself, but must match a section model if
 /// the config has one.
 fn check_architecture(encoder: &Encoder, config: &Config, foreign: bool) -> Result<()> {
     let (found, wanted) = (encoder.config, config.model.encoder());
-    let default = EncoderConfig { channels: wanted.channels, ..Config::default().model.encoder() };
-    let asked = !foreign || wanted != default;
+    let asked = !foreign || has_model(config);
     if found.channels != wanted.channels {
         bail!(
             "{}: found an encoder for images of {} channels, expected {} (data.channels)",
@@ -357,15 +363,8 @@ fn check_architecture(encoder: &Encoder, config: &Config, foreign: bool) -> Resu
     }
     if asked && (found.arch, found.width, found.stem) != (wanted.arch, wanted.width, wanted.stem) {
         bail!(
-            "{}: found {} of width {} with stem {}, the config's model is {} of width {} with stem {}; name the \
-             checkpoint of that run, or remove section model",
-            encoder.source.display(),
-            found.arch,
-            found.width,
-            found.stem,
-            wanted.arch,
-            wanted.width,
-            wanted.stem
+            "{}: found {found}, the config's model is {wanted}; name the checkpoint of that run, or remove section model",
+            encoder.source.display()
         );
     }
     Ok(())

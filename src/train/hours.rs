@@ -11,7 +11,7 @@ use super::Plan;
 /// Steps of a session before the first number is set, unless they take too long; the first of them is not measured.
 const FIRST: u64 = 4;
 
-/// The last evaluation is left out where it would take more than this share of the run.
+/// The final evaluation is skipped if it would take more than this share of the run.
 const MAX_SHARE: f64 = 0.25;
 
 /// The clock of a run.

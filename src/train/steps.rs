@@ -161,7 +161,9 @@ impl<'a> Steps<'a> {
         let own = if last { hours.ends_with_evaluation() } else { hours.has_time_to_evaluate() };
         let agreed = self.trainer.group.from_first(&[f64::from(u8::from(own))])?[0] > 0.0;
         if last && !agreed && self.trainer.group.is_first() {
-            log::warn!("not evaluated at its end: that takes more than a quarter of schedule.hours");
+            log::warn!(
+                "final evaluation skipped: it takes more than a quarter of schedule.hours; run byol knn-eval on the checkpoint"
+            );
         }
         Ok(agreed)
     }

@@ -326,3 +326,17 @@ fn what_the_libraries_lack_is_said_of_the_family() {
         }
     }
 }
+
+/// A ViT-Base of a quarter of the channels has the names and shapes of a ViT-Tiny, which has fewer heads.
+#[test]
+fn what_shapes_do_not_tell_may_be_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, base) = (folder.path().join("vit.safetensors"), patches(Arch::VitBase, 0.25, 16));
+    write(&file, &state_dict(&base));
+    let opened = |known| {
+        let augment = Some(AugmentConfig { size: 32.into(), ..AugmentConfig::default() });
+        Encoder::open(&file, &EncoderOptions { augment, known, ..EncoderOptions::default() }).expect("opened").config
+    };
+    assert_eq!((opened(None).arch, opened(None).width), (Arch::VitTiny, 1.0));
+    assert_eq!(opened(Some(base)), base);
+}

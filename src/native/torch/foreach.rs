@@ -90,7 +90,7 @@ pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     check(unsafe { byol_foreach_scale(list(tensors).as_ptr(), tensors.len(), factor.as_ptr()) })
 }
 
-/// `a = a + weight (b - a)` for each pair (`torch._foreach_lerp_`); on a GPU without a look at the weight.
+/// `a = a + weight (b - a)` for each pair (`torch._foreach_lerp_`); on a GPU without reading the weight.
 pub fn lerp(a: &[Tensor], b: &[Tensor], weight: &Tensor) -> Result<()> {
     let lerp = if weight.device().is_cuda() { byol_fused_lerp } else { byol_foreach_lerp };
     lerp_by(lerp, a, b, weight)
