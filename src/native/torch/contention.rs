@@ -22,6 +22,10 @@ const EVERY: Duration = Duration::from_millis(500);
 /// below the second no longer.
 const CROWDED: [f64; 2] = [0.2, 0.04];
 
+/// Cores that other processes use, above and below which the same holds: this process's own threads, loader workers among
+/// them, wait for each other, too.
+const OTHERS: [f64; 2] = [0.25, 0.1];
+
 /// The watch of this process.
 static WATCH: Mutex<Option<Guarded>> = Mutex::new(None);
 
@@ -56,6 +60,7 @@ fn watch(mut contention: Contention, crowded: fn(), ended: &Receiver<()>) {
 struct Contention {
     seen: Instant,
     delay: Duration,
+    others: f64,
     crowd: Option<Guarded>,
     /// OpenMP can have more threads than there are cores, and the system reports how long threads wait.
     possible: bool,
@@ -67,7 +72,8 @@ impl Contention {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let delay = run_delay();
         let possible = device == Device::Cpu && threads > 1 && 2 * threads - 1 > cores && delay.is_some();
-        Self { seen: Instant::now(), delay: delay.unwrap_or_default(), crowd: None, possible }
+        let others = others_seconds().unwrap_or_default();
+        Self { seen: Instant::now(), delay: delay.unwrap_or_default(), others, crowd: None, possible }
     }
 
     /// Checks the time since the last call. True if the cores have just become crowded.
@@ -76,19 +82,26 @@ impl Contention {
         if !self.possible || elapsed < EVERY {
             return false;
         }
-        let delay = run_delay().unwrap_or(self.delay);
+        let (delay, others) = (run_delay().unwrap_or(self.delay), others_seconds().unwrap_or(self.others));
         let share = delay.saturating_sub(self.delay).as_secs_f64() / elapsed.as_secs_f64();
-        (self.seen, self.delay) = (Instant::now(), delay);
-        match &self.crowd {
-            None if share > CROWDED[0] => {
+        let cores = (others - self.others) / elapsed.as_secs_f64();
+        (self.seen, self.delay, self.others) = (Instant::now(), delay, others);
+        match (self.crowd.is_some(), crowded(self.crowd.is_some(), share, cores)) {
+            (false, true) => {
                 self.crowd = Guarded::start("idle", idle);
                 return self.crowd.is_some();
             }
-            Some(_) if share < CROWDED[1] => self.crowd = None,
+            (true, false) => self.crowd = None,
             _ => {}
         }
         false
     }
+}
+
+/// Whether the cores are crowded, from whether they were: threads wait for a core, and other processes use some.
+fn crowded(before: bool, waiting: f64, others: f64) -> bool {
+    let at = usize::from(before);
+    waiting > CROWDED[at] && others > OTHERS[at]
 }
 
 /// Total time that this process's threads were runnable without a core; `None` if the system does not report it.
@@ -100,6 +113,24 @@ fn run_delay() -> Option<Duration> {
         nanoseconds += text.split(' ').nth(1)?.parse::<u64>().ok()?;
     }
     Some(Duration::from_nanos(nanoseconds))
+}
+
+/// CPU seconds of all processes together and of this one; `None` if the system does not report them.
+fn cpu_seconds() -> Option<[f64; 2]> {
+    let number = |text: &str| text.parse::<u64>().ok();
+    let seconds = |ticks: u64| ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+    // User, nice, system, idle, waiting for a disk, and two kinds of interrupts (proc_stat(5)).
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let times: Vec<u64> = text.lines().next()?.split_whitespace().skip(1).map_while(number).collect();
+    let all = [0, 1, 2, 5, 6].iter().filter_map(|&at| times.get(at)).sum();
+    // User and system are fields 14 and 15 (proc_pid_stat(5)); the second is a name in parentheses, of any characters.
+    let text = fs::read_to_string("/proc/self/stat").ok()?;
+    let own = text.rsplit_once(')')?.1.split_whitespace().skip(11).take(2).filter_map(number).sum();
+    Some([seconds(all), seconds(own)])
+}
+
+fn others_seconds() -> Option<f64> {
+    cpu_seconds().map(|[all, own]| all - own)
 }
 
 /// A thread that ends, and is waited for, when this is dropped.
@@ -158,6 +189,31 @@ mod tests {
     fn work() -> Tensor {
         let x = Tensor::arange(1 << 18, (Kind::Float, Device::Cpu)).view([512, 512]) / 1e6;
         (0..4).fold(x, |x, _| x.matmul(&x).sin())
+    }
+
+    #[test]
+    fn only_other_processes_crowd_the_cores() {
+        for (now, waiting, others, expected) in [
+            (false, 0.5, 1.0, true),
+            (false, 0.1, 1.0, false),
+            (false, 0.5, 0.05, false), // this process's own threads wait for each other
+            (true, 0.1, 0.2, true),
+            (true, 0.01, 1.0, false),
+            (true, 0.5, 0.05, false),
+        ] {
+            assert_eq!(crowded(now, waiting, others), expected, "{now} {waiting} {others}");
+        }
+    }
+
+    #[test]
+    fn own_time_is_part_of_all() {
+        let Some([all, own]) = cpu_seconds() else { return println!("skipped: the system does not report CPU times") };
+        let (start, mut now) = (Instant::now(), [all, own]);
+        while now[1] < own + 0.3 {
+            assert!(start.elapsed() < Duration::from_secs(300), "0.3 s of CPU time never came");
+            now = cpu_seconds().expect("as before");
+        }
+        assert!(now[0] > all + 0.2, "{all} {now:?}");
     }
 
     #[test]
