@@ -127,9 +127,8 @@ find_nccl() {
   ) 9>"$root/.libtorch/lock"
 }
 
-# The commit that is built, with -changed if the sources are; empty without git, or within another repository.
+# The commit that is built, with -changed if the sources are; `unknown` without git, or within another repository.
 find_commit() {
-  BYOL_COMMIT=unknown
   if [ "$(git -C "$root" rev-parse --show-prefix 2>/dev/null)x" = x ] && BYOL_COMMIT=$(git -C "$root" rev-parse --short=12 HEAD 2>/dev/null); then
     [ -z "$(git -C "$root" status --porcelain -- src Cargo.toml Cargo.lock)" ] || BYOL_COMMIT+=-changed
   fi
