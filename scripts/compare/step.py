@@ -4,8 +4,8 @@
     scripts/byol --version    # builds it
     scripts/compare/step.py --cifar data/cifar10 --byol target/release/byol
 
-ResNet-18 of width 0.25 with a 3x3 stem on 32 px views of CIFAR-10's JPEGs, batch 256, heads 1024/128, SGD, bf16 autocast,
-channels last. The peer (torch_step.py) is plain PyTorch with multi-tensor SGD and moving average; its images come
+ResNet-18 of width 0.25 with a 3x3 stem on 32 px views of CIFAR-10's JPEGs, batch 256, heads 1024/128, SGD, bf16 autocast
+(or --precision fp32), channels last. The peer (torch_step.py) is plain PyTorch with multi-tensor SGD and moving average; its images come
 through lightly's BYOLTransform in 2 DataLoader workers. Both count from asking for the first batch to the end of the
 last step. A second pair has no loader: views of noise, byol's still bytes to be normalised. All run in turn, in the
 reverse order every other round; the table, on stdout, has medians. lightly, torch and pyarrow are those of
@@ -42,7 +42,7 @@ def settings(args: argparse.Namespace, out: str) -> list[str]:
         "model.predictor_hidden": HIDDEN,
         "model.projection_dim": DIM,
         "train.batch_size": args.batch,
-        "train.precision": "bf16",
+        "train.precision": args.precision,
         "train.device": "cpu",
         "train.max_steps": args.steps,
         "monitor.knn_every": 0,
@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace, python: pathlib.Path) -> dict:
     config = ROOT / "configs/cifar10_cpu.yaml"
     peer = [python, HERE / "torch_step.py", "--hidden", HIDDEN, "--dim", DIM, "--batch", args.batch]
     peer += ["--arch", args.arch, "--width", WIDTH if args.arch == "resnet18" else 2 * WIDTH, "--patch", PATCH]
-    peer += ["--steps", args.steps, "--device", "cpu"]
+    peer += ["--steps", args.steps, "--device", "cpu", "--precision", args.precision]
 
     def byol() -> float:
         with tempfile.TemporaryDirectory() as out:
@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=["resnet18", "convnext_tiny", "vit_tiny"], default="resnet18")
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="bf16 is slow without AVX-512")
     parser.add_argument("--cifar", type=pathlib.Path, required=True, help="folder with train*.parquet, 32 px")
     parser.add_argument("--byol", type=pathlib.Path, default=ROOT / "target/release/byol", help="the binary")
     parser.add_argument("--venv", type=pathlib.Path, default=ROOT / "target/compare", help="the peers' environment")
