@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     });
     // At the file size limit (ulimit -f) SIGXFSZ would kill the process; if handled, the write fails with an error.
     let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
+    let _ = native::log_warnings();
     // tch panics when an operator fails; the message is printed in one line below instead.
     std::panic::set_hook(Box::new(|_| {}));
     let run = || match &cli.command {
@@ -58,5 +59,8 @@ fn main() -> ExitCode {
         Err(panic) => panic_line(&*panic),
     };
     say(&message);
+    if message.contains("CUDA error") {
+        native::leave(1);
+    }
     ExitCode::FAILURE
 }

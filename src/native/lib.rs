@@ -22,7 +22,7 @@ pub use torch::contention::{share_cores, stop_sharing_cores};
 pub use torch::cuda::{DeviceChoice, choose_device, describe_device};
 pub use torch::normalize::{ImageLayout, Normalizer};
 pub use torch::shim::{
-    allow_tf32, clear_grad, deterministic, device_bus, device_name, freeze_torchscript, libtorch_version,
+    allow_tf32, clear_grad, deterministic, device_bus, device_name, freeze_torchscript, libtorch_version, log_warnings,
 };
 pub use torch::{foreach, graph, observer, stream};
 
@@ -147,6 +147,13 @@ pub fn panic_line(panic: &(dyn std::any::Any + Send)) -> String {
     first_line(text.unwrap_or("panicked without a message"))
 }
 
+/// Ends the process. After an error of the GPU, which no later call on it survives: what is destroyed on the way out of
+/// `main` could abort instead.
+pub fn leave(code: u8) -> ! {
+    // SAFETY: nothing runs after it.
+    unsafe { libc::_exit(code.into()) }
+}
+
 /// Runs `work`; a panic in it, such as those of tch's operators, becomes an error.
 /// # Errors
 /// Those of `work`; the message of a panic.
@@ -166,6 +173,30 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+
+    #[test]
+    fn warnings_of_libtorch_are_logged_in_one_line() -> Result<()> {
+        struct Kept(std::sync::Mutex<Vec<String>>);
+        impl log::Log for Kept {
+            fn enabled(&self, _: &log::Metadata) -> bool {
+                true
+            }
+            fn log(&self, record: &log::Record) {
+                self.0.lock().expect("no test panics with it").push(format!("{} {}", record.level(), record.args()));
+            }
+            fn flush(&self) {}
+        }
+        static KEPT: Kept = Kept(std::sync::Mutex::new(Vec::new()));
+        log::set_logger(&KEPT).expect("the only logger of these tests");
+        log::set_max_level(log::LevelFilter::Debug);
+        log_warnings()?;
+        let _ = Tensor::ones([1], (Kind::Float, Device::Cpu)).var(true);
+        let kept = KEPT.0.lock().expect("as above");
+        let warned = kept.iter().filter(|line| line.starts_with("DEBUG libtorch: var(): degrees of freedom is <= 0"));
+        assert_eq!(warned.count(), 1, "{kept:?}");
+        assert!(kept.iter().all(|line| !line.contains('\n')), "{kept:?}");
+        Ok(())
+    }
 
     #[test]
     fn autocast_is_on_inside_the_guard_only() -> Result<()> {

@@ -68,6 +68,18 @@ int byol_clear_grad(at::Tensor* parameter) {
   return guarded([&] { parameter->mutable_grad().reset(); });
 }
 
+// Rust's side of the handler below.
+void byol_warned(const char* message);
+
+// Has this thread's warnings of libtorch handed to byol_warned(); libtorch itself prints several lines.
+int byol_take_warnings() {
+  struct Handler : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { byol_warned(warning.msg().c_str()); }
+  };
+  static Handler handler;
+  return guarded([] { c10::WarningUtils::set_warning_handler(&handler); });
+}
+
 // Freezes the TorchScript module in a file (torch.jit.freeze) and writes it back.
 int byol_freeze_torchscript(const char* path) {
   return guarded([&] {

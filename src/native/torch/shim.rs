@@ -13,6 +13,7 @@ unsafe extern "C" {
     fn byol_allow_tf32(allow: c_int) -> c_int;
     fn byol_deterministic(on: c_int) -> c_int;
     fn byol_clear_grad(tensor: *mut torch_sys::C_tensor) -> c_int;
+    fn byol_take_warnings() -> c_int;
     fn byol_freeze_torchscript(path: *const c_char) -> c_int;
 }
 
@@ -51,6 +52,21 @@ pub(crate) fn autocast_bf16(cuda: bool, enabled: bool) -> Result<()> {
 pub fn allow_tf32(allow: bool) -> Result<()> {
     // SAFETY: plain integer in, a status out.
     check(unsafe { byol_allow_tf32(allow.into()) })
+}
+
+/// Called by the shim for each of libtorch's warnings.
+#[unsafe(no_mangle)]
+extern "C" fn byol_warned(message: *const c_char) {
+    // SAFETY: the shim passes a NUL-terminated string that lives until this returns.
+    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+    log::debug!("libtorch: {}", crate::first_line(&message));
+}
+
+/// Logs this thread's warnings of libtorch at debug level from now on, its own and those of its backward passes. It
+/// would print them itself, several lines each: after a GPU's error one for everything that is freed.
+pub fn log_warnings() -> Result<()> {
+    // SAFETY: a status out; the handler is static.
+    check(unsafe { byol_take_warnings() })
 }
 
 /// Deterministic algorithms and no cuDNN autotuning, or the reverse (`torch.use_deterministic_algorithms`).
