@@ -56,13 +56,16 @@ impl Network {
         Self::new(config, Params::new(device, Some(seed)), true)
     }
 
-    /// The target network as it starts: a copy of the online encoder and projector, never given gradients.
+    /// The target network as it starts: a copy of the online encoder and projector. It is used only where gradients are
+    /// off.
     pub fn target_of(online: &Self, config: &ModelConfig, device: Device) -> Self {
         let target = Self::new(config, Params::new(device, None), false);
         let _no_grad = tch::no_grad_guard();
         for (to, from) in target.params.parameters.iter().zip(&online.params.parameters) {
             debug_assert_eq!(to.name, from.name);
             to.tensor.shallow_clone().copy_(&from.tensor);
+            // Without it autocast would cast them for each view: it keeps only what may need gradients.
+            let _ = to.tensor.set_requires_grad(true);
         }
         target
     }
