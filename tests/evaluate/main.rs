@@ -12,6 +12,8 @@ mod families;
 mod features;
 mod layouts;
 mod libraries;
+mod linear_eval;
 mod looking;
 mod pytorch;
 mod report;
+mod trained;
