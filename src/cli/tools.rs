@@ -105,9 +105,27 @@ pub struct PackArgs {
     /// Quality of shrunk JPEGs, 1 to 100; other formats become PNG.
     #[arg(long, value_name = "Q", default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
-    /// A shard ends with the image that reaches this size.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1..))]
+    /// A shard ends with the image that reaches this size: bytes, or a number with MB, GB, MiB or GiB.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30, value_parser = bytes)]
     pub shard_size: u64,
+}
+
+/// A number of bytes, at least 1.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "kb" => Some(1000),
+        "mb" => Some(1_000_000),
+        "gb" => Some(1_000_000_000),
+        "kib" => Some(1 << 10),
+        "mib" => Some(1 << 20),
+        "gib" => Some(1 << 30),
+        _ => None,
+    };
+    let number =
+        digits.trim_end().parse().ok().zip(factor).and_then(|(number, factor): (u64, u64)| number.checked_mul(factor));
+    number.filter(|number| *number > 0).ok_or_else(|| "expected a number of bytes, such as 500MB or 1GiB".to_string())
 }
 
 /// Pixels that a side of a JPEG can have.
@@ -162,4 +180,19 @@ pub struct CompletionsArgs {
 pub struct ManArgs {
     /// Folder for the pages, such as ~/.local/share/man/man1; created if it does not exist.
     pub dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, expected) in [("5", 5), ("7 B", 7), ("500MB", 500_000_000), ("2kb", 2000), ("1GiB", 1 << 30)] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "0", "-1", "1.5GB", "GB", "9 parsecs", "99999999999GiB"] {
+            assert_eq!(bytes(text), Err("expected a number of bytes, such as 500MB or 1GiB".into()), "{text}");
+        }
+    }
 }
