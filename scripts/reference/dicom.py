@@ -14,15 +14,16 @@ from bands import as_bytes
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale, convert_color_space, pixel_array, set_pixel_data
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 FOLDER = pathlib.Path(__file__).parents[2] / "tests/fixtures/data/dicom"
 HEIGHT, WIDTH = 17, 22
-IMPLICIT, EXPLICIT, BIG, RLE, JPEG, LOSSLESS = (
-    UID("1.2.840.10008.1.2" + end) for end in ("", ".1", ".2", ".5", ".4.50", ".4.70")
+IMPLICIT, EXPLICIT, BIG, RLE, JPEG, LOSSLESS, LS, NEAR_LS, LOSSLESS_2000, JPEG_2000 = (
+    UID("1.2.840.10008.1.2" + end)
+    for end in ("", ".1", ".2", ".5", ".4.50", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91")
 )
 
 
@@ -239,15 +240,55 @@ def frames_files(rng):
         yield name, fragments(ds, parts, offsets), opened(first, "L")
 
 
-def unread_files(rng):
-    """Name and bytes of files that are not read."""
+def newer_files(rng):
+    """Name, bytes of the file, values, and how far off a byte may be, of JPEG-LS and JPEG 2000."""
+    hounsfield = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
+    j2k = lambda array, **options: imagecodecs.jpeg2k_encode(array, codecformat="j2k", **options)  # noqa: E731
+    for bits, sign in ((8, 1), (12, 1), (16, 1), (16, -1), (12, -1)):
+        a = pattern(rng, 0 if sign > 0 else -(1 << bits - 1), (1 << bits - (sign < 0)) - 1)
+        stored = a.astype("u1" if bits == 8 else "<u2" if sign > 0 else "<i2")
+        coded = (a & (1 << bits) - 1).astype(stored.dtype.str.replace("i", "u"))
+        name = f"{'u' if sign > 0 else 'i'}{bits}"
+        ds = dataset(LS, stored, sign * bits, **(hounsfield if bits == 12 else {}))
+        yield f"ls_{name}.dcm", written(ds, [imagecodecs.jpegls_encode(coded)]), values(a, ds) if bits > 8 else stored, 0
+        # Of signed values the codestream says so, or does not.
+        for kind, array in (("", stored), ("_as_unsigned", coded))[: 1 + (sign < 0)]:
+            ds = dataset(LOSSLESS_2000, stored, sign * bits, **(hounsfield if bits == 12 else {}))
+            data = j2k(array, reversible=True, level=0, bitspersample=bits)
+            yield f"j2k_{name}{kind}.dcm", written(ds, [data]), values(a, ds) if bits > 8 else stored, 0
     a = pattern(rng, 0, 4095).astype("<u2")
-    for name, end, data in [
-        ("unread_ls.dcm", ".4.80", imagecodecs.jpegls_encode(a)),
-        ("unread_j2k.dcm", ".4.90", imagecodecs.jpeg2k_encode(a, level=0, codecformat="j2k")),
-        ("unread_12.dcm", ".4.51", imagecodecs.jpeg8_encode(a, level=90, bitspersample=12)),
-    ]:
-        yield name, written(dataset(UID("1.2.840.10008.1.2" + end), a, 12), [data])
+    data = imagecodecs.jpegls_encode(a, level=5)
+    ds = dataset(NEAR_LS, a, 12)
+    yield "ls_near.dcm", written(ds, [data]), values(imagecodecs.jpegls_decode(data).astype(int), ds), 0
+    data = j2k(a, reversible=False, level=45, bitspersample=12)
+    ds = dataset(JPEG_2000, a, 12)
+    yield "j2k_lossy.dcm", written(ds, [data]), values(imagecodecs.jpeg2k_decode(data).astype(int), ds), 1
+    a = color(rng)
+    data = j2k(a, reversible=True, level=0, mct=True)
+    yield "j2k_rct.dcm", written(dataset(LOSSLESS_2000, a, 8, "YBR_RCT"), [data]), a, 0
+    data = j2k(a, reversible=True, level=0, mct=False)
+    yield "j2k_rgb.dcm", written(dataset(LOSSLESS_2000, a, 8, "RGB"), [data]), a, 0
+    rgb = convert_color_space(a, "YBR_FULL", "RGB")
+    yield "j2k_ybr.dcm", written(dataset(LOSSLESS_2000, a, 8, "YBR_FULL"), [data]), rgb, 0
+    data = j2k(a, reversible=False, level=40, mct=True)
+    yield "j2k_ict.dcm", written(dataset(JPEG_2000, a, 8, "YBR_ICT"), [data]), imagecodecs.jpeg2k_decode(data), 1
+    # Two frames, the first in two fragments.
+    grays = [pattern(rng, 0, 4095).astype("<u2") for _ in range(2)]
+    first, second = (j2k(gray, reversible=True, level=0, bitspersample=12) for gray in grays)
+    parts = [part + b"\0" * (len(part) % 2) for part in (first[:200], first[200:], second)]
+    ds = dataset(LOSSLESS_2000, grays[0], 12, NumberOfFrames=2)
+    yield "frames_j2k.dcm", fragments(ds, parts, b""), values(grays[0], ds), 0
+    first, second = (imagecodecs.jpegls_encode(gray) for gray in grays)
+    parts = [part + b"\0" * (len(part) % 2) for part in (first[:200], first[200:], second)]
+    ds = dataset(LS, grays[0], 12, NumberOfFrames=2)
+    yield "frames_ls.dcm", fragments(ds, parts, b""), values(grays[0], ds), 0
+
+
+def unread_files(gray, rgb):
+    """Name and bytes of files that are not read."""
+    yield "unread_12.dcm", ".4.51", gray, imagecodecs.jpeg8_encode(gray, level=90, bitspersample=12)
+    yield "unread_ls.dcm", ".4.80", rgb, imagecodecs.jpegls_encode(rgb)
+    yield "unread_htj2k.dcm", ".4.201", gray, b"\xff\x4f\xff\x51"
 
 
 def more_frames_files(rng):
@@ -284,7 +325,11 @@ def all_frames(data):
     item = b"\xfe\xff\x00\xe0"
     # It takes a table of zeros for one of offsets.
     ds = dcmread(io.BytesIO(data.replace(item + b"\x0c\0\0\0" + bytes(12), item + bytes(4))))
-    stored = pixel_array(ds, decoding_plugin={JPEG: "pillow"}.get(ds.file_meta.TransferSyntaxUID, ""))
+    syntax = ds.file_meta.TransferSyntaxUID
+    if decode := {LS: imagecodecs.jpegls_decode, LOSSLESS_2000: imagecodecs.jpeg2k_decode}.get(syntax):
+        stored = np.stack([decode(x) for x in generate_frames(ds.PixelData, number_of_frames=ds.NumberOfFrames)])
+    else:
+        stored = pixel_array(ds, decoding_plugin={JPEG: "pillow"}.get(syntax, ""))
     if stored.dtype == np.uint8:
         return stored
     groups = ds.get("PerFrameFunctionalGroupsSequence")
@@ -295,10 +340,12 @@ def all_frames(data):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    rng = np.random.default_rng(parser.parse_args().seed)
+    seed = parser.parse_args().seed
+    rng, newer = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     FOLDER.mkdir(parents=True, exist_ok=True)
     listed = []
-    for name, data, real in [*gray_files(rng), *color_files(rng), *frames_files(rng)]:
+    older = [(*file, 0) for file in (*gray_files(rng), *color_files(rng), *frames_files(rng))]
+    for name, data, real, off in older + list(newer_files(newer)):
         (FOLDER / name).write_bytes(data)
         deep = real.dtype != np.uint8
         flat = real.reshape(HEIGHT * WIDTH, -1).astype(np.float64)
@@ -312,9 +359,11 @@ def main():
             made.append(as_bytes(np.where(np.isnan(flat), low, flat), ranges).tobytes())
         (FOLDER / f"{name}.bytes").write_bytes(b"".join(made))
         clipped = int(sum((~((flat[:, c] >= lo) & (flat[:, c] <= hi))).sum() for c, (lo, hi) in enumerate(tight)))
-        listed.append({"name": name, "deep": deep, "auto": auto, "tight": tight, "clipped": clipped})
-    for name, data in unread_files(rng):
-        (FOLDER / name).write_bytes(data)
+        listed.append({"name": name, "deep": deep, "auto": auto, "tight": tight, "clipped": clipped, "off": off})
+    for name, end, array, data in unread_files(pattern(rng, 0, 4095).astype("<u2"), color(newer)):
+        kind = ["MONOCHROME2", "RGB"][array.ndim - 2]
+        ds = dataset(UID("1.2.840.10008.1.2" + end), array, 8 if array.ndim == 3 else 12, kind)
+        (FOLDER / name).write_bytes(written(ds, [data]))
     write_frames(rng)
     lines = ",\n".join(json.dumps(entry) for entry in listed)
     (FOLDER.parent / "dicom.json").write_text(f"[\n{lines}\n]\n")

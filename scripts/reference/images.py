@@ -198,9 +198,27 @@ def others(rgb, grey, rgba, cmyk, other, wide):
     animation = dict(save_all=True, append_images=[other.convert("RGB")], lossless=True)
     yield "animated.webp", webp(rgb, **animation), 0
     yield "animated_alpha.webp", webp(rgba, exact=True, **animation), 0
+    yield from jpegs_2000(rgb, grey, rgba, wide)
     for orientation in range(2, 9):
         yield f"exif{orientation}.webp", webp(rgb, lossless=True, exif=turned(orientation)), 0
     yield "xmp6.webp", webp(rgb, lossless=True, xmp=xmp(6)), 0
+
+
+def jpegs_2000(rgb, grey, rgba, wide):
+    """Lossy ones may round to the next value: the inverse wavelet transform is in floating point."""
+    jp2 = lambda image, **options: encode(image, "JPEG2000", **options)
+    lossy = dict(irreversible=True, quality_mode="dB", quality_layers=[40])
+    yield "rgb.jp2", jp2(rgb), 0
+    yield "rgb_mct.jp2", jp2(rgb, mct=1), 0
+    yield "rgba.jp2", jp2(rgba), 0
+    yield "grey.jp2", jp2(grey), 0
+    yield "grey_alpha.jp2", jp2(Image.merge("LA", [grey, rgba.getchannel(3)])), 0
+    yield "grey16.jp2", jp2(Image.fromarray(wide)), 0
+    yield "tiles.j2k", jp2(rgb, tile_size=(16, 8), no_jp2=True), 0
+    yield "progression.j2k", jp2(rgb, progression="RPCL", num_resolutions=3, no_jp2=True), 0
+    yield "lossy.jp2", jp2(rgb, mct=1, **lossy), 1
+    yield "lossy_grey.j2k", jp2(grey, no_jp2=True, **lossy), 1
+
 
 
 def png_chunk(kind, data):

@@ -97,8 +97,8 @@ pub struct DataConfig {
     pub value_range: ValueRange,
     /// Order of the axes of `.npy` files with three: `hwc` (height, width, channels) or `chw`. Default hwc.
     pub axes: Axes,
-    /// Image folder: `first` or `all`, which frames of a DICOM file are images of the set. Those of several are named
-    /// `scan.dcm/0`, `scan.dcm/1` and so on. Default first.
+    /// Image folder: `first` or `all`, which frames of a DICOM file or pages of a TIFF are images of the set. Those of
+    /// several are named `scan.dcm/0`, `scan.dcm/1` and so on. Default first.
     pub frames: Frames,
     /// Parquet column with the images. Default: `image`, `img`, or the only one of that type.
     pub image_column: Option<String>,

@@ -11,6 +11,7 @@ mod formats;
 mod loader;
 mod names;
 mod pack;
+mod pages;
 mod parquet;
 mod repositories;
 mod user_folders;

@@ -8,7 +8,8 @@ use image::{ImageDecoder, ImageFormat, ImageReader};
 use super::orientation::Orientation;
 use super::raster::{Raster, Samples};
 use super::{
-    DecodeOptions, caught, concise, decode_unchecked, dicom, ensure_pixels, format, jpeg, npy, open_picture, tiff,
+    DecodeOptions, caught, concise, decode_unchecked, dicom, ensure_pixels, format, jpeg, jpeg2000, npy, open_picture,
+    tiff,
 };
 use crate::augment::Part;
 use crate::data::PartFor;
@@ -36,6 +37,10 @@ pub(in crate::data) fn look(bytes: &[u8], axes: Axes) -> Result<Look> {
             let (channels, sample) = dicom::look(bytes)?;
             return Ok(Look { channels, alpha: false, sample: sample.into() });
         }
+        if jpeg2000::is_jpeg2000(bytes) {
+            let (channels, alpha, sample) = jpeg2000::look(bytes)?;
+            return Ok(Look { channels, alpha, sample: sample.into() });
+        }
         let format = format(bytes)?;
         if let (ImageFormat::Tiff, Some(kind)) = (format, tiff::Kind::read(bytes)) {
             let (channels, alpha, sample) = kind.look();
@@ -56,10 +61,11 @@ pub(in crate::data) fn look(bytes: &[u8], axes: Axes) -> Result<Look> {
     caught(read).map_err(concise)
 }
 
-/// Whether it is an array, a DICOM file or a TIFF that the image library does not read.
+/// Whether it is an array, a DICOM file, JPEG 2000 or a TIFF that the image library does not read.
 pub(super) fn is_bands(bytes: &[u8]) -> bool {
     let tiff = || tiff::Kind::read(bytes).is_some_and(|kind| (!kind.is_picture() || kind.is_torn()) && kind.is_bands());
-    npy::is_npy(bytes) || dicom::is_dicom(bytes) || matches!(format(bytes), Ok(ImageFormat::Tiff)) && tiff()
+    let others = [npy::is_npy, dicom::is_dicom, jpeg2000::is_jpeg2000];
+    others.iter().any(|is| is(bytes)) || matches!(format(bytes), Ok(ImageFormat::Tiff)) && tiff()
 }
 
 /// Decodes at least a part with the channels and the range of `values`, and counts the values that were clipped.
@@ -105,6 +111,9 @@ pub(super) fn stored(
     }
     if dicom::is_dicom(bytes) {
         return Ok((dicom::raster(bytes, options)?, None));
+    }
+    if jpeg2000::is_jpeg2000(bytes) {
+        return Ok((jpeg2000::raster(bytes, options)?, None));
     }
     let format = format(bytes)?;
     if let (ImageFormat::Tiff, Some(kind)) = (format, tiff::Kind::read(bytes).filter(tiff::Kind::is_bands)) {

@@ -27,8 +27,10 @@ mod convert;
 pub(super) mod dicom;
 mod frames;
 mod jpeg;
+mod jpeg2000;
 mod npy;
 mod orientation;
+mod pages;
 pub(super) mod raster;
 mod source;
 mod stack;
@@ -228,6 +230,9 @@ pub(super) fn ending_of(bytes: &[u8]) -> Result<&'static str> {
     }
     if dicom::is_dicom(bytes) {
         return Ok("dcm");
+    }
+    if jpeg2000::is_jpeg2000(bytes) {
+        return Ok(if bytes.starts_with(&[0xff]) { "j2k" } else { "jp2" });
     }
     format(bytes)?.extensions_str().first().copied().context("found an image format without an ending")
 }

@@ -5,17 +5,21 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::source::Source;
-use super::{DecodeOptions, caught, concise, dicom, with_read};
+use super::{DecodeOptions, caught, concise, dicom, pages, with_read};
 use crate::files;
 
-/// Number of images in a file: the frames of DICOM, 1 for others.
+/// Number of images in a file: the frames of DICOM, the pages of TIFF, 1 for others.
 /// # Errors
 /// It has fewer than it says.
 pub(in crate::data) fn frames_of(path: &Path, options: DecodeOptions) -> Result<usize> {
     let count = || {
         let file = files::open_regular(path)?;
         let source = Source::open(&file, options)?;
-        if dicom::is_dicom(&source.start(132)?) { dicom::single::count(&source) } else { Ok(1) }
+        match source.start(132)? {
+            start if dicom::is_dicom(&start) => dicom::single::count(&source),
+            start if pages::is_tiff(&start) => pages::count(&source),
+            _ => Ok(1),
+        }
     };
     caught(count).map_err(concise)
 }
@@ -30,6 +34,7 @@ pub(in crate::data) fn with_frame_of(
     with_read(work, |encoded| {
         let file = files::open_regular(path)?;
         let source = Source::open(&file, options)?;
-        caught(|| dicom::single::read(&source, frame, encoded)).map_err(concise)
+        let read = if pages::is_tiff(&source.start(4)?) { pages::read } else { dicom::single::read };
+        caught(|| read(&source, frame, encoded)).map_err(concise)
     })
 }

@@ -15,11 +15,6 @@ pub(in crate::data) struct Unsupported {
 const HEIC: Unsupported =
     Unsupported { name: "HEIC", endings: &["heic", "heif", "hif"], command: "mogrify -format jpg" };
 const AVIF: Unsupported = Unsupported { name: "AVIF", endings: &["avif"], command: "mogrify -format jpg" };
-const JPEG_2000: Unsupported = Unsupported {
-    name: "JPEG 2000",
-    endings: &["jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "jpm"],
-    command: "mogrify -format png",
-};
 const JPEG_XL: Unsupported = Unsupported { name: "JPEG XL", endings: &["jxl"], command: "mogrify -format png" };
 /// libraw's tool, which writes 8-bit TIFFs.
 const RAW: Unsupported = Unsupported {
@@ -32,13 +27,13 @@ const RAW: Unsupported = Unsupported {
 };
 const OTHER: Unsupported = Unsupported {
     name: "not supported",
-    endings: &["dds", "exr", "hdr", "ico", "pam", "pcx", "pfm", "psd", "svg", "tga", "xcf"],
+    endings: &["dds", "exr", "hdr", "ico", "jph", "jpm", "pam", "pcx", "pfm", "psd", "svg", "tga", "xcf"],
     command: "mogrify -format png",
 };
 
 /// The format of a file name extension, in lower case and without its dot.
 pub(in crate::data) fn of_ending(ending: &str) -> Option<&'static Unsupported> {
-    static ALL: [Unsupported; 6] = [HEIC, AVIF, JPEG_2000, JPEG_XL, RAW, OTHER];
+    static ALL: [Unsupported; 5] = [HEIC, AVIF, JPEG_XL, RAW, OTHER];
     ALL.iter().find(|kind| kind.endings.contains(&ending))
 }
 
@@ -48,7 +43,6 @@ fn of_bytes(bytes: &[u8]) -> Option<Unsupported> {
         (_, Some(b"avif" | b"avis")) => Some(AVIF),
         (_, Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1")) => Some(HEIC),
         (_, Some(b"crx ")) => Some(RAW),
-        ([0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xff, 0x4f, 0xff, 0x51, ..], _) => Some(JPEG_2000),
         ([0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] | [0xff, 0x0a, ..], _) => Some(JPEG_XL),
         _ => None,
     }
@@ -64,7 +58,7 @@ pub(in crate::data) fn lfs_pointer(bytes: &[u8]) -> Option<Error> {
 
 /// The error for bytes that no decoder supports.
 pub(super) fn error(bytes: &[u8]) -> Error {
-    let expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, QOI, npy or DICOM";
+    let expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF, JPEG 2000, PNM, QOI, npy or DICOM";
     if let Some(error) = lfs_pointer(bytes) {
         return error;
     }
@@ -85,7 +79,7 @@ mod tests {
         for (bytes, start) in [
             (&b"\0\0\0\x18ftypheic\0\0\0\0"[..], "found HEIC, expected JPEG, PNG"),
             (b"\0\0\0\x1cftypavif\0\0\0\0", "found AVIF, "),
-            (b"\0\0\0\x0cjP  \r\n\x87\n", "found JPEG 2000, "),
+            (b"\0\0\0\x0cJXL \r\n\x87\n", "found JPEG XL, "),
             (b"version https://git-lfs.github.com/spec/v1\noid", "found a Git LFS pointer in place of the file"),
             (b"hello", "found an unknown file type, expected JPEG"),
         ] {

@@ -7,9 +7,9 @@ use crate::data::decode::dicom::is_dicom;
 use crate::files;
 
 /// File name extensions of supported images, in lower case.
-pub(super) const IMAGE_ENDINGS: [&str; 19] = [
+pub(super) const IMAGE_ENDINGS: [&str; 25] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "qoi", "npy",
-    "dcm", "dicom", "ima",
+    "dcm", "dicom", "ima", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx",
 ];
 
 /// Folders that file managers, storage devices and archive tools create, in lower case.
@@ -42,7 +42,7 @@ pub(super) fn is_image(path: &Path) -> bool {
 
 /// Whether a file may hold several images, by its name.
 pub(super) fn has_frames_name(path: &Path) -> bool {
-    !is_image_name(path) || ["dcm", "dicom", "ima"].contains(&ending(path).as_str())
+    !is_image_name(path) || ["dcm", "dicom", "ima", "tif", "tiff"].contains(&ending(path).as_str())
 }
 
 fn is_unnamed(path: &Path) -> bool {

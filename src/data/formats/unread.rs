@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(line(&[("a.xml", 120), ("b.json", 1)], 100), Some((Level::Info, expected)));
         assert_eq!(line(&[("a.xml", 9)], 20), None);
         assert_eq!(line(&[("a.xml", 50)], 1000), None);
-        let (level, text) = line(&[("a.jp2", 1), ("b", 50)], 10).unwrap();
-        assert!(level == Level::Warn && text.contains("50 without an ending, 1 .jp2 (JPEG 2000; "), "{text}");
+        let (level, text) = line(&[("a.jxl", 1), ("b", 50)], 10).unwrap();
+        assert!(level == Level::Warn && text.contains("50 without an ending, 1 .jxl (JPEG XL; "), "{text}");
     }
 }

@@ -14,6 +14,7 @@ use header::Header;
 mod elements;
 mod frame;
 mod header;
+mod jpegs;
 mod rle;
 mod samples;
 pub(super) mod single;

@@ -6,9 +6,9 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 
 use super::elements::{DAMAGED, FRAME_GROUPS, FRAMES, ITEM, PIXEL_DATA, Reader, whole_item};
-use super::frame;
 use super::header::{Header, NO_PIXELS, elements};
 use super::syntax::Packing;
+use super::{frame, jpegs};
 use crate::data::decode::ensure_pixels;
 use crate::data::decode::source::Source;
 
@@ -243,7 +243,7 @@ fn fragment(source: &Source, place: Range<u64>) -> Result<Option<Fragment>> {
         return Ok(None);
     }
     let tag = u32::from(u16::from_le_bytes([a, b])) << 16 | u32::from(u16::from_le_bytes([c, d]));
-    let found = Fragment { at: place.start, length: length.into(), marked: head[8..] == [0xff, 0xd8] };
+    let found = Fragment { at: place.start, length: length.into(), marked: jpegs::begins(&head[8..]) };
     ensure!(tag == ITEM && found.end() <= place.end, DAMAGED);
     Ok(Some(found))
 }

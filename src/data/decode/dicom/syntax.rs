@@ -10,10 +10,11 @@ pub(super) enum Packing {
     None,
     Rle,
     Jpeg,
+    Jpeg2000,
 }
 
 /// Those that are read.
-const READ: &str = "uncompressed pixels, RLE, or JPEG (baseline or lossless)";
+const READ: &str = "uncompressed pixels, RLE, JPEG (8 bits or lossless), JPEG-LS in gray or JPEG 2000";
 
 /// What decodes the others.
 const GDCM: &str = "gdcmconv --raw FILE OUT.dcm";
@@ -30,10 +31,11 @@ pub(super) fn of(uid: &str) -> Result<(Encoding, Packing)> {
         ".1" => return Ok((explicit, Packing::None)),
         ".2" => return Ok((Encoding { explicit: true, big: true }, Packing::None)),
         ".5" => return Ok((explicit, Packing::Rle)),
-        ".4.50" | ".4.51" | ".4.53" | ".4.55" | ".4.57" | ".4.70" => return Ok((explicit, Packing::Jpeg)),
+        ".4.50" | ".4.51" | ".4.53" | ".4.55" | ".4.57" | ".4.70" | ".4.80" | ".4.81" => {
+            return Ok((explicit, Packing::Jpeg));
+        }
+        ".4.90" | ".4.91" | ".4.92" | ".4.93" => return Ok((explicit, Packing::Jpeg2000)),
         ".1.99" => ("deflated elements", GDCM),
-        ".4.80" | ".4.81" => ("JPEG-LS", GDCM),
-        ".4.90" | ".4.91" | ".4.92" | ".4.93" => ("JPEG 2000", GDCM),
         ".4.110" | ".4.111" | ".4.112" => ("JPEG XL", PYDICOM),
         ".4.201" | ".4.202" | ".4.203" => ("high-throughput JPEG 2000", PYDICOM),
         other if other.starts_with(".4.10") => ("a video", VIDEO),
