@@ -235,11 +235,12 @@ def check_case(name, args):
     model.load_state_dict({k.removeprefix(prefix): v for k, v in target.items() if k.startswith(prefix)})
     with torch.no_grad():
         lagging = model(normalised)
-    torch.optim.swa_utils.update_bn([normalised], model.train())
+    # In f64, as statistics of few values in fp32 are themselves off by more than what is compared.
+    torch.optim.swa_utils.update_bn([normalised.double()], model.double().train())
     names = printed(export(args, run, folder / "target.onnx", "--network", "target", "--config", data),
                     {"images": plain.numpy()})
     with torch.no_grad():
-        expected = model.eval()(normalised)
+        expected = model.eval()(normalised.double()).float()
     rows["target, onnx (vs update_bn)"] = distance(names["features"], expected)
     assert distance(lagging, expected) > 0.01, "the statistics of training would have done as well"
     return rows

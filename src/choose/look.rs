@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::Choices;
 use crate::config::Config;
 use crate::data::subset::spread;
-use crate::data::values::ValueRange;
-use crate::data::{self, Dataset, measure};
+use crate::data::values::{Channels, ValueRange};
+use crate::data::{self, DataConfig, Dataset, measure};
 use crate::eval::several_classes;
 use crate::inspect::Colors;
 use crate::pixels::Pixels;
@@ -63,6 +63,9 @@ struct Look {
 /// They cannot be opened; none of the sample can be read.
 pub fn look(config: &Config) -> Result<Facts> {
     let set = data::open_train(&config.data)?;
+    let (channels, range) = measure::measure(&*set, &config.data, true)?;
+    let (own, is_full) = (Channels::Count(channels), range == ValueRange::Full);
+    let set = data::converted(set, &DataConfig { channels: own, value_range: range, ..config.data.clone() });
     let mut order = spread(set.len(), SAMPLE.min(set.len()));
     Stream::new(0, Purpose::Subset, 0, 0, 0).shuffle(&mut order);
     let (started, mut looks, mut errors) = (Instant::now(), Vec::new(), Vec::new());
@@ -82,8 +85,7 @@ pub fn look(config: &Config) -> Result<Facts> {
     if looks.is_empty() {
         bail!("none of {} images can be read: {}", errors.len(), errors.first().cloned().unwrap_or_default());
     }
-    let (channels, range) = measure::measure(&*set, &config.data, true)?;
-    Ok(Facts { channels: (channels, range == ValueRange::Full), ..summary(&set, &looks, &errors, config) })
+    Ok(Facts { channels: (channels, is_full), ..summary(&set, &looks, &errors, config) })
 }
 
 fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &Config) -> Facts {

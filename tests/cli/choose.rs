@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use byol::config::Config;
-use image::{GrayImage, Luma, Rgb, RgbImage};
+use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage};
 
 use crate::support::run::{byol, failed, succeeded, text};
 
@@ -86,6 +86,32 @@ fn dry(path: &str, more: &[&str]) -> (Config, String) {
     succeeded(&output);
     assert!(!run.join("checkpoints").exists(), "a dry run trains");
     (Config::load(&run.join("config.yaml"), &[]).expect("loads"), text(&output.stdout))
+}
+
+#[test]
+fn gray_deep_and_multi_band_images_are_trained_on_by_one_command() {
+    let root = tempfile::tempdir().expect("a folder");
+    let gray = |x: u32, y: u32, i: u32| (x * 5 + y * 3 + i * 9) as u8;
+    for i in 0..8u32 {
+        let folder = |name: &str| {
+            let folder = root.path().join(name);
+            fs::create_dir_all(&folder).expect("made");
+            folder
+        };
+        let image = GrayImage::from_fn(40, 40, |x, y| Luma([gray(x, y, i)]));
+        image.save(folder("gray").join(format!("{i}.png"))).expect("saved");
+        let deep = ImageBuffer::from_fn(40, 40, |x, y| Luma([u16::from(gray(x, y, i)) * 16]));
+        deep.save(folder("deep").join(format!("{i}.png"))).expect("saved");
+        fs::copy(fixture("bands/u16_4_planar.tif"), folder("bands").join(format!("{i}.tif"))).expect("copied");
+    }
+    for (name, channels) in [("gray", 1), ("deep", 1), ("bands", 4)] {
+        let run = root.path().join(format!("run_{name}"));
+        let said = succeeded(&train(&root.path().join(name), &run, &["--epochs", "1"]));
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(&format!("channels {channels} of all that were looked at")), "{said}");
+        let summary = fs::read_to_string(run.join("summary.json")).expect("a summary");
+        assert!(summary.contains("finished"), "{summary}");
+    }
 }
 
 #[test]

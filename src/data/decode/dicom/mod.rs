@@ -18,6 +18,7 @@ mod jpegs;
 mod rle;
 mod samples;
 pub(super) mod single;
+mod stored;
 mod syntax;
 
 pub(in crate::data) use header::is_dicom;
@@ -32,5 +33,5 @@ pub(super) fn look(bytes: &[u8]) -> Result<(usize, &'static str)> {
 pub(super) fn raster(bytes: &[u8], options: DecodeOptions) -> Result<Raster> {
     let header = Header::read(bytes)?;
     ensure_pixels(header.width, header.height, options)?;
-    samples::raster(&header, frame::first(&header, options)?)
+    samples::raster(&header, stored::first(&header, options)?)
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::elements::{DAMAGED, FRAME_GROUPS, FRAMES, ITEM, PIXEL_DATA, Reader, whole_item};
 use super::header::{Header, NO_PIXELS, elements};
 use super::syntax::Packing;
-use super::{frame, jpegs};
+use super::{jpegs, stored};
 use crate::data::decode::ensure_pixels;
 use crate::data::decode::source::Source;
 
@@ -34,7 +34,7 @@ pub fn count(source: &Source) -> Result<usize> {
     let at = head(&bytes, 0)?.1;
     match header.packing {
         Packing::None => {
-            let (frame, most) = (frame::length(&header)?, source.size.saturating_sub(at).min(header.length.into()));
+            let (frame, most) = (stored::length(&header)?, source.size.saturating_sub(at).min(header.length.into()));
             let found = most as usize / frame;
             ensure!(
                 found >= header.frames,
@@ -59,7 +59,7 @@ pub fn read(source: &Source, frame: usize, out: &mut Vec<u8>) -> Result<()> {
         out.extend(SEQUENCE_END);
         return Ok(());
     }
-    let length = frame::length(&header)?;
+    let length = stored::length(&header)?;
     ensure!(!header.swapped || length.is_multiple_of(2), "found frames of an odd number of bytes in 16-bit words");
     let even = (length as u32).next_multiple_of(2);
     out.extend(if header.big { even.to_be_bytes() } else { even.to_le_bytes() });
