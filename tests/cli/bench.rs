@@ -71,7 +71,7 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
 fn a_step_is_its_parts_and_memory_does_not_grow() {
     for synthetic in [true, false] {
         let mut arguments =
-            vec!["--set", "train.batch_size=4", "--set", "train.accumulation_steps=2", "--steps", "150"];
+            vec!["--set", "train.batch_size=4", "--set", "train.accumulation_steps=2", "--steps", "300"];
         arguments.extend(synthetic.then_some("--synthetic"));
         let output = bench_step(&arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -79,7 +79,7 @@ fn a_step_is_its_parts_and_memory_does_not_grow() {
         assert_eq!(text.lines().count(), 1, "{text}");
         let report: Value = serde_json::from_str(&text).expect("JSON");
         let counts = ["batch", "micro_batches", "size", "steps"].map(|key| number(&report, &format!("/{key}")));
-        assert_eq!(counts, [4.0, 2.0, 8.0, 150.0]);
+        assert_eq!(counts, [4.0, 2.0, 8.0, 300.0]);
         let busy = ["normalize", "online_forward", "target_forward", "loss", "backward", "optimizer", "ema"];
         let parts = busy.map(|part| number(&report, &format!("/parts_ms/{part}")));
         assert!(parts.iter().all(|&part| part > 0.0), "{report}");
@@ -89,8 +89,9 @@ fn a_step_is_its_parts_and_memory_does_not_grow() {
         assert_eq!((number(&report, "/parts_ms/copy"), &report["cuda_graph"]), (0.0, &Value::Bool(false)));
         assert!((number(&report, "/data_wait_ms") > 0.001) != synthetic, "{report}");
         assert!(number(&report, "/tflops") > 0.0 && report["peak_tflops"].is_null(), "{report}");
+        // libtorch and the heap settle at up to 4 MB more, whatever the number of steps: a leak is over 16 KB a step.
         let grown = number(&report, "/resident_mb/1") - number(&report, "/resident_mb/0");
-        assert!(grown < 3.0, "{report}");
+        assert!(grown < 5.0, "{report}");
     }
 }
 
