@@ -161,18 +161,53 @@ fn a_report_of_hostile_names_is_one_page_that_works() {
         return;
     };
     for width in [1280, 500] {
-        let found = visit(browser, &page, width);
-        assert_eq!(found["errors"], serde_json::json!([]), "{found}");
-        assert!(found["dark"][0] != found["dark"][1], "{found}");
-        let hover = &found["hover"];
-        assert_eq!(hover["hidden"], false, "{found}");
-        assert_eq!(hover["after"], true, "{found}");
-        assert!(hover["image"].as_str().is_some_and(|image| image.starts_with("url(\"data:image/jpeg")), "{found}");
-        assert!(hover["name"].as_str().is_some_and(|name| name.contains("<img src=x onerror=alert(")), "{found}");
-        assert_eq!(found["planes"], serde_json::json!([[false, true], [true, false]]), "{found}");
-        let sorted: Vec<Vec<f64>> = serde_json::from_value(found["sorted"].clone()).expect("numbers");
-        assert!(sorted[0].is_sorted() && sorted[1].iter().rev().is_sorted() && sorted[0].len() == 2, "{found}");
-        assert!(found["wide"].as_i64().is_some_and(|pixels| pixels <= 0), "it scrolls sideways: {found}");
+        let found = assert_works(browser, &page, width, 2);
+        let name = found["hover"]["name"].as_str();
+        assert!(name.is_some_and(|name| name.contains("<img src=x onerror=alert(")), "{found}");
+    }
+}
+
+/// Looks, hover, maps and a table of `classes` rows of the page; returns what was found.
+fn assert_works(browser: &str, page: &Path, width: u32, classes: usize) -> Value {
+    let found = visit(browser, page, width);
+    assert_eq!(found["errors"], serde_json::json!([]), "{found}");
+    assert!(found["dark"][0] != found["dark"][1], "{found}");
+    let hover = &found["hover"];
+    assert_eq!((&hover["hidden"], &hover["after"]), (&Value::Bool(false), &Value::Bool(true)), "{found}");
+    assert!(hover["image"].as_str().is_some_and(|image| image.starts_with("url(\"data:image/jpeg")), "{found}");
+    assert_eq!(found["planes"], serde_json::json!([[false, true], [true, false]]), "{found}");
+    let sorted: Vec<Vec<f64>> = serde_json::from_value(found["sorted"].clone()).expect("numbers");
+    assert!(sorted[0].is_sorted() && sorted[1].iter().rev().is_sorted() && sorted[0].len() == classes, "{found}");
+    assert!(found["wide"].as_i64().is_some_and(|pixels| pixels <= 0), "it scrolls sideways: {found}");
+    found
+}
+
+/// A step of each: the page is made of the images and the config, not of how long they were trained on.
+#[test]
+fn the_reports_of_the_quick_start_and_of_cifar_10_work_in_a_browser() {
+    let Some(browser) = browser() else {
+        println!("skipped: the pages in a browser (none of {} is installed)", BROWSERS.join(", "));
+        return;
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cifar = root.join("../shared/data/cifar10");
+    let path = format!("data.path={}", cifar.display());
+    for (config, path) in [("quickstart", "data.path=null"), ("cifar10_cpu", &path)] {
+        if config == "cifar10_cpu" && !cifar.exists() {
+            println!("skipped: {} is missing", cifar.display());
+            continue;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let (run, page) = (folder.path().join("run"), folder.path().join("report.html"));
+        let out = format!("output.dir={}", run.display());
+        let file = root.join(format!("configs/{config}.yaml")).display().to_string();
+        let mut arguments = vec!["train", "--config", &file];
+        for set in [path, &out, "train.max_steps=1", "monitor.knn_eval_images=100", "monitor.quality_images=64"] {
+            arguments.extend(["--set", set]);
+        }
+        succeeded(&byol(&arguments).output().expect("byol runs"));
+        report(&[run], &page, &[]);
+        assert_works(browser, &page, 1280, 10);
     }
 }
 
