@@ -31,7 +31,7 @@ pub struct Command {
     line: String,
 }
 
-/// Data, model, machine and versions of a run.
+/// Data, model, machine and versions of a run. Long, because it is the list of these rows.
 pub fn facts(run: &RunFiles) -> Vec<Fact> {
     let (config, manifest) = (&run.config, &run.manifest);
     let short = |value: &Value| value.as_str().map(|text| text.chars().take(12).collect::<String>());
