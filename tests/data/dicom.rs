@@ -265,30 +265,35 @@ fn frames_that_are_not_there_are_not_counted() {
 #[test]
 fn damage_to_a_file_of_frames_ends_in_images_or_one_line() {
     for name in ["frames_enhanced.dcm", "frames_rle.dcm", "frames_jpeg_table.dcm"] {
-        let whole = stored(name);
-        let (folder, mut config) = frames(name, &whole);
-        config.max_pixels = 10_000;
-        let (file, intact) = (folder.path().join(name), open_train(&config).expect("opens"));
-        let mut refused = 0;
-        for at in (100..whole.len()).step_by(3) {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x5a;
-            for bytes in [&bytes[..], &whole[..at]] {
-                fs::write(&file, bytes).expect("written");
-                let set = open_train(&config).expect("opens");
-                assert!(set.len() <= 4000, "{name} {at}: {} frames", set.len());
-                // Also as one that was counted before the damage.
-                for set in [&set, &intact] {
-                    let Err(error) = set.load(set.len() - 1, &mut Pixels::default()) else { continue };
-                    let text = format!("{error:#}");
-                    assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{name} {at}: {text}");
-                    assert!(!text.contains("panicked"), "{name} {at}: {text}");
-                    refused += 1;
-                }
+        assert_damage_is_borne(name, &stored(name), (100, 3), 4000);
+    }
+}
+
+/// With every so many bytes, from `first` on, changed or the rest cut off, a file has at most `most` images, and each ends
+/// in pixels or one line.
+pub fn assert_damage_is_borne(name: &str, whole: &[u8], (first, every): (usize, usize), most: usize) {
+    let (folder, mut config) = frames(name, whole);
+    config.max_pixels = 10_000;
+    let (file, intact) = (folder.path().join(name), open_train(&config).expect("opens"));
+    let mut refused = 0;
+    for at in (first..whole.len()).step_by(every) {
+        let mut bytes = whole.to_vec();
+        bytes[at] ^= 0x5a;
+        for bytes in [&bytes[..], &whole[..at]] {
+            fs::write(&file, bytes).expect("written");
+            let set = open_train(&config).expect("opens");
+            assert!(set.len() <= most, "{name} {at}: {} images", set.len());
+            // Also as one that was counted before the damage.
+            for set in [&set, &intact] {
+                let Err(error) = set.load(set.len() - 1, &mut Pixels::default()) else { continue };
+                let text = format!("{error:#}");
+                assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{name} {at}: {text}");
+                assert!(!text.contains("panicked"), "{name} {at}: {text}");
+                refused += 1;
             }
         }
-        assert!(refused > 300, "{name}: only {refused}");
     }
+    assert!(refused > 300, "{name}: only {refused}");
 }
 
 /// Of a file of 3 GB, nearly all of it a hole, the frames at the end are read as fast as those at the beginning.
