@@ -224,14 +224,17 @@ pub fn stream(
     Ok(())
 }
 
-/// The representations of images, from a batch padded with zeros to at least `rows`.
+/// The representations of images, from a batch padded with zeros to at least `rows`. An encoder may make one of several
+/// images, of the views of one, say.
 fn represent_padded(encoder: &impl Represent, images: &Tensor, rows: i64) -> Result<Tensor> {
     let count = images.size()[0];
     if count >= rows {
         return encoder.represent(images);
     }
     let padded = images.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, rows - count])?;
-    Ok(encoder.represent(&padded)?.f_narrow(0, 0, count)?)
+    let features = encoder.represent(&padded)?;
+    let own = features.size()[0] * count / rows;
+    Ok(features.f_narrow(0, 0, own)?)
 }
 
 /// The features of images without augmentation, all at once; `what` is the label of the progress bar.
@@ -274,14 +277,35 @@ mod tests {
     use super::*;
     use crate::byol::Byol;
 
-    #[test]
-    fn padding_changes_no_feature() -> Result<()> {
-        let byol = Byol::tiny();
-        let images = native::channels_last(&Tensor::rand([3, 3, 16, 16], (Kind::Float, Device::Cpu)));
-        let expected = represent_padded(&byol, &images, 0)?;
-        let found = represent_padded(&byol, &images, 8)?;
+    /// One row of two images, as of the two views of one.
+    struct Pairs(Byol);
+
+    impl Represent for Pairs {
+        fn represent(&self, images: &Tensor) -> Result<Tensor> {
+            Ok(self.0.represent(images)?.reshape([-1, 2 * self.0.feature_dim()]))
+        }
+
+        fn device(&self) -> Device {
+            self.0.device
+        }
+
+        fn feature_dim(&self) -> i64 {
+            2 * self.0.feature_dim()
+        }
+    }
+
+    fn assert_same_padded(encoder: &impl Represent) -> Result<()> {
+        let images = native::channels_last(&Tensor::rand([6, 3, 16, 16], (Kind::Float, Device::Cpu)));
+        let expected = represent_padded(encoder, &images, 0)?;
+        let found = represent_padded(encoder, &images, 16)?;
         assert_eq!(found.size(), expected.size());
         assert!((found - expected).abs().max().double_value(&[]) < 1e-6);
         Ok(())
+    }
+
+    #[test]
+    fn padding_changes_no_feature() -> Result<()> {
+        assert_same_padded(&Byol::tiny())?;
+        assert_same_padded(&Pairs(Byol::tiny()))
     }
 }
