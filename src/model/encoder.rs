@@ -124,6 +124,34 @@ struct Step {
     last_use: Vec<bool>,
     /// Whether to run in place on the first input: nothing else needs it, not even the backward pass.
     in_place: bool,
+    /// Of a BatchNorm.
+    following: Following,
+}
+
+/// What a BatchNorm can be computed together with: ReLU, or the sum with a shortcut and ReLU.
+#[derive(Debug, Default)]
+struct Following {
+    /// How many layers that is.
+    layers: usize,
+    /// The other term of the sum.
+    shortcut: Option<usize>,
+}
+
+impl Following {
+    fn new(layers: &[Layer], at: usize) -> Self {
+        let relu_of = |value: usize| {
+            layers.get(value).is_some_and(|layer| matches!(layer.op, Op::Relu) && layer.inputs == [value])
+                && layers.iter().filter(|layer| layer.inputs.contains(&value)).count() == 1
+        };
+        let output = at + 1;
+        match layers.get(output) {
+            _ if relu_of(output) => Self { layers: 1, shortcut: None },
+            Some(Layer { op: Op::Add, inputs, .. }) if inputs.contains(&output) && relu_of(output + 1) => {
+                Self { layers: 2, shortcut: inputs.iter().copied().find(|&value| value != output) }
+            }
+            _ => Self::default(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -154,13 +182,25 @@ impl Encoder {
     pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
         let mut values = vec![Some(images.shallow_clone())];
         let kept = self.drop_path.as_ref().filter(|_| train).map(|drop_path| drop_path.next(images.size()[0]));
-        for (layer, step) in self.layers.iter().zip(&self.steps) {
+        let mut computed = 0; // of the next layers, together with a BatchNorm
+        for (at, (layer, step)) in self.layers.iter().zip(&self.steps).enumerate() {
             // A value is dropped after its last use, to free its memory.
             let inputs = layer.inputs.iter().zip(&step.last_use).map(|(&input, &last)| {
                 let value = if last { values[input].take() } else { values[input].as_ref().map(Tensor::shallow_clone) };
                 value.expect("a value is there until its last use")
             });
-            let inputs: Vec<Tensor> = inputs.collect();
+            let mut inputs: Vec<Tensor> = inputs.collect();
+            if computed > 0 {
+                computed -= 1;
+                let own = layer.inputs.iter().position(|&value| value == at).expect("of the layer before");
+                values.push(Some(inputs.swap_remove(own)));
+                continue;
+            }
+            if let Some(output) = step.fused(&inputs[0], &values, train) {
+                computed = step.following.layers;
+                values.push(Some(output));
+                continue;
+            }
             values.push(Some(match (layer.op, &kept) {
                 (Op::DropPath { index, rate }, Some(kept)) => drop_path(&inputs[0], &kept.get(index as i64), rate),
                 (op, _) => step.run(op, inputs, train),
@@ -182,7 +222,14 @@ impl Step {
                 || matches!(op, Op::LayerScale { .. } | Op::DropPath { .. })
         };
         let in_place = last_use[0] && unsaved(layers[layer.inputs[0] - 1].op);
-        Self { weights, last_use, in_place }
+        Self { weights, last_use, in_place, following: Following::new(layers, at) }
+    }
+
+    /// A BatchNorm in training together with what follows it, where there is a kernel for that.
+    fn fused(&self, x: &Tensor, values: &[Option<Tensor>], train: bool) -> Option<Tensor> {
+        let Weights::BatchNorm(norm) = &self.weights else { return None };
+        let shortcut = self.following.shortcut.and_then(|value| values[value].as_ref());
+        if train { norm.fused(x, shortcut, self.following.layers > 0) } else { None }
     }
 
     fn run(&self, op: Op, inputs: Vec<Tensor>, train: bool) -> Tensor {
@@ -236,5 +283,27 @@ impl Weights {
             }
             _ => Self::None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_norm_is_computed_with_the_relu_or_the_sum_and_relu_after_it() {
+        let layers = EncoderConfig { arch: Arch::Resnet18, stem: Stem::Cifar, ..EncoderConfig::default() }.layers();
+        let following = |name: &str| {
+            let at = layers.iter().position(|layer| layer.name == name).expect(name);
+            let Following { layers: count, shortcut } = Following::new(&layers, at);
+            (count, shortcut.map(|value| layers[value - 1].name.as_str()))
+        };
+        assert_eq!(following("bn1"), (1, None));
+        assert_eq!(following("layer1.0.bn1"), (1, None));
+        assert_eq!(following("layer1.0.bn2"), (2, Some("relu")));
+        assert_eq!(following("layer1.1.bn2"), (2, Some("layer1.0.relu")));
+        // The shortcut's comes right before the sum.
+        assert_eq!(following("layer2.0.bn2"), (0, None));
+        assert_eq!(following("layer2.0.downsample.1"), (2, Some("layer2.0.bn2")));
     }
 }

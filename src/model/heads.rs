@@ -38,10 +38,14 @@ impl Mlp {
     /// `[N, in]` to `[N, out]`.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let hidden = self.first.forward(x);
-        let mut normalized = match &self.norm {
-            Normalization::Batch(norm) => norm.forward(&hidden, train),
-            Normalization::Group(norm) => norm.forward(&hidden),
+        let fused = match &self.norm {
+            Normalization::Batch(norm) if train => norm.fused(&hidden, None, true),
+            _ => None,
         };
-        self.last.forward(&normalized.relu_())
+        let activated = fused.unwrap_or_else(|| match &self.norm {
+            Normalization::Batch(norm) => norm.forward(&hidden, train).relu_(),
+            Normalization::Group(norm) => norm.forward(&hidden).relu_(),
+        });
+        self.last.forward(&activated)
     }
 }

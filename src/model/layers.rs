@@ -1,6 +1,7 @@
 //! The layers of BYOL's networks, initialized as PyTorch, torchvision and timm do (tch's own defaults
 //! differ: BatchNorm weights uniform in 0..1, linear weights 2.4 times too large).
 
+use native::batch_norm::{self, Normalization};
 use tch::Tensor;
 
 use super::graph::Conv;
@@ -84,6 +85,19 @@ impl BatchNorm {
         }
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         x.batch_norm(weight, bias, Some(mean), Some(var), train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS, true)
+    }
+
+    /// `relu(forward(x) + shortcut)`, the sum and ReLU as asked for, in training by one kernel where there is one, see
+    /// [`batch_norm::fused`]; else `None`.
+    pub fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool) -> Option<Tensor> {
+        if self.group.get().is_some() {
+            return None;
+        }
+        let Self { weight, bias, running_mean, running_var, .. } = self;
+        let (momentum, eps) = (BATCH_NORM_MOMENTUM, BATCH_NORM_EPS);
+        let norm = Normalization { weight, bias, running_mean, running_var, momentum, eps };
+        // A failure is a panic, as in tch's own methods.
+        batch_norm::fused(x, shortcut, norm, relu).unwrap_or_else(|error| panic!("{error:#}"))
     }
 }
 

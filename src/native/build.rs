@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Everything that is compiled here, and this script; changes in Rust code do not recompile it.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "build.rs",
     "c10d/c10d.cpp",
     "c10d/gloo_stub",
@@ -13,6 +13,7 @@ const SOURCES: [&str; 13] = [
     "cuda_stub",
     "guarded.h",
     "jpeg/jpeg.c",
+    "torch/batch_norm.cpp",
     "torch/foreach.cpp",
     "torch/graph.cpp",
     "torch/observer.cpp",
@@ -58,7 +59,8 @@ fn compile_shims(lib: &Path, include: &Path, nvidia: &Path) {
         .include(include.join("torch/csrc/api/include"))
         .include("c10d/gloo_stub") // c10d's declaration of its Gloo back end needs these names
         .define("USE_C10D_GLOO", None)
-        .files(["torch/shim.cpp", "torch/foreach.cpp", "torch/observer.cpp", "torch/stream.cpp", "c10d/c10d.cpp"])
+        .files(["shim", "batch_norm", "foreach", "observer", "stream"].map(|name| format!("torch/{name}.cpp")))
+        .file("c10d/c10d.cpp")
         .compile("byol_shim");
     cc::Build::new().include(jpeg).file("jpeg/jpeg.c").compile("byol_jpeg");
     for (source, there) in [("torch/graph.cpp", with_cuda), ("c10d/nccl.cpp", with_nccl)] {

@@ -24,7 +24,7 @@ pub use torch::normalize::{ImageLayout, Normalizer};
 pub use torch::shim::{
     allow_tf32, clear_grad, deterministic, device_bus, device_name, freeze_torchscript, libtorch_version, log_warnings,
 };
-pub use torch::{foreach, graph, observer, stream};
+pub use torch::{batch_norm, foreach, graph, observer, stream};
 
 /// bf16 autocast for this thread while it lives (`torch.autocast(device, dtype=torch.bfloat16)`): matrix
 /// products and convolutions in bf16, sums and norms in fp32. A guard, so a panic cannot leave it on.

@@ -63,6 +63,9 @@ pub struct TrainConfig {
     /// auto, on or off: capture a whole step as a CUDA graph and replay it, one launch instead of thousands. The first
     /// replays are compared with the step without a graph. Default auto.
     pub cuda_graph: CudaGraph,
+    /// On CUDA, BatchNorm with the ReLU and the residual sum after it as one kernel each way, in training: faster. They are
+    /// compiled for the GPU at the start, and compared with libtorch's. Default true.
+    pub fused_batch_norm: bool,
     /// Stop, with a checkpoint, after this many steps in total; the schedules still span `schedule.epochs`. Default
     /// null: run to the end.
     pub max_steps: Option<u64>,
@@ -89,6 +92,7 @@ impl Default for TrainConfig {
             allow_tf32: true,
             deterministic: false,
             cuda_graph: CudaGraph::Auto,
+            fused_batch_norm: true,
             max_steps: None,
             on_non_finite: OnNonFinite::Stop,
             ignore_memory: false,
@@ -121,6 +125,7 @@ impl Section for TrainConfig {
             "device",
             "threads",
             "cuda_graph",
+            "fused_batch_norm",
             "deterministic",
             "max_steps",
             "ignore_memory",

@@ -45,12 +45,12 @@ int byol_foreach_lerp(at::Tensor* const* a, at::Tensor* const* b, size_t n, cons
   return guarded([&] { at::_foreach_lerp_(list(a, n), list(b, n), weight->item()); });
 }
 
-// The same with the weight on the device, for which `lerp` has no operator for many tensors: a step of SGD along the
-// gradient 1 a - b, in one pass.
+// The same with the weight on the device, for which `lerp` has no operator for many tensors: a step of SGD in one pass,
+// a - (-weight) (b + (-1) a).
 int byol_fused_lerp(at::Tensor* const* a, at::Tensor* const* b, size_t n, const at::Tensor* weight) {
   return guarded([&] {
-    at::_fused_sgd_(list(a, n), list(b, n), {}, /*weight_decay=*/1, /*momentum=*/0, *weight, /*dampening=*/0,
-                    /*nesterov=*/false, /*maximize=*/true, /*is_first_step=*/false);
+    at::_fused_sgd_(list(a, n), list(b, n), {}, /*weight_decay=*/-1, /*momentum=*/0, weight->neg(), /*dampening=*/0,
+                    /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
   });
 }
 

@@ -152,20 +152,22 @@ pub fn adamw(
 mod tests {
     use super::*;
 
-    /// What a GPU runs, in f64 on the CPU.
+    /// What a GPU runs, in f64, also on the CPU.
     #[test]
     fn the_fused_lerp_is_lerp() -> Result<()> {
-        let random = |n| Tensor::randn([n, 3], (Kind::Double, Device::Cpu));
-        let (a, b) = ([random(5), random(700)], [random(5), random(700)]);
-        for tau in [0.0, 0.004, 0.3, 0.9, 1.0] {
-            let weight = rate(Device::Cpu);
-            set_rate(&weight, tau)?;
-            let [plain, fused] = [byol_foreach_lerp as Lerp, byol_fused_lerp].map(|lerp| {
+        let gpu = crate::choose_device(crate::DeviceChoice::Auto)?;
+        for device in if gpu.is_cuda() { vec![Device::Cpu, gpu] } else { vec![Device::Cpu] } {
+            let random = |n| Tensor::randn([n, 3], (Kind::Double, device));
+            let (a, b) = ([random(5), random(700)], [random(5), random(700)]);
+            for tau in [0.0, 0.25, 0.5, 0.9375, 1.0] {
+                let weight = rate(device);
+                set_rate(&weight, tau)?;
                 let moved: Vec<Tensor> = a.iter().map(Tensor::copy).collect();
-                lerp_by(lerp, &moved, &b, &weight).map(|()| moved)
-            });
-            for (plain, fused) in plain?.iter().zip(fused?) {
-                assert!((plain - fused).abs().max().double_value(&[]) < 1e-12, "tau {tau}");
+                lerp_by(byol_fused_lerp, &moved, &b, &weight)?;
+                for ((a, b), moved) in a.iter().zip(&b).zip(&moved) {
+                    let expected = a.lerp(b, tau);
+                    assert!((expected - moved).abs().max().double_value(&[]) < 1e-12, "tau {tau} on {device:?}");
+                }
             }
         }
         Ok(())

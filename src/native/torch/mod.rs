@@ -1,5 +1,6 @@
 //! Parts of libtorch that tch does not bind.
 
+pub mod batch_norm;
 pub mod contention;
 pub mod cuda;
 pub mod foreach;
