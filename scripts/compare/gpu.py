@@ -26,9 +26,11 @@ SMALL = {"arch": "resnet18", "stem": "cifar", "size": 32, "width": 1, "batch": 5
 LARGE = {"arch": "resnet50", "stem": "imagenet", "size": 224, "width": 1, "batch": 256, "steps": 20}
 TINY = {"size": 32, "width": 0.25, "batch": 8, "steps": 2}
 LOADER_WORKERS = 16
+SEEDS = 4
 CONFIG = ROOT / "configs/cifar10_resnet18.yaml"
 NOT_RUN = "not run: no time left"
 COMPILED = ("large", "PyTorch compiled, tensors on the device")
+UNFUSED = "byol, no loader, libtorch's BatchNorm"
 COMPILING = 150.0  # seconds that are kept for it
 
 
@@ -85,11 +87,12 @@ class Check:
         command = [sys.executable, HERE / "torch_step.py", "--device", self.device, *options, *extra]
         return json.loads(self.output(command).strip().splitlines()[-1])
 
-    def losses(self, graph: str) -> list[float]:
+    def losses(self, graph: str, fused: str) -> list[float]:
         """Of 20 deterministic steps of the small case."""
         with tempfile.TemporaryDirectory() as out:
             settings = {
                 "train.cuda_graph": graph,
+                "train.fused_batch_norm": fused,
                 "train.deterministic": "true",
                 "train.max_steps": 20,
                 "monitor.log_every": 1,
@@ -100,10 +103,27 @@ class Check:
             lines = (pathlib.Path(out) / "metrics.jsonl").read_text().splitlines()
             return [json.loads(line)["loss"] for line in lines]
 
-    def graph_changes(self) -> dict:
-        """Largest relative difference of the losses with and without the CUDA graph."""
-        on, off = self.losses("auto" if self.args.rehearse else "on"), self.losses("off")
-        return {"losses": len(on), "loss_difference": max(abs(a - b) / abs(b) for a, b in zip(on, off, strict=True))}
+    def changes(self) -> dict:
+        """Largest relative difference of the losses without the CUDA graph, and without the fused BatchNorm."""
+        graph = "auto" if self.args.rehearse else "on"
+        both = self.losses(graph, "true")
+        others = {"graph": self.losses("off", "true"), "fused_batch_norm": self.losses(graph, "false")}
+        return {
+            name: max(abs(a - b) / abs(b) for a, b in zip(both, other, strict=True)) for name, other in others.items()
+        }
+
+    def learned(self, precision: str) -> dict:
+        """The k-NN accuracy that the quick start reaches with several seeds, in percent."""
+        found = []
+        short = {"train.precision": "fp32", "train.max_steps": 2} if self.args.rehearse else {}
+        for seed in range(1 if self.args.rehearse else SEEDS):
+            with tempfile.TemporaryDirectory() as out:
+                settings = {"train.device": self.device, "train.precision": precision, "train.seed": seed, **short}
+                settings |= {"output.dir": out, "monitor.quality_every": "null"}
+                keys = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+                self.output([self.args.byol, "train", "--config", "quickstart", *keys])
+                found.append(json.loads((pathlib.Path(out) / "summary.json").read_text())["knn_top1"] * 100)
+        return {"knn_top1": found}
 
     def contenders(self) -> dict[tuple[str, str], Callable[[], dict]]:
         """What can be run, by case and name. What matters most comes first; compiling takes longest."""
@@ -126,7 +146,11 @@ class Check:
             ("large", "byol, no loader"): lambda: self.byol(self.large, "--synthetic"),
             ("large", tensors): lambda: self.torch(self.large),
             ("small", "byol, no loader, no CUDA graph"): lambda: self.byol(self.small, "--synthetic", cuda_graph="off"),
-            ("graph", "changes"): self.graph_changes,
+            ("large", UNFUSED): lambda: self.byol(self.large, "--synthetic", fused_batch_norm="false"),
+            ("small", UNFUSED): lambda: self.byol(self.small, "--synthetic", fused_batch_norm="false"),
+            ("losses", "changes"): self.changes,
+            ("learned", "fp32"): lambda: self.learned("fp32"),
+            ("learned", "bf16"): lambda: self.learned("bf16"),
             ("large", "byol"): lambda: self.byol(self.large),
             COMPILED: lambda: self.torch(self.large, "--compile"),
             ("small", COMPILED[1]): lambda: self.torch(self.small, "--compile"),
@@ -182,9 +206,12 @@ class Check:
                 lines.append(f"| {name} | {shown} | {ratio} | {f'{memory / 1e3:.1f}' if memory else ''} |")
             if own and loaded:
                 lines.append(f"\nWith the loader: {loaded / own:.3f} of the rate without.\n")
-        changes = self.results.get("graph", {}).get("changes", {"failed": NOT_RUN})
-        apart = "not compared" if "failed" in changes else "at most {loss_difference:.1e} apart, relative".format(**changes)
-        lines.append(f"Losses of 20 steps with and without the CUDA graph: {apart}")
+        changes = self.results.get("losses", {}).get("changes", {"failed": NOT_RUN})
+        apart = "not compared" if "failed" in changes else "at most {graph:.1e} and {fused_batch_norm:.1e} apart, relative"
+        lines.append(f"Losses of 20 steps without CUDA graph, without fused BatchNorm: {apart.format(**changes)}")
+        for name, report in self.results.get("learned", {}).items():
+            shown = ", ".join(f"{top1:.1f} %" for top1 in report.get("knn_top1", [])) or "not run"
+            lines.append(f"k-NN top-1 of the quick start in {name}, seeds from 0: {shown}")
         return "\n".join(lines)
 
 

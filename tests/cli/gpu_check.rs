@@ -112,7 +112,7 @@ fn the_comparison_runs_to_its_table() {
     let folder = tempfile::tempdir().expect("a folder");
     let rehearse = |extra: &[&str]| {
         let mut command = Command::new(&python);
-        command.arg(format!("{ROOT}/scripts/compare/gpu.py")).args(["--rehearse", "--minutes", "1"]).args(extra);
+        command.arg(format!("{ROOT}/scripts/compare/gpu.py")).args(["--rehearse", "--minutes", "1.5"]).args(extra);
         command.arg("--byol").arg(env!("CARGO_BIN_EXE_byol")).arg("--data").arg(&data).current_dir(folder.path());
         command.output().expect("python")
     };
@@ -130,9 +130,13 @@ fn the_comparison_runs_to_its_table() {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert!(
-        out.starts_with("A REHEARSAL on a CPU") && out.ends_with("at most 0.0e+00 apart, relative\n"),
+        out.starts_with("A REHEARSAL on a CPU") && out.contains("at most 0.0e+00 and 0.0e+00 apart, relative\n"),
         "{out}\n{err}"
     );
+    for precision in ["fp32", "bf16"] {
+        let (_, top1) = out.split_once(&format!("quick start in {precision}, seeds from 0: ")).expect("learned");
+        assert!(top1.lines().next().is_some_and(|line| line.ends_with(" %")), "{out}");
+    }
     let found: serde_json::Value =
         serde_json::from_slice(&fs::read(folder.path().join("found.json")).expect("written")).expect("JSON");
     let results = ["small", "large"].map(|case| found[case].as_object().expect("contenders").clone());
@@ -140,5 +144,5 @@ fn the_comparison_runs_to_its_table() {
         // Compiling takes minutes on a CPU, and is cut off.
         assert!(result["images_per_second"].is_f64() || name.contains("compiled"), "{name}: {result}");
     }
-    assert_eq!(results.map(|contenders| contenders.len()), [6, 4]);
+    assert_eq!(results.map(|contenders| contenders.len()), [7, 5]);
 }
