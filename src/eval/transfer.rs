@@ -25,6 +25,33 @@ type Tick<'a> = &'a mut dyn FnMut() -> Result<()>;
 /// Penalties without a lower held-out loss or a higher held-out accuracy after which weaker ones are not tried: one and a
 /// half decades of the paper's grid.
 const PATIENCE: usize = 6;
+/// Share of the held-out loss that counts as lower: with many images and few features it falls forever, by ever less.
+const LOWER: f64 = 1e-4;
+
+/// When a walk from strong to weak penalties has gone far enough.
+struct Patience {
+    /// Highest held-out accuracy so far.
+    best: f64,
+    /// Lowest held-out loss so far.
+    lowest: f64,
+    /// Penalties since either changed.
+    since: usize,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { best: f64::NEG_INFINITY, lowest: f64::INFINITY, since: 0 }
+    }
+}
+
+impl Patience {
+    /// Whether this penalty, of this held-out accuracy and loss, is the last.
+    fn ends(&mut self, score: f64, loss: f64) -> bool {
+        self.since = if score > self.best || loss < self.lowest * (1.0 - LOWER) { 0 } else { self.since + 1 };
+        (self.best, self.lowest) = (self.best.max(score), self.lowest.min(loss));
+        self.since == PATIENCE
+    }
+}
 
 /// A fit that goes from penalty to penalty, and the images that it is judged by.
 struct Path {
@@ -161,13 +188,13 @@ impl Task {
 
     /// Fits the penalties from the strongest on, each from the one before, on every path, and counts what they make of the
     /// held-out images. Weaker and weaker ones take ever longer and only fit the training images better: the walk ends
-    /// where the held-out loss has kept rising, and the accuracy has not been the best, for [`PATIENCE`] penalties.
+    /// where the held-out loss has not fallen any more, and the accuracy has not been the best, for [`PATIENCE`] penalties.
     /// Returns a fit for the penalty with the highest accuracy.
     fn walk(&self, paths: &mut [Path], trials: &mut [Trial], tick: Tick) -> Result<Option<Fit>> {
         let mut nearest = None;
         let (count, weights) = (trials.len(), self.config.class_weights);
         let bar = self.options.bar("logistic regression: penalties", count);
-        let (mut best, mut lowest, mut since) = (f64::NEG_INFINITY, f64::INFINITY, 0);
+        let mut patience = Patience::default();
         for (at, (penalty, trial)) in self.config.penalties().into_iter().zip(trials).enumerate() {
             let mut tally = self.tally(1, paths[0].held_out.features.device());
             for path in &mut *paths {
@@ -178,12 +205,10 @@ impl Task {
             trial.judged(&tally.accuracies()?[0]);
             bar.iter().for_each(|bar| bar.set(at + 1));
             let (score, loss) = (trial.score(weights).unwrap_or(0.0), trial.validation_loss.unwrap_or(f64::INFINITY));
-            if score > best {
+            if score > patience.best {
                 nearest = Some(paths[0].fit.again());
             }
-            since = if score > best || loss < lowest { 0 } else { since + 1 };
-            (best, lowest) = (best.max(score), lowest.min(loss));
-            if since == PATIENCE {
+            if patience.ends(score, loss) {
                 bar.iter().for_each(|bar| bar.set(count));
                 break;
             }
@@ -245,6 +270,27 @@ fn folds(rows: &Rows, seed: u64) -> Result<Vec<[Tensor; 2]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_walk_ends_where_neither_accuracy_nor_loss_gets_better() {
+        let tried = |course: &dyn Fn(i32) -> (f64, f64)| {
+            let mut patience = Patience::default();
+            let ends = |&at: &i32| {
+                let (score, loss) = course(at);
+                patience.ends(score, loss)
+            };
+            (0..45).find(ends).map_or(45, |at| at + 1)
+        };
+        assert_eq!(tried(&|at| (0.5, 2.0 - 0.01 * f64::from(at))), 45, "the loss falls");
+        assert_eq!(tried(&|at| (0.5 + 0.001 * f64::from(at), 2.0)), 45, "the accuracy rises");
+        assert_eq!(tried(&|at| (0.5 - 0.001 * f64::from(at), 2.0 + 0.1 * f64::from(at))), 7, "both get worse");
+        assert_eq!(
+            tried(&|at| (0.5, 2.0 - 0.0001 * f64::from(at))),
+            7,
+            "many images: the loss falls by next to nothing"
+        );
+        assert_eq!(tried(&|at| (if at == 5 { 0.6 } else { 0.5 }, 2.0)), 12, "the best after some that were not");
+    }
 
     #[test]
     fn folds_are_stratified_and_hold_every_image_out_once() -> Result<()> {
