@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SMALL = {"arch": "resnet18", "stem": "cifar", "size": 32, "width": 1, "batch": 512, "steps": 100}
 LARGE = {"arch": "resnet50", "stem": "imagenet", "size": 224, "width": 1, "batch": 256, "steps": 20}
-TINY = {"size": 32, "width": 0.25, "batch": 8, "steps": 2}
+TINY = {"size": 32, "width": 0.25, "batch": 8, "steps": 2, "precision": "fp32"}
 LOADER_WORKERS = 16
 SEEDS = 4
 CONFIG = ROOT / "configs/cifar10_resnet18.yaml"
@@ -71,7 +71,7 @@ class Check:
             "optimizer.clip_lr": "false",
             "optimizer.base_lr": 0.05,
             "train.batch_size": case["batch"],
-            "train.precision": "bf16",
+            "train.precision": case.get("precision", "bf16"),
             "train.device": self.device,
             **extra,
         }
@@ -97,6 +97,7 @@ class Check:
                 "train.max_steps": 20,
                 "monitor.log_every": 1,
                 "monitor.knn_every": 0,
+                "monitor.quality_every": "null",
                 "output.dir": out,
             }
             self.output([self.args.byol, "train", "--config", CONFIG, *self.keys(self.small, settings)])
@@ -193,10 +194,10 @@ class Check:
         lines = [self.results["device"], ""]
         for case, shape in (("small", self.small), ("large", self.large)):
             title = f"{shape['arch']}, {shape['size']} px, batch {shape['batch']}, bf16"
-            lines += [f"| {title} | images/s | byol / it | memory taken, GB |", "|---|---|---|---|"]
             reports = self.results.get(case)
             if not reports:
                 continue
+            lines += [f"| {title} | images/s | byol / it | memory taken, GB |", "|---|---|---|---|"]
             own, loaded = (reports.get(name, {}).get("images_per_second") for name in ("byol, no loader", "byol"))
             for name, report in reports.items():
                 rate, memory = report.get("images_per_second"), report.get("reserved_device_mb")

@@ -112,7 +112,7 @@ fn the_comparison_runs_to_its_table() {
     let folder = tempfile::tempdir().expect("a folder");
     let rehearse = |extra: &[&str]| {
         let mut command = Command::new(&python);
-        command.arg(format!("{ROOT}/scripts/compare/gpu.py")).args(["--rehearse", "--minutes", "1.5"]).args(extra);
+        command.arg(format!("{ROOT}/scripts/compare/gpu.py")).args(["--rehearse", "--minutes", "3"]).args(extra);
         command.arg("--byol").arg(env!("CARGO_BIN_EXE_byol")).arg("--data").arg(&data).current_dir(folder.path());
         command.output().expect("python")
     };
