@@ -87,8 +87,8 @@ impl BatchNorm {
         x.batch_norm(weight, bias, Some(mean), Some(var), train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS, true)
     }
 
-    /// `relu(forward(x) + shortcut)`, the sum and ReLU as asked for, in training by one kernel where there is one, see
-    /// [`batch_norm::fused`]; else `None`.
+    /// `relu(forward(x) + shortcut)`, the sum and ReLU as asked for, in training by the fused kernels; `None` where
+    /// [`batch_norm::fused`] has none.
     pub fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool) -> Option<Tensor> {
         if self.group.get().is_some() {
             return None;

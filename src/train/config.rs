@@ -63,8 +63,8 @@ pub struct TrainConfig {
     /// auto, on or off: capture a whole step as a CUDA graph and replay it, one launch instead of thousands. The first
     /// replays are compared with the step without a graph. Default auto.
     pub cuda_graph: CudaGraph,
-    /// On CUDA, BatchNorm with the ReLU and the residual sum after it as one kernel each way, in training: faster. They are
-    /// compiled for the GPU at the start, and compared with libtorch's. Default true.
+    /// CUDA, in training: BatchNorm fused with the residual sum and ReLU after it, which is faster. The kernels are
+    /// compiled at startup and compared with libtorch's operators. Default true.
     pub fused_batch_norm: bool,
     /// Stop, with a checkpoint, after this many steps in total; the schedules still span `schedule.epochs`. Default
     /// null: run to the end.

@@ -137,6 +137,16 @@ __device__ inline bool sum_partials(
   return y == 0 && channel < channels;
 }
 
+// What a forward pass did to a thread's channels.
+struct Normalized {
+  Lanes mean, scale, offset;
+};
+
+__device__ inline Normalized normalized(const float* statistics, const float* bias, int channels, int channel) {
+  return {channels_of(statistics + MEAN * channels, channel), channels_of(statistics + SCALE * channels, channel),
+          channels_of(bias, channel)};
+}
+
 // Sums of x - k and (x - k)^2, where k is the channel's first value: the variance of values far from 0 keeps its digits.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) statistics(const Value* x, float* partial, size_t rows, int channels, int bx) {
   const Place at = place(bx);
@@ -191,9 +201,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) apply_forward(
     const float* bias, size_t rows, int channels, int bx, int relu) {
   const Place at = place(bx);
   if (at.channel >= channels) return;
-  const Lanes mean = channels_of(statistics + MEAN * channels, at.channel);
-  const Lanes scale = channels_of(statistics + SCALE * channels, at.channel);
-  const Lanes offset = channels_of(bias, at.channel);
+  const Normalized norm = normalized(statistics, bias, channels, at.channel);
   for (size_t row = at.row; row < rows; row += BATCH * at.step) {
     uint4 loaded[BATCH], added[BATCH];
 #pragma unroll
@@ -208,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) apply_forward(
     for (int b = 0; b < BATCH; b++) {
       if (row + b * at.step >= rows) break;
       Lanes values = unpack(loaded[b]);
-      for (int i = 0; i < VEC; i++) values.of[i] = (values.of[i] - mean.of[i]) * scale.of[i] + offset.of[i];
+      for (int i = 0; i < VEC; i++) values.of[i] = (values.of[i] - norm.mean.of[i]) * norm.scale.of[i] + norm.offset.of[i];
       if (shortcut) {
         const Lanes more = unpack(added[b]);
         for (int i = 0; i < VEC; i++) values.of[i] += more.of[i];
@@ -221,12 +229,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) apply_forward(
 }
 
 // The gradient before ReLU: that of y where y is not 0. y is given after a residual sum, else it is computed anew.
-__device__ inline Lanes before_relu(
-    Lanes dy, const Lanes& x, const uint4* y, const Lanes& mean, const Lanes& scale, const Lanes& offset) {
+__device__ inline Lanes before_relu(Lanes dy, const Lanes& x, const uint4* y, const Normalized& norm) {
   Lanes output = {};
   if (y) output = unpack(*y);
   for (int i = 0; i < VEC; i++) {
-    const float value = y ? output.of[i] : (x.of[i] - mean.of[i]) * scale.of[i] + offset.of[i];
+    const float value = y ? output.of[i] : (x.of[i] - norm.mean.of[i]) * norm.scale.of[i] + norm.offset.of[i];
     dy.of[i] = value <= 0 ? 0 : dy.of[i];
   }
   return dy;
@@ -240,9 +247,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) sum_backward(
   const Place at = place(bx);
   Lanes sum = {}, products = {};
   if (at.channel < channels) {
-    const Lanes mean = channels_of(statistics + MEAN * channels, at.channel);
-    const Lanes scale = channels_of(statistics + SCALE * channels, at.channel);
-    const Lanes offset = channels_of(bias, at.channel);
+    const Normalized norm = normalized(statistics, bias, channels, at.channel);
     for (size_t row = at.row; row < rows; row += BATCH * at.step) {
       uint4 gradients[BATCH], inputs[BATCH], outputs[BATCH];
 #pragma unroll
@@ -259,11 +264,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) sum_backward(
         if (row + b * at.step >= rows) break;
         const Lanes values = unpack(inputs[b]);
         Lanes gradient = unpack(gradients[b]);
-        if (relu) gradient = before_relu(gradient, values, y ? &outputs[b] : nullptr, mean, scale, offset);
+        if (relu) gradient = before_relu(gradient, values, y ? &outputs[b] : nullptr, norm);
         if (y) store(dz, (row + b * at.step) * channels + at.channel, gradient);
         for (int i = 0; i < VEC; i++) {
           sum.of[i] += gradient.of[i];
-          products.of[i] += gradient.of[i] * (values.of[i] - mean.of[i]);
+          products.of[i] += gradient.of[i] * (values.of[i] - norm.mean.of[i]);
         }
       }
     }
@@ -291,9 +296,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) apply_backward(
     const float* bias, const float* means, size_t rows, int channels, int bx, int relu) {
   const Place at = place(bx);
   if (at.channel >= channels) return;
-  const Lanes mean = channels_of(statistics + MEAN * channels, at.channel);
-  const Lanes scale = channels_of(statistics + SCALE * channels, at.channel);
-  const Lanes offset = channels_of(bias, at.channel);
+  const Normalized norm = normalized(statistics, bias, channels, at.channel);
   const Lanes first = channels_of(means, at.channel), second = channels_of(means + channels, at.channel);
   for (size_t row = at.row; row < rows; row += BATCH * at.step) {
     uint4 gradients[BATCH], inputs[BATCH];
@@ -310,10 +313,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) apply_backward(
       if (row + b * at.step >= rows) break;
       const Lanes values = unpack(inputs[b]);
       Lanes gradient = unpack(gradients[b]);
-      if (relu) gradient = before_relu(gradient, values, nullptr, mean, scale, offset);
+      if (relu) gradient = before_relu(gradient, values, nullptr, norm);
       for (int i = 0; i < VEC; i++) {
-        const float off = values.of[i] - mean.of[i];
-        gradient.of[i] = scale.of[i] * (gradient.of[i] - first.of[i] - off * second.of[i]);
+        const float off = values.of[i] - norm.mean.of[i];
+        gradient.of[i] = norm.scale.of[i] * (gradient.of[i] - first.of[i] - off * second.of[i]);
       }
       store(dx, (row + b * at.step) * channels + at.channel, gradient);
     }

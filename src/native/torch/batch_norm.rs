@@ -1,5 +1,5 @@
 //! BatchNorm of a training batch on a GPU, with the residual sum and the ReLU that follow it, by kernels of our own
-//! (`batch_norm.cu`): libtorch makes up to four passes over the values more.
+//! (`batch_norm.cu`): four passes over the values, where libtorch makes up to seven.
 use std::ffi::{CString, c_char, c_int};
 use std::ptr;
 
