@@ -116,9 +116,13 @@ impl Crop {
 struct Block {
     /// `columns[x]`: the first channel of all rows, the second, and so on.
     columns: Vec<u8>,
-    /// The output: first all of channel 0, `ROWS` for each pixel, then the next channel; and the same row by row.
+    /// Some channels of the output: all of the first, `ROWS` for each pixel, then the next channel.
     made: Vec<u8>,
     spare: Vec<u8>,
+    /// The output row by row: all of channel 0, then the next channel.
+    rows: Vec<u8>,
+    /// Of one of these rows, in bytes.
+    length: usize,
 }
 
 impl Block {
@@ -138,15 +142,38 @@ impl Block {
         interleave(even, odd, &mut self.columns);
     }
 
-    /// Resamples horizontally. The rows are then at [`Self::row`].
+    /// Resamples horizontally, four channels at a time. The rows are then at [`Self::row`].
     #[inline(always)]
     fn resample(&mut self, taps: &Taps, channels: usize, flip: bool) {
-        let length = taps.spans.len() * channels * ROWS;
+        self.length = taps.spans.len() * channels;
+        self.rows.resize(self.length * ROWS, 0);
+        for channel in (0..channels).step_by(4) {
+            match channels - channel {
+                1 => self.resample_channels::<1>(taps, channels, channel, flip),
+                2 => self.resample_channels::<2>(taps, channels, channel, flip),
+                3 => self.resample_channels::<3>(taps, channels, channel, flip),
+                _ => self.resample_channels::<4>(taps, channels, channel, flip),
+            }
+        }
+    }
+
+    /// `N` of the channels, from `channel` on. `N` is known to the compiler, because loops over a number of channels
+    /// that it does not know become no vectors: they take two to three times as long.
+    #[inline(always)]
+    fn resample_channels<const N: usize>(&mut self, taps: &Taps, channels: usize, channel: usize, flip: bool) {
+        let size = taps.spans.len();
+        let length = size * N * ROWS;
         self.made.resize(length, 0);
         self.spare.resize(self.spare.len().max(length), 0);
-        match channels {
-            3 => self.across_rgb(taps, flip),
-            _ => self.across_any(taps, channels, flip),
+        let columns = self.columns.as_chunks::<ROWS>().0;
+        let mut made = self.made.as_chunks_mut::<ROWS>().0.chunks_exact_mut(size);
+        let mut made: [_; N] = std::array::from_fn(|_| made.next().expect("N channels"));
+        for x in 0..size {
+            let (first, weights) = taps.at(x);
+            let to = if flip { size - 1 - x } else { x };
+            let pixels = columns[first * channels + channel..].chunks(channels);
+            let taps = weights.iter().zip(pixels).map_while(|(weight, pixel)| Some((weight, pixel.first_chunk()?)));
+            weigh(taps, made.each_mut().map(|made| &mut made[to]));
         }
         // The inverse transposition: even and odd rows, then rows equal modulo 4, modulo 8.
         let (made, spare) = (&mut self.made[..], &mut self.spare[..length]);
@@ -154,44 +181,16 @@ impl Block {
         separate(made, spare);
         spare.chunks_exact(half).zip(made.chunks_exact_mut(half)).for_each(|(pairs, out)| separate(pairs, out));
         made.chunks_exact(half / 2).zip(spare.chunks_exact_mut(half / 2)).for_each(|(pairs, out)| separate(pairs, out));
-    }
-
-    /// The three channels of a pixel together.
-    #[inline(always)]
-    fn across_rgb(&mut self, taps: &Taps, flip: bool) {
-        let size = taps.spans.len();
-        let columns = self.columns.as_chunks::<ROWS>().0.as_chunks::<3>().0;
-        let (red, rest) = self.made.as_chunks_mut::<ROWS>().0.split_at_mut(size);
-        let (green, blue) = rest.split_at_mut(size);
-        for x in 0..size {
-            let (first, weights) = taps.at(x);
-            let to = if flip { size - 1 - x } else { x };
-            let taps = weights.iter().zip(first..).map_while(|(weight, x)| Some((weight, columns.get(x)?)));
-            weigh(taps, [&mut red[to], &mut green[to], &mut blue[to]]);
-        }
-    }
-
-    /// One channel after the other.
-    #[inline(always)]
-    fn across_any(&mut self, taps: &Taps, channels: usize, flip: bool) {
-        let size = taps.spans.len();
-        let columns = self.columns.as_chunks::<ROWS>().0;
-        for (channel, made) in self.made.as_chunks_mut::<ROWS>().0.chunks_exact_mut(size).enumerate() {
-            for x in 0..size {
-                let (first, weights) = taps.at(x);
-                let to = if flip { size - 1 - x } else { x };
-                let lanes = columns[first * channels + channel..].iter().step_by(channels);
-                weigh(weights.iter().zip(lanes.map(std::array::from_ref)), [&mut made[to]]);
-            }
+        // Which leaves the rows in bit-reversed order.
+        for (made, lane) in spare.chunks_exact(size * N).zip([0, 4, 2, 6, 1, 5, 3, 7]) {
+            self.rows[lane * self.length + channel * size..][..size * N].copy_from_slice(made);
         }
     }
 
     /// Resampled row `lane`: all of its channel 0, then the next channel.
     #[inline(always)]
     fn row(&self, lane: usize) -> &[u8] {
-        let n = self.made.len() / ROWS;
-        // Separating three times leaves the rows in bit-reversed order.
-        &self.spare[[0, 4, 2, 6, 1, 5, 3, 7][lane] * n..][..n]
+        &self.rows[lane * self.length..][..self.length]
     }
 }
 
