@@ -66,7 +66,7 @@ pub fn look(config: &Config) -> Result<Facts> {
     let (channels, range) = measure::measure(&*set, &config.data, true)?;
     let (own, is_full) = (Channels::Count(channels), range == ValueRange::Full);
     let set = data::converted(set, &DataConfig { channels: own, value_range: range, ..config.data.clone() });
-    let mut order = spread(set.len(), SAMPLE.min(set.len()));
+    let mut order = spread(set.len(), SAMPLE);
     Stream::new(0, Purpose::Subset, 0, 0, 0).shuffle(&mut order);
     let (started, mut looks, mut errors) = (Instant::now(), Vec::new(), Vec::new());
     for part in order.chunks(32) {

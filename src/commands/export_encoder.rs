@@ -125,9 +125,8 @@ fn is_part_of(output: &Path, source: &Path) -> bool {
 fn recompute(encoder: &mut Encoder, config: &Config, images: usize) -> Result<()> {
     let machine = Machine::set_up(config)?;
     let dataset = data::open_train(&config.data).context("data.path")?;
-    let count = images.min(dataset.len());
-    // Spread over the whole set, which may be sorted by class.
-    let indices = data::subset::spread(dataset.len(), count);
+    let indices = data::subset::spread(dataset.len(), images);
+    let count = indices.len();
     let bad = BadImages::new(config.data.on_bad_image);
     let loader = EvalLoader::new(dataset, config.augment.clone(), indices, BATCH, bad, machine.loader)?;
     log::info!("BatchNorm's statistics from {count} images on {}", native::describe_device(machine.device));

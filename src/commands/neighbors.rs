@@ -94,10 +94,7 @@ fn chosen(args: &NeighborsArgs, set: &Arc<dyn Dataset>, rows: &[u32]) -> Result<
             let row = rows.binary_search(&(index as u32)).ok();
             Ok(vec![row.with_context(|| format!("--index: {} cannot be read", set.describe(index)))?])
         }
-        (None, sample) => {
-            let count = sample.unwrap_or(1).min(rows.len());
-            Ok(spread(rows.len(), count).into_iter().map(|row| row as usize).collect())
-        }
+        (None, sample) => Ok(spread(rows.len(), sample.unwrap_or(1)).into_iter().map(|row| row as usize).collect()),
     }
 }
 

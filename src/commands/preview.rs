@@ -12,11 +12,11 @@ use crate::cli::PreviewArgs;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::loader::{BadImages, load_for_views};
+use crate::data::subset::spread;
 use crate::distributed::Group;
 use crate::files;
 use crate::pixels::Pixels;
 use crate::preview::{Layout, Picture};
-use crate::rng::{Purpose, Stream};
 use crate::run::images;
 
 /// Runs the command; the value is the process's exit code.
@@ -70,7 +70,7 @@ pub fn run(args: &PreviewArgs) -> Result<u8> {
 fn draw(
     picture: &mut Picture,
     dataset: &dyn Dataset,
-    indices: &[usize],
+    indices: &[u32],
     bad: &BadImages,
     config: &Config,
     draws: usize,
@@ -81,16 +81,15 @@ fn draw(
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let mut views = [(); 2].map(|()| vec![0; augment.view_bytes()]);
     for (row, &wanted) in indices.iter().enumerate() {
-        let (found, _) = bad.load_next(dataset, wanted, &mut Part::whole, &mut image)?;
+        let (found, _) = bad.load_next(dataset, wanted as usize, &mut Part::whole, &mut image)?;
         let mut lines = label(dataset, &names, found, &image);
-        if found != wanted {
+        if found != wanted as usize {
             lines.push(format!("replaces unreadable #{wanted}"));
         }
         picture.original(row, &lines, &colored(&image, channels));
         for draw in 0..draws {
             let [first, second] = &mut views;
-            let (wanted, epoch) = (wanted as u32, draw as u64);
-            let (_, choices) = load_for_views(dataset, wanted, bad, augment, seed, epoch, &mut image)?;
+            let (_, choices) = load_for_views(dataset, wanted, bad, augment, seed, draw as u64, &mut image)?;
             augment.apply(&image, &choices, &mut scratch, [first, second]);
             for (column, view) in [(1 + draw, first), (1 + draws + draw, second)] {
                 picture.view(row, column, &colors(view, image.channels, channels));
@@ -130,15 +129,6 @@ fn colored(image: &Pixels, shown: [usize; 3]) -> Pixels {
     Pixels { channels: 3, data: colors(&image.data, image.channels, shown), ..*image }
 }
 
-/// Indices of `wanted` of `len` images, in order: one at random from each of as many equal parts, so that sets
-/// sorted by class show many classes, and so do synthetic ones, whose classes alternate. The same in every run.
-fn spread(len: usize, wanted: usize) -> Vec<usize> {
-    let parts = wanted.min(len);
-    let mut rng = Stream::new(0, Purpose::Subset, 0, 0, 1);
-    let bound = |part: usize| part * len / parts;
-    (0..parts).map(|part| bound(part) + rng.below(bound(part + 1) - bound(part))).collect()
-}
-
 /// The lines beside an image: its class if it has one, its name without folders, its index and size.
 fn label(dataset: &dyn Dataset, names: &[String], index: usize, image: &Pixels) -> Vec<String> {
     let class = dataset.label(index).filter(|label| *label >= 0).map(|label| {
@@ -149,22 +139,4 @@ fn label(dataset: &dyn Dataset, names: &[String], index: usize, image: &Pixels) 
     let name = name.rsplit('/').next().unwrap_or_default().to_string();
     let about = format!("#{index}, {} x {} px", image.width, image.height);
     class.into_iter().chain([name, about]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn images_are_spread_over_the_set() {
-        for (len, wanted) in [(50_000, 8), (9, 8), (8, 8), (3, 8), (1, 64)] {
-            let chosen = spread(len, wanted);
-            assert_eq!(chosen.len(), wanted.min(len));
-            assert_eq!(chosen, spread(len, wanted));
-            let parts = chosen.len();
-            let in_its_part =
-                |(part, index): (usize, &usize)| (part * len / parts..(part + 1) * len / parts).contains(index);
-            assert!(chosen.iter().enumerate().all(in_its_part), "{chosen:?}");
-        }
-    }
 }

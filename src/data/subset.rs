@@ -34,9 +34,13 @@ pub fn subset(inner: Arc<dyn Dataset>, fraction: Option<f64>, limit: Option<usiz
     Ok(Arc::new(Subset { inner, indices }))
 }
 
-/// Positions of `count` of `len` images, spread over the whole set, which may be sorted by class.
+/// Positions of `count` of `len` images (all if there are fewer), in order: one at random from each of as many equal
+/// parts, so that sets sorted by class show all classes, and so do sets whose classes alternate. The same in every run.
 pub fn spread(len: usize, count: usize) -> Vec<u32> {
-    (0..count).map(|i| (i * len / count) as u32).collect()
+    let parts = count.min(len);
+    let mut rng = Stream::new(0, Purpose::Subset, 0, 0, 1);
+    let bound = |part: usize| part * len / parts;
+    (0..parts).map(|part| (bound(part) + rng.below(bound(part + 1) - bound(part))) as u32).collect()
 }
 
 /// Keeps the images with a label; `None` if there are none.
@@ -126,5 +130,18 @@ mod tests {
         };
         assert_ne!(print(None), print(Some(50)));
         assert_ne!(print(Some(49)), print(Some(50)));
+    }
+    #[test]
+    fn images_are_spread_over_the_set_and_over_classes_that_alternate() {
+        for (len, wanted) in [(50_000, 8), (9, 8), (8, 8), (3, 8), (1, 64), (0, 5)] {
+            let chosen = spread(len, wanted);
+            let parts = chosen.len();
+            assert_eq!((parts, &chosen), (wanted.min(len), &spread(len, wanted)));
+            let in_its_part =
+                |(part, &at): (usize, &u32)| (part * len / parts..(part + 1) * len / parts).contains(&(at as usize));
+            assert!(chosen.iter().enumerate().all(in_its_part), "{chosen:?}");
+        }
+        let classes: std::collections::BTreeSet<u32> = spread(1000, 100).iter().map(|at| at % 10).collect();
+        assert_eq!(classes.len(), 10);
     }
 }

@@ -1,6 +1,8 @@
 //! Charts as SVG. Their colors are fixed here; in dark mode the page's style replaces them, by name.
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 /// Colors of runs; the first is the page's accent.
@@ -63,7 +65,7 @@ pub fn lines(lines: &[Line], epochs: f64) -> Result<String> {
             .margin_right(12)
             .x_label_area_size(26)
             .y_label_area_size(52)
-            .build_cartesian_2d(0.0..epochs.max(1e-9), low..high)
+            .build_cartesian_2d(Axis((0.0..epochs.max(1e-9)).into()), Axis((low..high).into()))
             .map_err(failed)?;
         let label = ("sans-serif", 12).into_font().color(&INK);
         chart
@@ -72,8 +74,6 @@ pub fn lines(lines: &[Line], epochs: f64) -> Result<String> {
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
             .axis_style(GRID)
-            .x_labels(6)
-            .y_labels(4)
             .x_label_formatter(&|epoch: &f64| number(*epoch, epochs).trim_end_matches(".0").to_string())
             .y_label_formatter(&|value: &f64| number(*value, high - low))
             .x_label_style(label.clone())
@@ -147,6 +147,35 @@ fn padded(low: f64, high: f64) -> (f64, f64) {
     (low - room, high + room)
 }
 
+/// An axis with ticks at [`ticks`]: plotters' own choice may be a single one.
+struct Axis(RangedCoordf64);
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.0.map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        let range = self.range();
+        ticks(range.start, range.end)
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        self.0.range()
+    }
+}
+
+/// The multiples of 1, 2 or 5 times a power of ten in a range: two to six.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let power = 10f64.powf(((high - low) / 5.0).log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| (high - low) / step <= 5.0);
+    let step = step.unwrap_or(10.0 * power);
+    ((low / step).ceil() as i64..=(high / step).floor() as i64).map(|at| at as f64 * step).collect()
+}
+
 /// A number with as many digits as a range needs.
 fn number(value: f64, range: f64) -> String {
     let value = if value.abs() < range * 1e-9 { 0.0 } else { value };
@@ -186,6 +215,18 @@ mod tests {
             lines(&[Line { color: 0, points, marks: Vec::new() }], 1.0)?;
         }
         Ok(())
+    }
+
+    #[test]
+    fn an_axis_has_two_to_six_round_ticks() {
+        assert_eq!(ticks(0.95, 2.05), [1.0, 1.5, 2.0]);
+        assert_eq!(ticks(-0.3, 0.4), [-0.2, 0.0, 0.2, 0.4]);
+        for at in 0..2000 {
+            let (low, range) = ((at as f64 * 0.37).sin() * 1e3, 10f64.powf(at as f64 % 9.3 - 5.0));
+            let found = ticks(low, low + range);
+            assert!((2..=6).contains(&found.len()), "{low} {range}: {found:?}");
+            assert!(found.iter().all(|tick| (low..=low + range).contains(tick)), "{low} {range}: {found:?}");
+        }
     }
 
     #[test]

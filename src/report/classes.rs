@@ -69,7 +69,7 @@ pub fn by_class(
     };
     let (temperature, own) = (evaluation.config.monitor.knn_temperature, Arc::ptr_eq(train, set));
     let Evaluation { encoder, options, config, .. } = evaluation;
-    let indices = spread(bank_set.len(), (BANK * images).min(bank_set.len()));
+    let indices = spread(bank_set.len(), BANK * images);
     let found;
     let bank = if own {
         features

@@ -54,7 +54,7 @@ fn draw(config: &Config, train: &Arc<dyn Dataset>, bad: &BadImages) -> Result<Ve
     let (Size { height, width }, channels) = (augment.size, augment.channels());
     let (mut image, mut scratch) = (Pixels::default(), Scratch::default());
     let mut rows = Vec::new();
-    for index in spread(train.len(), IMAGES.min(train.len())) {
+    for index in spread(train.len(), IMAGES) {
         bad.load_next(&**train, index as usize, &mut Part::whole, &mut image)?;
         let original = image.clone();
         let mut views = |epoch: u64| -> Result<[Pixels; 2]> {

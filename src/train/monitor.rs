@@ -78,8 +78,7 @@ impl KnnWatch {
 
     /// Features of at most `limit` images of a set.
     fn features(&self, byol: &Byol, dataset: &Arc<dyn Dataset>, limit: Option<usize>) -> Result<Features> {
-        let count = limit.map_or(dataset.len(), |limit| limit.min(dataset.len()));
-        let indices = spread(dataset.len(), count);
+        let indices = spread(dataset.len(), limit.unwrap_or(usize::MAX));
         eval::extract(byol, dataset, indices, &self.augment, &self.options, "k-NN: images")
     }
 }
