@@ -21,6 +21,7 @@ use crate::eval;
 use crate::logging::progress::Progress;
 use crate::logging::{Logger, Quality, metrics};
 use crate::model::SyncBatchNorm;
+use crate::report::tensorboard::{self, RunImages};
 use crate::run::evaluation::extract_options;
 use crate::run::machine::{self as setup, Machine};
 use crate::run::ranks::{self, Shared};
@@ -28,7 +29,10 @@ use crate::run::resume::{self, Resume};
 use crate::run::{images, memory, summary};
 use crate::signals::Signals;
 use crate::train::updates::{self, RunKind};
-use crate::train::{Feed, Hours, KnnWatch, OnWriteError, Plan, QualityPlan, QualityWatch, RunFolder, Saver, Trainer};
+use crate::train::{
+    Ending, Feed, Hours, KnnWatch, OnWriteError, Plan, QualityCost, QualityPlan, QualityWatch, RunFolder, Saver,
+    Trainer,
+};
 use crate::weights::Start;
 
 /// Runs the command; the value is the process's exit code.
@@ -107,10 +111,12 @@ impl Setup<'_> {
         let mut plan = Plan::new(dataset.len(), &config.train, &config.optimizer, &config.schedule, &config.ema)
             .with_context(|| self.place("train.batch_size"))?;
         let bad = BadImages::new(config.data.on_bad_image);
-        let monitored = config.monitor.knn_every.is_some() || config.monitor.quality_every.is_some();
+        let monitor = &config.monitor;
+        let monitored = monitor.knn_every.is_some() || monitor.quality_every.is_some() || monitor.tensorboard_images;
         let held_out = if monitored { data::open_eval(&config.data).context("data.eval_path")? } else { None };
         let knn = self.knn_watch(&share, &dataset, held_out.clone(), bad.clone())?;
-        let quality = self.quality_watch(&share, held_out.unwrap_or(dataset.clone()), &plan, bad.clone());
+        let shown = held_out.unwrap_or(dataset.clone());
+        let quality = self.quality_watch(&share, shown.clone(), &plan, bad.clone());
         let byol = setup::byol(config, machine, group)?;
         let mut manifest = self.manifest(&*dataset, &plan)?;
         if config.schedule.hours.is_some() {
@@ -143,7 +149,14 @@ impl Setup<'_> {
         };
         self.begin(&mut trainer)?;
         summary::begin(&mut trainer)?;
+        let images = self.tensorboard_images(&share, shown, &trainer, bad.clone());
+        if let (Some(RunImages { folder, .. }), true) = (&images, group.is_first()) {
+            tensorboard::write_views(folder, config, &dataset, &bad, trainer.manifest.step)?;
+        }
         let outcome = trainer.run(&self.signals)?;
+        if let (Some(images), Ending::Finished | Ending::MaxSteps) = (images, outcome.ending) {
+            images.represent(&trainer.byol, &config.augment)?;
+        }
         let skipped = ranks::bad_images(&bad, group)?;
         images::report_clipped(&*dataset, config, group)?;
         summary::summarize(&mut trainer, &outcome, skipped, started)
@@ -308,7 +321,22 @@ impl Setup<'_> {
         let trained = plan.steps_per_epoch * self.config.train.batch_size as u64;
         let plan = QualityPlan::new(&config.monitor, dataset.len(), trained, config.schedule.epochs)?;
         let options = extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone());
-        Some(QualityWatch { dataset, plan, augment: config.augment.clone(), options })
+        let cost = QualityCost::of(&config.monitor);
+        Some(QualityWatch { dataset, plan, cost, augment: config.augment.clone(), options })
+    }
+
+    /// The images for TensorBoard, if the config asks for them; `config` as in [`Self::knn_watch`].
+    fn tensorboard_images(
+        &self,
+        config: &Config,
+        dataset: Arc<dyn Dataset>,
+        trainer: &Trainer,
+        bad: Arc<BadImages>,
+    ) -> Option<RunImages> {
+        let folder = config.monitor.tensorboard_images.then(|| config.output.dir.join("tensorboard"))?;
+        let count = trainer.quality.as_ref().map_or(config.monitor.quality_images, |watch| watch.plan.images);
+        let options = extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone());
+        Some(RunImages { folder, dataset, count, options })
     }
 
     /// Warns of a run that is too short, or of too few images for BatchNorm.

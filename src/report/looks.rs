@@ -11,7 +11,7 @@ use super::charts::{self, CLASSES};
 use super::classes::{self, ByClass};
 use super::pictures::{self, TILE, picture};
 use super::projection::{self, MAX_POINTS};
-use super::projector;
+use super::tensorboard;
 use super::views::{self, ViewRow};
 use crate::data::Dataset;
 use crate::data::subset::spread;
@@ -102,21 +102,23 @@ pub struct Extent {
 
 impl Looks {
     /// Encodes images of the run's data; they are also written to this TensorBoard folder.
-    pub fn of(evaluation: &Evaluation, extent: Extent, tensorboard: Option<&Path>) -> Result<Self> {
+    pub fn of(evaluation: &Evaluation, extent: Extent, events: Option<&Path>) -> Result<Self> {
         let Evaluation { encoder, options, config, .. } = evaluation;
         let train = evaluation.train_set()?;
         let held_out = evaluation.held_out()?;
         let (set, kind) = held_out.map_or((train.clone(), "training"), |set| (set, "held-out"));
         evaluation.check_memory(extent.images.min(set.len()), "lower --images")?;
-        let indices = spread(set.len(), extent.images.min(set.len()));
+        let indices = spread(set.len(), extent.images);
         let images = Images { dataset: &set, indices, view: View::Plain, augment: &config.augment };
         let (features, rows) = extract_views(encoder, images, options, "report: images")?;
         anyhow::ensure!(rows.len() >= 3, "found {} images that can be read, expected at least 3", rows.len());
         let named = Named::new(set.clone());
         let near = Nearest::new(&features.values, None).all(NEAR, |_| options.check())?;
         let by_class = classes::by_class(evaluation, &train, &set, &features, extent.images)?;
-        if let Some(folder) = tensorboard {
-            projector::write(folder, evaluation, &train, &named, (&features.values, &rows))?;
+        if let Some(folder) = events {
+            tensorboard::write_representations(folder, &named, &features.values, &rows)?;
+            let step = encoder.run.as_ref().map_or(0, |run| run.step);
+            tensorboard::write_views(folder, config, &train, &options.bad, step)?;
         }
         let gallery = Gallery { named: &named, rows: &rows, near: &near };
         let map = Map::of(&features.values, &set, &named, &rows, extent.points)?;
@@ -177,7 +179,7 @@ impl Gallery<'_> {
             let near = near.collect::<Result<_>>()?;
             Ok(Neighbors { query, near })
         };
-        spread(self.rows.len(), QUERIES.min(self.rows.len())).into_iter().map(row).collect()
+        spread(self.rows.len(), QUERIES).into_iter().map(row).collect()
     }
 
     /// The images with the largest and with the smallest mean cosine to their neighbors.
@@ -210,7 +212,7 @@ impl Map {
     /// Of at most `most` images; the principal components are those of all.
     fn of(features: &Tensor, set: &Arc<dyn Dataset>, named: &Named, rows: &[u32], most: usize) -> Result<Self> {
         let (components, variance) = projection::principal(features, 2).context("principal components")?;
-        let chosen = spread(rows.len(), most.min(MAX_POINTS).min(rows.len()));
+        let chosen = spread(rows.len(), most.min(MAX_POINTS));
         let index = Tensor::from_slice(&chosen.iter().map(|&row| i64::from(row)).collect::<Vec<_>>());
         let index = index.to_device(features.device());
         let images: Vec<usize> = chosen.iter().map(|&row| rows[row as usize] as usize).collect();

@@ -9,8 +9,8 @@ pub mod looks;
 pub mod page;
 mod pictures;
 pub mod projection;
-pub mod projector;
 pub mod run_files;
+pub mod tensorboard;
 mod views;
 
 pub use looks::{Extent, Looks};

@@ -205,6 +205,9 @@ pub struct MonitorConfig {
     pub collapse_threshold: f64,
     /// Write TensorBoard event files beside metrics.jsonl. Default true.
     pub tensorboard: bool,
+    /// Images in TensorBoard, too: augmented views at the start, and at the end the representations of
+    /// `quality_images` images with names, classes and thumbnails for its Projector. Default false.
+    pub tensorboard_images: bool,
 }
 
 impl Default for MonitorConfig {
@@ -220,6 +223,7 @@ impl Default for MonitorConfig {
             quality_images: 1024,
             collapse_threshold: 0.1,
             tensorboard: true,
+            tensorboard_images: false,
         }
     }
 }

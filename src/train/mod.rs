@@ -23,7 +23,7 @@ pub use hours::Hours;
 pub use monitor::{CollapseWatch, KnnWatch};
 pub use non_finite::{Guard, OnNonFinite, Stepped};
 pub use plan::Plan;
-pub use quality::{QualityPlan, QualityWatch};
+pub use quality::{QualityCost, QualityPlan, QualityWatch};
 pub use run_folder::RunFolder;
 pub use saving::Saver;
 pub use trainer::{Ending, Outcome, Trainer};

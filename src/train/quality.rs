@@ -2,6 +2,7 @@
 //! trend says about the run.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use native::Autocast;
@@ -56,12 +57,45 @@ impl QualityPlan {
     }
 }
 
+/// What measurements take by the clock. The plan counts forward passes alone, which a step captured as a CUDA graph may
+/// make several times as fast as a measurement does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QualityCost {
+    spent: f64,
+    last: f64,
+}
+
+impl QualityCost {
+    /// The share of a run that `quality_every: auto` promises not to exceed.
+    const SHARE: f64 = 0.02;
+    /// Seconds that measurements may take in the shortest of runs.
+    const FREE: f64 = 2.0;
+
+    /// Nothing so far; `None` where the config says how often to measure.
+    pub fn of(config: &MonitorConfig) -> Option<Self> {
+        (config.quality_every == Some(QualityEvery::Auto)).then(Self::default)
+    }
+
+    /// Notes the seconds of a measurement.
+    pub fn measured(&mut self, seconds: f64) {
+        self.spent += seconds;
+        self.last = seconds;
+    }
+
+    /// Whether one more like the last is within the share of a run that has taken so many seconds.
+    pub fn allows_another(&self, seconds: f64) -> bool {
+        self.spent + self.last <= (Self::SHARE * seconds).max(Self::FREE)
+    }
+}
+
 /// Quality on fixed images.
 pub struct QualityWatch {
     /// The images to choose from.
     pub dataset: Arc<dyn Dataset>,
     /// How many of them, and how often.
     pub plan: QualityPlan,
+    /// What they took so far, with `quality_every: auto`.
+    pub cost: Option<QualityCost>,
     /// Section `augment`: the views.
     pub augment: AugmentConfig,
     /// Batches, threads, what to do with bad images, and the processes that share the work.
@@ -73,7 +107,14 @@ impl QualityWatch {
     /// the networks.
     /// # Errors
     /// Unreadable images if the config says `fail`.
-    pub fn measure(&self, byol: &Byol) -> Result<Option<Quality>> {
+    pub fn measure(&mut self, byol: &Byol) -> Result<Option<Quality>> {
+        let started = Instant::now();
+        let quality = self.quality(byol);
+        self.cost.iter_mut().for_each(|cost| cost.measured(started.elapsed().as_secs_f64()));
+        quality
+    }
+
+    fn quality(&self, byol: &Byol) -> Result<Option<Quality>> {
         let indices = spread(self.dataset.len(), self.plan.images);
         let images =
             Images { dataset: &self.dataset, indices, view: View::Pair { seed: SEED }, augment: &self.augment };
@@ -137,6 +178,15 @@ impl Represent for BothNetworks<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_measurement_that_takes_too_long_is_not_repeated_before_the_run_is_long_enough() {
+        let mut cost = QualityCost::default();
+        cost.measured(1.0);
+        assert!(cost.allows_another(0.0));
+        cost.measured(1.0);
+        assert!(!cost.allows_another(149.0) && cost.allows_another(150.0));
+    }
 
     #[test]
     fn evaluations_take_a_hundredth_of_a_run() {

@@ -25,6 +25,7 @@ pub(super) struct Steps<'a> {
     collapse: CollapseWatch,
     interval: Interval,
     training_seconds: f64,
+    started: Instant,
     /// The last step's loss and statistics, not read yet.
     pending: Option<Pending>,
     /// Loss of the last step that was not skipped.
@@ -73,6 +74,7 @@ impl<'a> Steps<'a> {
             collapse,
             interval: Interval::start(),
             training_seconds: 0.0,
+            started: Instant::now(),
             pending: None,
             loss: f64::NAN,
             z_std: f64::NAN,
@@ -120,7 +122,7 @@ impl<'a> Steps<'a> {
             if let Some(code) = due.request.end {
                 return self.finish(Ending::Signal(code));
             }
-            let wanted = self.wanted(done);
+            let wanted = self.affordable(self.wanted(done), done)?;
             if (wanted.knn || wanted.quality) && self.has_time_to_evaluate(done)? {
                 self.evaluate(done, wanted)?;
             }
@@ -289,6 +291,15 @@ impl<'a> Steps<'a> {
         Wanted { knn: due(monitor.knn_every), quality: due(quality.as_ref().map(|watch| watch.plan.every)) }
     }
 
+    /// Leaves out a measurement of the quality, unless it is the last, that costs more than `quality_every: auto` promises.
+    fn affordable(&self, wanted: Wanted, done: u64) -> Result<Wanted> {
+        let Trainer { quality, group, .. } = &*self.trainer;
+        let cost = quality.as_ref().and_then(|watch| watch.cost).filter(|_| wanted.quality && done < self.end);
+        let Some(cost) = cost else { return Ok(wanted) };
+        let own = cost.allows_another(self.started.elapsed().as_secs_f64());
+        Ok(Wanted { quality: group.from_first(&[f64::from(u8::from(own))])?[0] > 0.0, ..wanted })
+    }
+
     /// k-NN accuracy and quality after `done` steps, each unless it is off, or a signal stops it.
     fn evaluate(&mut self, done: u64, wanted: Wanted) -> Result<()> {
         self.interval.pause();
@@ -301,7 +312,7 @@ impl<'a> Steps<'a> {
             logger.knn(done, plan.epochs(done), top1)?;
         }
         self.knn_top1 = top1.or(self.knn_top1);
-        let quality = quality.as_ref().filter(|_| wanted.quality);
+        let quality = quality.as_mut().filter(|_| wanted.quality);
         let found = quality.map(|watch| watch.measure(byol)).transpose().context("quality evaluation")?.flatten();
         if let (Some(logger), Some(found)) = (logger, &found) {
             logger.quality(done, plan.epochs(done), found)?;

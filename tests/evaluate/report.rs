@@ -128,7 +128,11 @@ fn a_report_of_hostile_names_is_one_page_that_works() {
     fs::create_dir(&images).expect("made");
     hostile(&images);
     let path = format!("data.path={}", serde_json::to_string(&images).expect("text"));
-    let run = TinyRun::train(&["data.format=image_folder", &path, "monitor.knn_every=1", "monitor.knn_k=5"]);
+    let images = ["data.format=image_folder", &path, "monitor.tensorboard_images=true"];
+    let run = TinyRun::train(&[&images[..], &["monitor.knn_every=1", "monitor.knn_k=5"]].concat());
+    let events = run.dir().join("tensorboard");
+    assert_projector(&events);
+    fs::remove_dir_all(events.join("projector")).expect("removed");
     let page = folder.path().join("report.html");
     let said = report(&[run.dir()], &page, &[]);
     assert!(said.contains("1 of 1 runs with images"), "{said}");
@@ -150,7 +154,7 @@ fn a_report_of_hostile_names_is_one_page_that_works() {
     let again = folder.path().join("again.html");
     report(&[run.dir()], &again, &["--tensorboard"]);
     assert!(html == fs::read_to_string(&again).expect("a page"), "a report repeats");
-    assert_projector(&run.dir().join("tensorboard"));
+    assert_projector(&events);
     let name = page.display().to_string();
     failed(
         &byol(&["report", "--output", &name, &run.dir().display().to_string()]).output().expect("byol runs"),
