@@ -77,8 +77,10 @@ impl Resizer {
                 // Past the last row it is repeated, and not used.
                 let row = |lane: usize| crop.row(image, (made + lane).min(crop.height - 1));
                 self.block.gather(crop.width * channels, row);
-                self.block.resample(&self.across, channels, target.flip);
-                (0..ROWS).for_each(|lane| self.ring.row_mut(made + lane).copy_from_slice(self.block.row(lane)));
+                let put = |lane, channel, part: &[u8]| {
+                    self.ring.row_mut(made + lane)[channel * size.width..][..part.len()].copy_from_slice(part);
+                };
+                self.block.resample(&self.across, channels, target.flip, put);
                 made += ROWS;
             }
             resample_down(&self.down, y, |row| self.ring.row(row), &mut self.rows);
@@ -96,8 +98,12 @@ impl Resizer {
                 resample_down(&self.down, y, |row| crop.row(image, row), out);
             }
             self.block.gather(stride, |lane| &self.rows[lane * stride..][..stride]);
-            self.block.resample(&self.across, image.channels, target.flip);
-            lines.zip(0..).for_each(|(y, lane)| store(self.block.row(lane), size, y, planes));
+            let put = |lane, channel, part: &[u8]| {
+                if start + lane < lines.end {
+                    store(part, size, start + lane, &mut planes[channel * plane_length(size.pixels())..]);
+                }
+            };
+            self.block.resample(&self.across, image.channels, target.flip, put);
         }
     }
 }
@@ -119,10 +125,6 @@ struct Block {
     /// Some channels of the output: all of the first, `ROWS` for each pixel, then the next channel.
     made: Vec<u8>,
     spare: Vec<u8>,
-    /// The output row by row: all of channel 0, then the next channel.
-    rows: Vec<u8>,
-    /// Of one of these rows, in bytes.
-    length: usize,
 }
 
 impl Block {
@@ -142,37 +144,43 @@ impl Block {
         interleave(even, odd, &mut self.columns);
     }
 
-    /// Resamples horizontally, four channels at a time. The rows are then at [`Self::row`].
+    /// Resamples horizontally, up to four channels at a time. `put` gets the results: which of the rows, which channel
+    /// comes first, and the values, all of that channel before the next.
     #[inline(always)]
-    fn resample(&mut self, taps: &Taps, channels: usize, flip: bool) {
-        self.length = taps.spans.len() * channels;
-        self.rows.resize(self.length * ROWS, 0);
+    fn resample(&mut self, taps: &Taps, channels: usize, flip: bool, mut put: impl FnMut(usize, usize, &[u8])) {
         for channel in (0..channels).step_by(4) {
             match channels - channel {
-                1 => self.resample_channels::<1>(taps, channels, channel, flip),
-                2 => self.resample_channels::<2>(taps, channels, channel, flip),
-                3 => self.resample_channels::<3>(taps, channels, channel, flip),
-                _ => self.resample_channels::<4>(taps, channels, channel, flip),
+                1 => self.resample_channels::<1>(taps, channels, channel, flip, &mut put),
+                2 => self.resample_channels::<2>(taps, channels, channel, flip, &mut put),
+                3 => self.resample_channels::<3>(taps, channels, channel, flip, &mut put),
+                _ => self.resample_channels::<4>(taps, channels, channel, flip, &mut put),
             }
         }
     }
 
-    /// `N` of the channels, from `channel` on. `N` is known to the compiler, because loops over a number of channels
-    /// that it does not know become no vectors: they take two to three times as long.
+    /// `N` of the channels, from `channel` on. `N` is known to the compiler, because it makes no vectors of loops over a
+    /// number of channels that it does not know: they take two to three times as long.
     #[inline(always)]
-    fn resample_channels<const N: usize>(&mut self, taps: &Taps, channels: usize, channel: usize, flip: bool) {
+    fn resample_channels<const N: usize>(
+        &mut self,
+        taps: &Taps,
+        channels: usize,
+        channel: usize,
+        flip: bool,
+        put: &mut impl FnMut(usize, usize, &[u8]),
+    ) {
         let size = taps.spans.len();
         let length = size * N * ROWS;
         self.made.resize(length, 0);
         self.spare.resize(self.spare.len().max(length), 0);
-        let columns = self.columns.as_chunks::<ROWS>().0;
+        let columns = &self.columns.as_chunks::<ROWS>().0[channel..];
         let mut made = self.made.as_chunks_mut::<ROWS>().0.chunks_exact_mut(size);
         let mut made: [_; N] = std::array::from_fn(|_| made.next().expect("N channels"));
         for x in 0..size {
             let (first, weights) = taps.at(x);
             let to = if flip { size - 1 - x } else { x };
-            let pixels = columns[first * channels + channel..].chunks(channels);
-            let taps = weights.iter().zip(pixels).map_while(|(weight, pixel)| Some((weight, pixel.first_chunk()?)));
+            let pixels = weights.iter().zip((first * channels..).step_by(channels));
+            let taps = pixels.map_while(|(weight, at)| Some((weight, columns.get(at..)?.first_chunk()?)));
             weigh(taps, made.each_mut().map(|made| &mut made[to]));
         }
         // The inverse transposition: even and odd rows, then rows equal modulo 4, modulo 8.
@@ -181,16 +189,10 @@ impl Block {
         separate(made, spare);
         spare.chunks_exact(half).zip(made.chunks_exact_mut(half)).for_each(|(pairs, out)| separate(pairs, out));
         made.chunks_exact(half / 2).zip(spare.chunks_exact_mut(half / 2)).for_each(|(pairs, out)| separate(pairs, out));
-        // Which leaves the rows in bit-reversed order.
-        for (made, lane) in spare.chunks_exact(size * N).zip([0, 4, 2, 6, 1, 5, 3, 7]) {
-            self.rows[lane * self.length + channel * size..][..size * N].copy_from_slice(made);
+        // It leaves the rows in bit-reversed order.
+        for (row, lane) in spare.chunks_exact(size * N).zip([0, 4, 2, 6, 1, 5, 3, 7]) {
+            put(lane, channel, row);
         }
-    }
-
-    /// Resampled row `lane`: all of its channel 0, then the next channel.
-    #[inline(always)]
-    fn row(&self, lane: usize) -> &[u8] {
-        &self.rows[lane * self.length..][..self.length]
     }
 }
 
@@ -283,7 +285,7 @@ fn separate(pairs: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Writes row `y` of three planes.
+/// Writes row `y` of planes.
 #[inline(always)]
 fn store(row: &[u8], size: Size, y: usize, planes: &mut [u8]) {
     for (plane, line) in planes.chunks_exact_mut(plane_length(size.pixels())).zip(row.chunks_exact(size.width)) {
