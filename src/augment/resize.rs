@@ -148,12 +148,15 @@ impl Block {
     /// comes first, and the values, all of that channel before the next.
     #[inline(always)]
     fn resample(&mut self, taps: &Taps, channels: usize, flip: bool, mut put: impl FnMut(usize, usize, &[u8])) {
-        for channel in (0..channels).step_by(4) {
-            match channels - channel {
-                1 => self.resample_channels::<1>(taps, channels, channel, flip, &mut put),
-                2 => self.resample_channels::<2>(taps, channels, channel, flip, &mut put),
-                3 => self.resample_channels::<3>(taps, channels, channel, flip, &mut put),
-                _ => self.resample_channels::<4>(taps, channels, channel, flip, &mut put),
+        match channels {
+            1 => self.resample_channels::<1>(taps, 1, 0, flip, &mut put),
+            2 => self.resample_channels::<2>(taps, 2, 0, flip, &mut put),
+            3 => self.resample_channels::<3>(taps, 3, 0, flip, &mut put),
+            _ => {
+                // The last four may overlap those before.
+                for channel in (0..channels - 4).step_by(4).chain([channels - 4]) {
+                    self.resample_channels::<4>(taps, channels, channel, flip, &mut put);
+                }
             }
         }
     }
