@@ -249,7 +249,7 @@ pub struct EncoderArgs {
     /// part of that between dots.
     #[arg(long, value_name = "PREFIX")]
     pub prefix: Option<String>,
-    /// Config file whose sections replace those of the run; required for a file.
+    /// Config file whose sections replace those of the run. A file of weights needs this or --set data.path=...
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Override a key of the config; can be repeated. The value is YAML.

@@ -224,6 +224,15 @@ pub fn write_atomic(target: &Path, bytes: &[u8]) -> Result<()> {
     file.finish()
 }
 
+/// Creates the folder that `--output` names.
+/// # Errors
+/// Something else is there; its own folder cannot be written.
+pub fn create_output_folder(folder: &Path) -> Result<()> {
+    let name = folder.display();
+    ensure!(!folder.exists() || folder.is_dir(), "--output: {name} is not a folder; choose another name");
+    std::fs::create_dir_all(folder).with_context(|| format!("--output: cannot create {name}"))
+}
+
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -107,6 +107,13 @@ def files(rng):
         options = {"tile": (16, 16), "compression": "lzw", "planarconfig": "contig"}
         options["photometric"] = "rgb" if channels == 3 else "minisblack"
         yield name, array, lambda path, a=array, options=options: tifffile.imwrite(path, a, **options)
+    array = picture(rng, "u4", 1)
+    yield "u32_white.tif", 2**32 - 1 - array, lambda path: tifffile.imwrite(path, array[..., 0], photometric="miniswhite")
+    # Luma and chroma, as aerial images are stored; what libjpeg decodes is expected, up to its rounding and upsampling.
+    for name, more in [("u8_jpeg.tif", {"subsampling": (1, 1)}), ("u8_jpeg_tiles.tif", {"tile": (16, 16)})]:
+        array = np.repeat(np.repeat(picture(rng, "u1", 3), 2, 0), 2, 1)[:HEIGHT, :WIDTH]
+        options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}, **more}
+        yield name, array, lambda path, a=array, options=options: tifffile.imwrite(path, a, **options)
 
 
 def main():
@@ -117,13 +124,20 @@ def main():
     listed = []
     for name, array, write in files(rng):
         write(FOLDER / name)
+        lossy = "_jpeg" in name
+        if lossy:
+            array = tifffile.imread(FOLDER / name)
         flat = array.reshape(-1, array.shape[-1]).astype(np.float64)
         # numpy's percentiles of all values, as data.value_range=auto takes them; then a range that clips more.
         auto = np.percentile(flat, [0.1, 99.9], axis=0).T.tolist()
         tight = np.percentile(flat, [5, 80], axis=0).T.tolist()
+        if lossy:
+            auto = tight = [[0.0, 255.0]] * 3
         (FOLDER / f"{name}.bytes").write_bytes(as_bytes(array, auto).tobytes() + as_bytes(array, tight).tobytes())
         clipped = int(sum(((flat[:, c] < lo) | (flat[:, c] > hi)).sum() for c, (lo, hi) in enumerate(tight)))
-        listed.append({"name": name, "channels": array.shape[-1], "auto": auto, "tight": tight, "clipped": clipped})
+        entry = {"name": name, "channels": array.shape[-1], "auto": auto, "tight": tight, "clipped": clipped}
+        # One in luma and chroma, times 1.772.
+        listed.append(entry | ({"off": 3} if lossy else {}))
     lines = ",\n".join(json.dumps(entry) for entry in listed)
     (FOLDER.parent / "bands.json").write_text(f"[\n{lines}\n]\n")
 

@@ -5,7 +5,8 @@
 `state_dict.pth` has every type and memory layout, `protocol4.pth` the same by another pickle protocol, `trainer.ckpt` a
 state_dict among what trainers store beside it: an optimizer's state, an argparse namespace, an instance of a class that
 nobody else has. Names of their tensors in the safetensors files have the keys of dictionaries before them.
-`legacy.pth` is of the format before PyTorch 1.6, `module.pt` a TorchScript module.
+`odd.pth` has tensors with attributes and of a subclass, and no checksums; `negative.pth` one that PyTorch negates when it
+is read. `legacy.pth` is of the format before PyTorch 1.6, `module.pt` a TorchScript module.
 """
 
 import argparse
@@ -39,6 +40,16 @@ def state_dict():
     state["empty"] = torch.empty(0, 3)
     state["parameter"] = nn.Parameter(torch.linspace(-1, 1, 7))
     return state
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def odd():
+    named = torch.linspace(-1, 1, 5)
+    named.note = "an attribute"
+    return {"named": named, "subclass": torch.arange(6.0).reshape(2, 3).as_subclass(Subclass), "plain": torch.ones(2)}
 
 
 def trainer():
@@ -79,6 +90,11 @@ def main():
     torch.save(checkpoint, out / "trainer.ckpt")
     save_file(flat(state), out / "state_dict.safetensors")
     save_file(flat(checkpoint), out / "trainer.safetensors")
+    torch.serialization.set_crc32_options(False)
+    torch.save(odd(), out / "odd.pth")
+    torch.serialization.set_crc32_options(True)
+    save_file({name: tensor.as_subclass(torch.Tensor) for name, tensor in odd().items()}, out / "odd.safetensors")
+    torch.save({"weight": torch.complex(torch.ones(2), torch.ones(2)).conj().imag}, out / "negative.pth")
     torch.save({"weight": torch.ones(2)}, out / "legacy.pth", _use_new_zipfile_serialization=False)
     torch.jit.script(nn.Linear(2, 2)).save(str(out / "module.pt"))
 

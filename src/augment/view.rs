@@ -64,15 +64,16 @@ view! {
     channel_jitter_prob: f64,
     /// Brightness factor of a channel in 1 - b to 1 + b and not below 0; b at least 0 (0.2).
     channel_brightness: f64,
-    /// Contrast factor of a channel, the same (0.2).
+    /// Contrast factor of a channel in 1 - c to 1 + c and not below 0; c at least 0 (0.2).
     channel_contrast: f64,
     /// Probability of the four color changes, together and in random order, 0 to 1 (0.8).
     jitter_prob: f64,
     /// Brightness factor in 1 - b to 1 + b and not below 0; b at least 0 (0.4).
     brightness: f64,
-    /// Contrast factor, the same (0.4).
+    /// Contrast factor in 1 - c to 1 + c and not below 0; c at least 0 (0.4).
     contrast: f64,
-    /// Saturation factor, the same (0.2). Only RGB has a saturation, a hue and a grayscale.
+    /// Saturation factor in 1 - s to 1 + s and not below 0; s at least 0 (0.2). Only RGB has a saturation, a hue and a
+    /// grayscale.
     saturation: f64,
     /// Hue shift in -h to h of the color circle; h in 0 to 0.5 (0.1).
     hue: f64,

@@ -88,23 +88,30 @@ pub fn set_aside(root: &Path, from: u64) -> Result<()> {
 /// It exists (even as a dangling link) and `force` is not set; it is not a regular file but a folder, device or the
 /// like, which a rename would replace; its folder does not exist or cannot be written.
 pub fn check_output(output: &Path, force: bool) -> Result<()> {
+    check_file("--output", output, force)
+}
+
+/// The same for the file of another option.
+/// # Errors
+/// As above.
+pub fn check_file(option: &str, output: &Path, force: bool) -> Result<()> {
     let name = output.display();
     if output.is_dir() {
-        bail!("--output: found the folder {name}, expected the name of a file");
+        bail!("{option}: found the folder {name}, expected the name of a file");
     }
     let there = fs::symlink_metadata(output).is_ok();
     if there && output.exists() && !output.is_file() {
-        bail!("--output: {name} is not a regular file and will not be replaced; choose another name");
+        bail!("{option}: {name} is not a regular file and will not be replaced; choose another name");
     }
     if there && !force {
-        bail!("--output: {name} already exists; add --force to replace it, or choose another name");
+        bail!("{option}: {name} already exists; add --force to replace it, or choose another name");
     }
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        bail!("--output: found no folder {}, expected one that exists; create it, or choose another", folder.display());
+        bail!("{option}: found no folder {}, expected one that exists; create it, or choose another", folder.display());
     }
     let trial = tempfile::NamedTempFile::new_in(folder);
-    trial.map(drop).with_context(|| format!("--output: folder {} cannot be written", folder.display()))
+    trial.map(drop).with_context(|| format!("{option}: folder {} cannot be written", folder.display()))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use crate::files::write_atomic as write_file;
-pub use folder::{check_output, clean, list, path_of, set_aside, sha256};
+pub use folder::{check_file, check_output, clean, list, path_of, set_aside, sha256};
 pub use tensors::{Mismatch, load_views, serialize, views};
 
 use crate::byol::Byol;

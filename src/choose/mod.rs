@@ -16,8 +16,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::checkpoint;
-use crate::config::Config;
 use crate::config::recipes::Recipe;
+use crate::config::{Comments, Config};
 use crate::data::formats::detect;
 use crate::data::values::Channels;
 use crate::data::{DataConfig, Format};
@@ -114,8 +114,6 @@ impl Choices {
 pub struct Chosen {
     /// The file that it was written to.
     pub file: PathBuf,
-    /// Its content.
-    pub yaml: String,
     /// The table of choices, in lines.
     pub table: Vec<String>,
 }
@@ -156,12 +154,12 @@ pub fn choose(request: &Request) -> Result<Chosen> {
         format!("  byol train --config {}", dir.join("config.yaml").display()),
         "Comments say why a value was chosen, or else what the key means.".to_string(),
     ];
-    let header = header.map(|line| crate::logging::one_line(&line));
-    let yaml = config.to_commented_yaml(&header, &choices.reasons)?;
+    let header = header.map(|line| crate::logging::one_line(&line)).into();
+    let yaml = config.to_commented_yaml(&Comments { header, of_keys: choices.reasons })?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let file = dir.join("config.yaml");
     files::write_atomic(&file, yaml.as_bytes())?;
-    Ok(Chosen { file, yaml, table: table::lines(&choices.rows) })
+    Ok(Chosen { file, table: table::lines(&choices.rows) })
 }
 
 /// The preset or the defaults, with the images and the user's overrides.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Chosen, Request, choose, default_output};
 use crate::cli::TrainArgs;
-use crate::config::{Config, recipes};
+use crate::config::{Comments, Config, recipes};
 use crate::distributed::{self, RankInfo};
 use crate::files;
 
@@ -18,8 +18,6 @@ pub struct Source {
     pub config: PathBuf,
     /// Overrides of keys.
     pub set: Vec<String>,
-    /// The file's text, to be kept with its comments.
-    pub text: Option<String>,
 }
 
 impl Source {
@@ -30,7 +28,7 @@ impl Source {
         set.extend(args.hours.map(|hours| format!("schedule.hours={hours}")));
         if let Some(config) = &args.config {
             set.extend(args.output.iter().map(|dir| format!("output.dir={}", quoted(dir))));
-            return Ok(Some(Self { config: config.clone(), set, text: None }));
+            return Ok(Some(Self { config: config.clone(), set }));
         }
         let path = args.path.as_deref().context("found neither --config nor a path to images, expected one")?;
         let output = args.output.clone().unwrap_or_else(|| default_output(path));
@@ -39,8 +37,7 @@ impl Source {
         // A run that is resumed has its config, and the processes of --nproc take that of their launcher.
         if (args.resume.is_some() || distributed::launched()) && config.exists() {
             set.extend(args.size.map(|size| format!("augment.size={size}")));
-            let text = fs::read_to_string(&config).ok();
-            return Ok(Some(Self { config, set, text }));
+            return Ok(Some(Self { config, set }));
         }
         if RankInfo::from_env()?.is_some() {
             bail!(
@@ -57,7 +54,18 @@ impl Source {
         }
         chosen.table.iter().for_each(|line| log::info!("{line}"));
         log::info!("wrote {}", chosen.file.display());
-        Ok(Some(Self { config: chosen.file, set: Vec::new(), text: Some(chosen.yaml) }))
+        Ok(Some(Self { config: chosen.file, set: Vec::new() }))
+    }
+
+    /// The YAML for the folder of the run: where that has the file itself, it keeps its comments.
+    pub fn yaml(&self, config: &Config, folder: &Path) -> Result<String> {
+        let own = folder.join("config.yaml");
+        let same =
+            |own: &PathBuf| own.canonicalize().ok().zip(self.config.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+        match Some(own).filter(same).map(fs::read_to_string) {
+            Some(Ok(text)) => config.to_commented_yaml(&Comments::of(&text)),
+            _ => config.to_yaml(),
+        }
     }
 
     /// Where a key was set, for errors that depend on the data.

@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the command.
 pub fn run(args: &CheckArgs) -> Result<u8> {
-    let source = Source { config: args.source.config.clone(), set: args.source.set.clone(), text: None };
+    let source = Source { config: args.source.config.clone(), set: args.source.set.clone() };
     let config = Config::load(&source.config, &source.set)?;
     let signals = Signals::default();
     let (machine, group) = (Machine::set_up(&config)?, std::sync::Arc::new(Group::single()));

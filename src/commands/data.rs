@@ -1,8 +1,7 @@
 //! `byol data`: what is in a data set.
 
-use std::fmt::Write as _;
 use std::io::{Write, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -15,6 +14,7 @@ use crate::data::{self, Dataset, Format};
 use crate::eval::Interrupted;
 use crate::files;
 use crate::inspect::{self, Report};
+use crate::run::image_list;
 use crate::signals::Signals;
 
 /// Runs the command.
@@ -62,29 +62,15 @@ fn config(args: &DataArgs) -> Result<Config> {
     Config::load_over(Config::default(), None, &given)
 }
 
-/// Writes a list of the images, a path and a class in each line, without bad ones and without all duplicates but the
-/// first.
+/// Writes a list of the images without bad ones and without all duplicates but the first.
 fn write_list(file: &Path, set: &dyn Dataset, report: &Report) -> Result<()> {
     let (names, here) = (set.class_names(), std::env::current_dir().context("the current folder")?);
-    let (mut text, mut kept, mut odd) = (String::new(), 0, 0);
-    for at in (0..set.len()).filter(|at| !report.excluded.contains(&(*at as u32))) {
-        let path: PathBuf = here.join(set.describe(at));
-        // A line of the list could not hold it.
-        let Some(path) = path.to_str().filter(|path| !path.contains(char::is_control)) else {
-            odd += 1;
-            continue;
-        };
-        let class = set.label(at).filter(|label| *label >= 0).and_then(|label| names.get(label as usize));
-        let class = class.map_or(String::new(), |class| format!("\t{class}"));
-        let _ = writeln!(text, "{path}{class}");
-        kept += 1;
-    }
-    files::write_atomic(file, text.as_bytes())?;
-    if odd > 0 {
-        log::warn!(
-            "{odd} images are left out of the list, because their paths are not text or have control characters"
-        );
-    }
+    let line = |at: usize| {
+        let class = set.label(at).filter(|label| *label >= 0).and_then(|label| names.get(label as usize).cloned());
+        (here.join(set.describe(at)).display().to_string(), class)
+    };
+    let kept = (0..set.len()).filter(|at| !report.excluded.contains(&(*at as u32)));
+    let kept = image_list::write(file, kept.map(line))?;
     log::info!("wrote {kept} of {} images to {}; train with: byol train {}", set.len(), file.display(), file.display());
     Ok(())
 }

@@ -14,6 +14,7 @@ use crate::eval::{Encoder, Images, Represent, View, duplicates, extract_views};
 use crate::logging::one_line;
 use crate::pixels::Pixels;
 use crate::run::evaluation::{Evaluation, print};
+use crate::run::image_list;
 use crate::run::pictures::{Named, write_png};
 use crate::sheet::{self, Sheet};
 
@@ -23,7 +24,7 @@ pub fn run(args: &DuplicatesArgs) -> Result<u8> {
     ensure!((-1.0..=1.0).contains(&threshold), "--threshold: found {threshold:?}, expected -1 to 1");
     write_png::check(args.output.as_deref(), args.force)?;
     if let Some(list) = &args.keep_list {
-        checkpoint::check_output(list, args.force).context("--keep-list")?;
+        checkpoint::check_file("--keep-list", list, args.force)?;
     }
     let asked =
         |_: &_| json!({"command": "duplicates", "--split": format!("{:?}", args.split), "--threshold": threshold});
@@ -62,6 +63,7 @@ fn find(evaluation: &Evaluation, args: &DuplicatesArgs) -> Result<()> {
     let indices = (0..set.len() as u32).collect();
     let images = Images { dataset: &set, indices, view: View::Plain, augment: &config.augment };
     let (features, rows) = extract_views(&Unmirrored(encoder), images, options, "features")?;
+    ensure!(!rows.is_empty(), "none of the images could be read, see the warnings; nothing was written");
     let bar = options.bar("comparing images", rows.len());
     let groups = duplicates(&features.values, args.threshold, |done| {
         bar.iter().for_each(|bar| bar.set(done));
@@ -100,18 +102,8 @@ fn members(group: &[usize], features: &Tensor, rows: &[u32], named: &Named) -> R
 /// Writes the names of all images but the duplicates, with their classes: a list of images for `data.path`.
 fn write_list(list: &Path, groups: &[Vec<Member>], rows: &[u32], named: &Named) -> Result<()> {
     let dropped: HashSet<usize> = groups.iter().flat_map(|group| &group[1..]).map(|member| member.index).collect();
-    let mut text = String::new();
-    for index in rows.iter().map(|&row| row as usize).filter(|index| !dropped.contains(index)) {
-        let name = named.name(index);
-        let shown = one_line(&name);
-        ensure!(!name.contains(['\n', '\r', '\t']), "--keep-list: a list cannot hold a line break or a tab: {shown}");
-        text += &name;
-        if let Some(class) = named.class(index) {
-            text += &format!("\t{class}");
-        }
-        text.push('\n');
-    }
-    checkpoint::write_file(list, text.as_bytes()).context("--keep-list")
+    let kept = rows.iter().map(|&row| row as usize).filter(|index| !dropped.contains(index));
+    image_list::write(list, kept.map(|index| (named.name(index), named.class(index)))).context("--keep-list").map(drop)
 }
 
 fn report(

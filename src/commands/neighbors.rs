@@ -54,6 +54,7 @@ fn find(evaluation: &Evaluation, args: &NeighborsArgs) -> Result<()> {
     let indices = (0..set.len() as u32).collect();
     let images = Images { dataset: &set, indices, view: View::Plain, augment: &config.augment };
     let (features, rows) = extract_views(encoder, images, options, "features")?;
+    ensure!(!rows.is_empty(), "none of the images could be read, see the warnings; nothing was written");
     let named = Named::new(set.clone());
     let (queries, found) = match outside {
         Some((query, feature)) => {

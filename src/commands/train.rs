@@ -240,11 +240,7 @@ impl Setup<'_> {
     fn begin(&self, trainer: &mut Trainer) -> Result<()> {
         let (config, manifest, plan) = (&self.config, &trainer.manifest, &trainer.plan);
         let folder = &mut trainer.saver.folder;
-        let yaml = match &self.source.text {
-            Some(text) if self.source.set.is_empty() => text.clone(),
-            _ => config.to_yaml()?,
-        };
-        folder.put("config.yaml", yaml.into_bytes())?;
+        folder.put("config.yaml", self.source.yaml(config, folder.path())?.into_bytes())?;
         folder.put("manifest.json", serde_json::to_vec_pretty(manifest)?)?;
         self.announce(manifest, &trainer.byol, plan);
         self.warn(plan, &trainer.kind);

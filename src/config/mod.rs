@@ -24,6 +24,7 @@ use crate::model::{Family, ModelConfig};
 use crate::optim::{EmaConfig, OptimizerConfig, ScheduleConfig};
 use crate::section::{Problems, Range, Section, Shown};
 use crate::train::{MonitorConfig, OutputConfig, TrainConfig};
+pub use commented::Comments;
 
 /// A whole config file. Every section and every key may be omitted: the default is the paper's main run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -111,7 +111,7 @@ pub struct DataConfig {
     /// Train on this share of the images, chosen at random but the same in every run; (0, 1].
     /// Default all.
     pub fraction: Option<f64>,
-    /// `skip` or `fail`. Default skip.
+    /// Images that cannot be read: `skip` replaces each by the next image, logs and counts it; `fail` stops. Default skip.
     pub on_bad_image: OnBadImage,
     /// Apply the EXIF orientation of images. Default true.
     pub exif_orientation: bool,
@@ -126,7 +126,7 @@ pub struct DataConfig {
     /// Parquet sets of at most this many bytes are kept in memory, still encoded; larger ones are
     /// unpacked to a temporary file. Default 1 073 741 824 (1 GiB).
     pub cache_bytes: usize,
-    /// Folder of that temporary file; it needs room for the whole set. Default TMPDIR, or /tmp.
+    /// Folder of the temporary file for parquet sets larger than `cache_bytes`; it needs room for the whole set. Default TMPDIR, or /tmp.
     pub spill_dir: Option<PathBuf>,
     /// Threads that decode and augment, 1 to 1024. Default null: by command, device and cores.
     #[serde(deserialize_with = "count_or_null")]

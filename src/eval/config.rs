@@ -62,7 +62,7 @@ pub struct LinearEvalConfig {
     pub epochs: u64,
     /// Images per step, all of them if there are fewer. Default 1024.
     pub batch_size: usize,
-    /// Tried side by side; the best on held-out training images is tested. Default [0.4, 0.3, 0.2, 0.1, 0.05].
+    /// Learning rates per 256 images, tried side by side; the best on held-out training images is tested. Default [0.4, 0.3, 0.2, 0.1, 0.05].
     #[serde(deserialize_with = "distinct")]
     pub learning_rates: Vec<f64>,
     /// Momentum of SGD, 0 to below 1. Default 0.9.

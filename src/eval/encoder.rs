@@ -159,20 +159,6 @@ impl Encoder {
         let (prefix, network) = (options.prefix.as_deref(), options.which.name());
         let choice = Choice { prefix, option: "--prefix", network, known };
         let found = find(&tensors, &choice).with_context(place)?;
-        if known.is_none() && found.config.arch.family() == Family::Vit {
-            log::info!(
-                "{}: does not say how many heads its ViT has: unless a section model of --config does, it is {}",
-                path.display(),
-                found.config
-            );
-        }
-        if let Some(ignored) = found.ignored(&[]) {
-            let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
-            log::info!("{where_}: {} tensors loaded, {ignored}", found.count());
-        }
-        if let Some(types) = found.other_types() {
-            log::info!("{types} tensors are converted to F32");
-        }
         let said = metadata.as_ref().map(metadata::inputs).transpose().with_context(place)?.flatten();
         let augment = match (&options.augment, said) {
             (None, None) => {
@@ -189,6 +175,20 @@ impl Encoder {
         encoder.value_range =
             metadata.as_ref().map(metadata::value_range).transpose().with_context(place)?.unwrap_or_default();
         found.load_into(&encoder.params.state_dict(0), found.config.image_size).with_context(place)?;
+        if known.is_none() && found.config.arch.family() == Family::Vit {
+            log::info!(
+                "{}: does not say how many heads its ViT has: unless a section model of --config does, it is {}",
+                path.display(),
+                found.config
+            );
+        }
+        if let Some(ignored) = found.ignored(&[]) {
+            let where_ = if found.prefix.is_empty() { "the encoder".into() } else { format!("{}*", found.prefix) };
+            log::info!("{where_}: {} tensors loaded, {ignored}", found.count());
+        }
+        if let Some(types) = found.other_types() {
+            log::info!("{types} tensors are converted to F32");
+        }
         encoder.finished(options)
     }
 

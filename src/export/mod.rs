@@ -23,12 +23,14 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use serde_json::json;
 use tch::Tensor;
 
 use crate::augment::{AugmentConfig, Size};
 use crate::checkpoint::{self, write_file};
 use crate::data::values::ValueRange;
 use crate::eval::{Encoder, Represent};
+use crate::files;
 use crate::model::{EncoderConfig, Family, Norm, Pool};
 use crate::rng::{Purpose, Stream};
 use crate::section::Shown;
@@ -253,7 +255,7 @@ pub fn write(encoder: &Encoder, format: Format, options: &ExportOptions, output:
         Contents::File(bytes) => return write_file(output, &bytes),
         Contents::Folder(files) => files,
     };
-    fs::create_dir_all(output).with_context(|| format!("--output: cannot create {}", output.display()))?;
+    files::create_output_folder(output)?;
     // Without the file that readers begin with, a folder that is not complete is none to them.
     let first_read = files.last().map(|(name, _)| output.join(name)).filter(|path| path.exists());
     first_read.map_or(Ok(()), |path| fs::remove_file(&path).with_context(|| format!("removing {}", path.display())))?;
@@ -288,8 +290,9 @@ pub fn verify(encoder: &Encoder, format: Format, options: &ExportOptions, output
 
 /// Python code that loads the file at `output`.
 pub fn load_in_python(encoder: &Encoder, format: Format, options: &ExportOptions, output: &Path) -> String {
-    let file = output.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-    format.load_in_python(encoder, options, &file)
+    // The inside of a literal: Python knows the escapes of JSON.
+    let literal = json!(output.display().to_string()).to_string();
+    format.load_in_python(encoder, options, &literal[1..literal.len() - 1])
 }
 
 /// A comment on a graph's inputs and outputs.

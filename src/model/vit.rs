@@ -151,14 +151,20 @@ pub(super) fn candidates(
     };
     let tokens = match found.get(names.positions).map(Vec::as_slice) {
         Some(&[1, tokens, _]) => tokens - 1,
-        shape => bail!("{}: found shape {shape:?}, expected [1, 1 + patches, channels]", names.positions),
+        Some(shape) => bail!("{}: found shape {shape:?}, expected [1, 1 + patches, channels]", names.positions),
+        None => bail!("{}: found none, expected position embeddings", names.positions),
     };
     let side = (tokens as f64).sqrt().round() as i64;
     let sizes = known.map(|known| known.image_size).into_iter().chain([[side * patch_size; 2]]);
     let image_size =
         sizes.into_iter().find(|size| size.map(|side| side / patch_size).iter().product::<i64>() == tokens);
     let Some(image_size) = image_size else {
-        bail!("{}: found {tokens} patches, expected those of a square", names.positions)
+        bail!(
+            "{}: found {} positions, expected a class token and the patches of a square; register tokens and a \
+             distillation token are not supported",
+            names.positions,
+            tokens + 1
+        )
     };
     let pool = known.map_or(Pool::Token, |known| known.pool);
     let config = |arch: Arch| {

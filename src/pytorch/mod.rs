@@ -66,15 +66,23 @@ pub fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Stored<'_>>> {
         );
     }
     let mut archive = Archive::open(bytes)?;
-    let pickle = Pickle::read(archive.member("data.pkl", MAX_PICKLE)?)?;
+    let pickle = archive.member("data.pkl", MAX_PICKLE);
+    let pickle = pickle.context("expected the file of a state_dict of tensors (numpy arrays are none)")?;
+    let pickle = Pickle::read(pickle)?;
     let mut names = BTreeMap::new();
     collect(&pickle, pickle.root, "", 0, &mut HashSet::new(), &mut names);
     ensure!(!names.is_empty(), "found no tensors in dictionaries, expected the file of a state_dict");
     let mut room = bytes.len().saturating_mul(2);
     let mut tensors = BTreeMap::new();
+    let mut left_out = Vec::new();
     for (name, id) in names {
-        let tensor = archive.tensor(&pickle, id, &mut room).with_context(|| name.clone())?;
-        tensors.extend(tensor.map(|tensor| (name, tensor)));
+        match archive.tensor(&pickle, id, &mut room).with_context(|| name.clone())? {
+            Some(tensor) => drop(tensors.insert(name, tensor)),
+            None => left_out.push(name),
+        }
+    }
+    if let Some(first) = left_out.first() {
+        log::warn!("left out {} tensors of types that are not read: {}, ...", left_out.len(), first.escape_debug());
     }
     Ok(tensors)
 }
@@ -95,7 +103,7 @@ fn collect(
     for &(key, value) in items {
         let Some(key) = pickle.name(key) else { continue };
         match pickle.get(value) {
-            Object::Tensor { .. } => drop(tensors.insert(format!("{prefix}{key}"), value)),
+            Object::Tensor { .. } | Object::OtherTensor => drop(tensors.insert(format!("{prefix}{key}"), value)),
             _ => collect(pickle, value, &format!("{prefix}{key}."), depth + 1, seen, tensors),
         }
     }
@@ -109,6 +117,8 @@ struct Archive<'a> {
     folder: String,
     /// Members whose checksum was found right.
     checked: HashSet<String>,
+    /// Whether there are checksums (`torch.serialization.set_crc32_options`).
+    checksums: bool,
 }
 
 impl<'a> Archive<'a> {
@@ -120,7 +130,8 @@ impl<'a> Archive<'a> {
         }
         let pickle = name("data.pkl").context("found a zip archive without data.pkl, expected a file of torch.save")?;
         let folder = pickle.trim_end_matches("data.pkl").to_string();
-        let mut archive = Self { bytes, zip, folder, checked: HashSet::new() };
+        let mut archive = Self { bytes, zip, folder, checked: HashSet::new(), checksums: true };
+        archive.checksums = (0..archive.zip.len()).any(|at| archive.zip.by_index_raw(at).is_ok_and(|m| m.crc32() != 0));
         if let Ok(order) = archive.member("byteorder", 16)
             && order != b"little"
         {
@@ -143,7 +154,7 @@ impl<'a> Archive<'a> {
         let (start, length) = (member.data_start() as usize, member.size() as usize);
         let found = start.checked_add(length).and_then(|end| self.bytes.get(start..end));
         let found = found.with_context(|| format!("{shown} ends behind the file"))?;
-        if !self.checked.contains(&name) {
+        if self.checksums && !self.checked.contains(&name) {
             let mut sum = Crc::new();
             sum.update(found);
             ensure!(sum.sum() == member.crc32(), "damaged: {shown} has another checksum than was written");
@@ -154,9 +165,14 @@ impl<'a> Archive<'a> {
 
     /// A tensor; `None` for types that no encoder has. `room` is what all copies may take together.
     fn tensor(&mut self, pickle: &Pickle, id: Id, room: &mut usize) -> Result<Option<Stored<'a>>> {
-        let Object::Tensor { storage, offset, shape, strides } = pickle.get(id) else { return Ok(None) };
+        let Object::Tensor { storage, offset, shape, strides, lazy } = pickle.get(id) else { return Ok(None) };
         let Object::Storage { class, key } = pickle.get(*storage) else { return Ok(None) };
         let Some((dtype, width)) = dtype(class) else { return Ok(None) };
+        ensure!(
+            !lazy,
+            "found a tensor that is stored as its negative or conjugate, expected its values; save \
+             tensor.resolve_conj().resolve_neg()"
+        );
         let values = self.member(&format!("data/{key}"), u64::MAX)?;
         ensure!(shape.len() == strides.len(), "found shape {shape:?} with strides {strides:?}");
         let lengths: Vec<usize> = shape.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>()?;

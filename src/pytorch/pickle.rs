@@ -14,6 +14,8 @@ const OPAQUE: Id = 0;
 /// Number of an object. Containers hold numbers, so a pickle may refer to an object twice, or from within itself.
 pub type Id = usize;
 
+/// What makes every plain tensor.
+const REBUILD: &str = "torch._utils._rebuild_tensor_v2";
 /// Longest name of a class, of a storage, of a tensor: a pickle may repeat a text without saying it again.
 const MAX_NAME: usize = 1000;
 /// Most axes of a tensor.
@@ -51,7 +53,11 @@ pub enum Object {
         shape: Vec<i64>,
         /// Values between neighbors on each axis.
         strides: Vec<i64>,
+        /// The values are the negative or the conjugate of those in the storage.
+        lazy: bool,
     },
+    /// A tensor that is not read: sparse, quantized, of another type.
+    OtherTensor,
 }
 
 /// All objects of a pickle.
@@ -272,18 +278,31 @@ impl<'a> Machine<'a> {
         };
         let known = match name.as_str() {
             "collections.OrderedDict" if args.is_empty() => Some(Object::Dict(Vec::new())),
-            "torch._utils._rebuild_tensor_v2" => self.tensor(args),
+            REBUILD => self.tensor(args),
+            // A tensor with attributes, or of a subclass: (function, class, arguments, state).
+            "torch._tensor._rebuild_from_type_v2" => self.rebuilt(args),
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 args.first().map(|&data| &self.objects[data]).filter(|o| matches!(o, Object::Tensor { .. })).cloned()
             }
+            other if other.starts_with("torch._utils._rebuild_") => Some(Object::OtherTensor),
             _ => None,
         };
         known.unwrap_or(Object::Opaque)
     }
 
-    /// `(storage, offset, size, stride, ...)`.
+    fn rebuilt(&self, args: &[Id]) -> Option<Object> {
+        let &[function, _, args, ..] = args else { return None };
+        match (&self.objects[function], &self.objects[args]) {
+            (Object::Global(name), Object::Sequence(args)) if name == REBUILD => self.tensor(args),
+            _ => None,
+        }
+    }
+
+    /// `(storage, offset, size, stride, requires_grad, hooks, metadata)`.
     fn tensor(&self, args: &[Id]) -> Option<Object> {
-        let &[storage, offset, shape, strides, ..] = args else { return None };
+        let &[storage, offset, shape, strides, ref more @ ..] = args else { return None };
+        // Whether the values are to be negated or conjugated.
+        let lazy = more.get(2).is_some_and(|&id| matches!(&self.objects[id], Object::Dict(items) if !items.is_empty()));
         let numbers = |id: Id| match &self.objects[id] {
             Object::Sequence(items) if items.len() <= MAX_AXES => {
                 items.iter().map(|&item| self.int(item)).collect::<Option<Vec<i64>>>()
@@ -292,7 +311,7 @@ impl<'a> Machine<'a> {
         };
         matches!(self.objects[storage], Object::Storage { .. }).then_some(())?;
         let (shape, strides) = (numbers(shape)?, numbers(strides)?);
-        Some(Object::Tensor { storage, offset: self.int(offset)?, shape, strides })
+        Some(Object::Tensor { storage, offset: self.int(offset)?, shape, strides, lazy })
     }
 
     /// `("storage", torch.FloatStorage, key, device, length)`.

@@ -2,6 +2,7 @@
 
 pub mod evaluation;
 pub mod gpu_peaks;
+pub mod image_list;
 pub mod images;
 pub mod machine;
 pub mod memory;

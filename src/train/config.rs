@@ -187,7 +187,7 @@ pub struct MonitorConfig {
     pub knn_every: Option<u64>,
     /// Number of neighbors. Default 200.
     pub knn_k: usize,
-    /// Temperature of their weights, exp(cosine / temperature). Default 0.1.
+    /// Temperature of the neighbors' weights, exp(cosine / temperature). Default 0.1.
     pub knn_temperature: f64,
     /// Training images to compare with, or null for all. Default 50000.
     #[serde(deserialize_with = "count_or_null")]

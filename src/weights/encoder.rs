@@ -202,7 +202,7 @@ fn recognized(layout: &Layout, shapes: &Shapes, known: Option<EncoderConfig>) ->
         let first: Vec<String> = first.take(4).map(|(name, shape)| format!("{name} {shape:?}")).collect();
         let place = if layout.prefix.is_empty() { String::new() } else { format!("under {}* ", short(&layout.prefix)) };
         let first = if first.is_empty() { "nothing".into() } else { first.join(", ") };
-        format!("before its residual blocks the encoder {place}holds {first}")
+        format!("beside its numbered layers the encoder {place}holds {first}")
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -48,10 +48,23 @@ impl WeightFile {
     pub fn tensors(&self) -> Result<Tensors<'_>> {
         let found = if pytorch::is_pytorch(&self.bytes) {
             pytorch::tensors(&self.bytes)
-        } else {
+        } else if self.bytes.get(8) == Some(&b'{') {
             checkpoint::views(&self.bytes).map(|views| views.into_iter().map(stored).collect())
+        } else {
+            Err(self.is_other())
         };
         found.with_context(|| self.path.display().to_string())
+    }
+
+    /// The error for a file that does not begin as weights do.
+    fn is_other(&self) -> Error {
+        if self.path.as_os_str().as_encoded_bytes().ends_with(b".index.json") {
+            return anyhow!("found the index of several files; {}", super::locate::JOIN);
+        }
+        let start: String = self.bytes.iter().take(8).map(|byte| byte.escape_ascii().to_string()).collect();
+        let found =
+            if start.is_empty() { "an empty file".into() } else { format!("a file that begins with \"{start}\"") };
+        anyhow!("found {found}, expected one of safetensors or of torch.save")
     }
 
     /// The texts in a safetensors file's header; none in a file of PyTorch.

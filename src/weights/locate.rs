@@ -9,6 +9,10 @@ use crate::checkpoint;
 /// Names of the weights in a folder of `save_pretrained` and the like.
 const IN_FOLDERS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
+/// What to do with weights in several files.
+pub(super) const JOIN: &str = "join them, in Python: model.save_pretrained(DIR, max_shard_size=\"100GB\"), or \
+                               safetensors.torch.save_file of the dictionaries together";
+
 /// What is at a path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
@@ -37,6 +41,10 @@ pub fn locate(path: &Path) -> Result<Place> {
     }
     if path.join("manifest.json").exists() {
         return Ok(Place::Checkpoint(path.into()));
+    }
+    let mut inside = path.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    if inside.any(|name| name.as_encoded_bytes().ends_with(b".index.json")) && !path.join(IN_FOLDERS[0]).is_file() {
+        bail!("{}: found weights in several files with an index, expected one; {JOIN}", path.display());
     }
     match IN_FOLDERS.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
         Some(file) => Ok(Place::File(file)),

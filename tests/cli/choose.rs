@@ -76,6 +76,12 @@ fn a_folder_of_mixed_images_is_trained_on_by_one_command() {
     // A second run is not written over the first one.
     failed(&train(&photos, &run, &[]), &["already contains a run", "--resume auto", "--output"]);
     assert_eq!(fs::read_to_string(&file).expect("a config"), yaml);
+    // A change leaves the comments of the others.
+    succeeded(&train(&photos, &run, &["--resume", "auto", "--epochs", "3", "--allow-config-change"]));
+    let changed = fs::read_to_string(&file).expect("a config");
+    let rest =
+        |yaml: &str| yaml.lines().filter(|line| !line.contains(" epochs:")).map(str::to_string).collect::<Vec<_>>();
+    assert!(changed.contains("  epochs: 3 ") && rest(&changed) == rest(&yaml), "{changed}");
 }
 
 /// The config that is chosen for a path, and the table.

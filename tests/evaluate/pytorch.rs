@@ -37,6 +37,7 @@ fn tensors_are_those_that_pytorch_saved() {
         ("state_dict.pth", "state_dict.safetensors"),
         ("protocol4.pth", "state_dict.safetensors"),
         ("trainer.ckpt", "trainer.safetensors"),
+        ("odd.pth", "odd.safetensors"),
     ] {
         let (bytes, expected) = (fixture(file), fixture(expected));
         assert!(is_pytorch(&bytes) && !is_pytorch(&expected), "{file}");
@@ -56,6 +57,10 @@ fn other_files_of_pytorch_are_named() {
         (
             "legacy.pth",
             "found a PyTorch file in the format before 1.6, expected the zip format; convert it with: python",
+        ),
+        (
+            "negative.pth",
+            "weight: found a tensor that is stored as its negative or conjugate, expected its values; save",
         ),
         ("module.pt", "found a TorchScript module, expected weights: torch.save(model.state_dict(), ...)"),
     ] {

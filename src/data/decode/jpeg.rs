@@ -91,6 +91,17 @@ fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
     }
 }
 
+/// JFIF's conversion, as libjpeg rounds it.
+pub(super) fn ycbcr_to_rgb(pixels: &mut [u8]) {
+    for pixel in pixels.as_chunks_mut::<3>().0 {
+        let [y, blue, red] = pixel.map(i32::from);
+        let (blue, red) = (blue - 128, red - 128);
+        // In 16-bit fixed point: 1.402, 0.34414 and 0.71414, 1.772.
+        let shifts = [91881 * red, -22554 * blue - 46802 * red, 116130 * blue];
+        *pixel = shifts.map(|shift| (y + ((shift + 32768) >> 16)).clamp(0, 255) as u8);
+    }
+}
+
 /// The orientation of EXIF, or else of XMP.
 fn orientation(bytes: &[u8]) -> Orientation {
     let found = |prefix: &'static [u8], read: fn(&[u8]) -> Option<Orientation>| {

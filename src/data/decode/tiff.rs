@@ -7,6 +7,7 @@ use anyhow::{Context, Error, Result, anyhow, ensure};
 use tiff::decoder::{ChunkType, Decoder, Limits};
 use tiff::tags::Tag;
 
+use super::jpeg::ycbcr_to_rgb;
 use super::orientation::Orientation;
 use super::raster::{Raster, Samples};
 use super::{DecodeOptions, MAX_BYTES_PER_PIXEL, ensure_pixels};
@@ -50,7 +51,7 @@ pub(super) struct Kind {
 /// The decoder's error, or a better one for an unsupported kind of TIFF.
 pub(super) fn explain(bytes: &[u8], error: Error) -> Error {
     match Kind::read(bytes) {
-        Some(kind) if !kind.is_picture() => kind.error(),
+        Some(kind) if !kind.is_picture() || kind.other_compression().is_some() => kind.error(),
         _ => error,
     }
 }
@@ -129,7 +130,7 @@ impl Kind {
     pub fn is_picture(&self) -> bool {
         let bands = match self.photometric {
             0 | 1 => self.bands == 1,
-            2 | 6 => self.bands == 3 || self.bands == 4,
+            2 => self.bands == 3 || self.bands == 4,
             5 => self.bands == 4,
             _ => false,
         };
@@ -144,14 +145,45 @@ impl Kind {
         self.tiled && self.compression == 5 && (self.bands != 4 || self.alpha)
     }
 
-    /// Whether [`raster`] reads its bands as they are: gray, RGB, or a palette of 8 bits.
+    /// Whether it is a JPEG of luma and chroma, as aerial images often are.
+    fn is_jpeg(&self) -> bool {
+        (self.compression, self.photometric, self.bands, self.bits, self.planar) == (7, 6, 3, 8, false)
+    }
+
+    /// Whether [`raster`] reads its bands as they are: gray, RGB, or a palette of 8 bits; or makes RGB of a JPEG's.
     pub fn is_bands(&self) -> bool {
         let bits = match self.photometric {
             0..=2 => [8, 16, 32, 64].contains(&self.bits),
             3 => self.bits == 8 && self.bands == 1,
             _ => false,
         };
-        bits && self.bands as usize <= MAX_CHANNELS && !JPEG.contains(&self.compression)
+        bits && self.bands as usize <= MAX_CHANNELS && !JPEG.contains(&self.compression) || self.is_jpeg()
+    }
+
+    /// How it is compressed, if that is not read.
+    fn other_compression(&self) -> Option<&'static str> {
+        match self.compression {
+            // None, fax, LZW, JPEG, deflate (twice), PackBits, Zstandard.
+            1 | 4..=8 | 32946 | 32773 | 50000 => None,
+            2 | 3 => Some("group 3 fax"),
+            34712 => Some("JPEG 2000"),
+            34887 => Some("LERC"),
+            34925 => Some("LZMA"),
+            34933 => Some("PNG"),
+            50001 => Some("WebP"),
+            50002 => Some("JPEG XL"),
+            _ => Some("an unknown method"),
+        }
+    }
+
+    /// Its kind of color, if that is not read.
+    fn other_color(&self) -> Option<&'static str> {
+        match self.photometric {
+            0..=3 | 5 => None,
+            6 => Some("YCbCr"),
+            8..=10 => Some("Lab"),
+            _ => Some("an unknown"),
+        }
     }
 
     /// Channels, whether the last one is alpha, and the type of the samples.
@@ -196,7 +228,19 @@ impl Kind {
     }
 
     fn error(&self) -> Error {
-        let Self { bands, bits, sample_format, photometric, .. } = self;
+        let Self { bands, bits, sample_format, photometric, compression, .. } = self;
+        if let Some(name) = self.other_compression() {
+            return anyhow!(
+                "found a TIFF compressed with {name} ({compression}), expected none, LZW, deflate, PackBits, Zstandard, \
+                 JPEG or group 4 fax; convert it, for example with tiffcp -c lzw FILE OUT.tif"
+            );
+        }
+        if let Some(name) = self.other_color() {
+            return anyhow!(
+                "found a TIFF of {name} color (photometric interpretation {photometric}), expected {SUPPORTED}; convert \
+                 it, for example with mogrify -colorspace sRGB -compress lzw FILE"
+            );
+        }
         let values = match sample_format {
             2 => format!("signed {bits}-bit values"),
             3 => format!("{bits}-bit floating-point values"),
@@ -220,7 +264,8 @@ pub(super) fn is_big(bytes: &[u8]) -> bool {
 pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Result<Raster> {
     // As gray with further bands, which the decoder passes on as they are: of RGB it would drop those behind blue.
     let mut copy = bytes.to_vec();
-    if let Some(place) = kind.photometric_at.and_then(|at| copy.get_mut(at..at + 2)) {
+    let renamed = kind.photometric_at.filter(|_| !kind.is_jpeg());
+    if let Some(place) = renamed.and_then(|at| copy.get_mut(at..at + 2)) {
         place.copy_from_slice(&if kind.little { 1u16.to_le_bytes() } else { 1u16.to_be_bytes() });
     }
     let mut decoder = open(&copy, options)?;
@@ -255,11 +300,17 @@ pub(super) fn raster(bytes: &[u8], kind: &Kind, options: DecodeOptions) -> Resul
                 |index: &u8| [0, 1, 2].map(|c| map.get(c * 256 + *index as usize).map_or(0, |v| (v >> 8) as u8));
             Ok(raster(Samples::U8(indices.iter().flat_map(color).collect()), 3, false, false))
         }
+        (6, Samples::U8(mut values)) => {
+            ycbcr_to_rgb(&mut values);
+            Ok(raster(Samples::U8(values), 3, false, false))
+        }
         (photometric, mut samples) => {
             match (photometric, &mut samples) {
                 // White is zero.
                 (0, Samples::U8(values)) => values.iter_mut().for_each(|v| *v = !*v),
                 (0, Samples::U16(values)) => values.iter_mut().for_each(|v| *v = !*v),
+                (0, Samples::U32(values)) => values.iter_mut().for_each(|v| *v = !*v),
+                (0, Samples::U64(values)) => values.iter_mut().for_each(|v| *v = !*v),
                 _ => {}
             }
             Ok(raster(samples, bands, kind.look().1, kind.planar))

@@ -111,7 +111,7 @@ pub fn pack(
     let prints = [Some(&train), held_out.as_ref()].map(|set| set.map_or(String::new(), |set| fingerprint(&**set)));
     let PackOptions { limit, quality, shard_size } = options;
     let source = format!("{} {} {limit:?} {quality} {shard_size} {:?}", prints[0], prints[1], config.channels);
-    std::fs::create_dir_all(folder).with_context(|| format!("--output: cannot create {}", folder.display()))?;
+    files::create_output_folder(folder)?;
     let mut packing = Packing { config, options, folder, state: state(folder, source)? };
     let mut packed = Packed::default();
     for (at, (name, set)) in [("train", Some(&train)), ("val", held_out.as_ref())].into_iter().enumerate() {

@@ -7,10 +7,9 @@ mod npy;
 mod parquet;
 mod safetensors;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use tch::{Device, Tensor};
 
 use crate::checkpoint::check_output;
@@ -141,7 +140,7 @@ fn single_file(output: &Path) -> Result<Option<Create>> {
 /// Creates the folder, and checks that the files can be written.
 fn prepare(folder: &Path, files: &[PathBuf], force: bool) -> Result<()> {
     if !folder.as_os_str().is_empty() {
-        fs::create_dir_all(folder).with_context(|| format!("--output: cannot create {}", folder.display()))?;
+        files::create_output_folder(folder)?;
     }
     files.iter().try_for_each(|path| check_output(path, force))?;
     files.iter().for_each(|path| files::remove_stale(path));
@@ -158,6 +157,8 @@ fn push_lines(text: &mut String, names: &[String]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
     use ::parquet::record::RowAccessor;
     use ::safetensors::{Dtype, SafeTensors};
