@@ -229,7 +229,10 @@ pub fn write_atomic(target: &Path, bytes: &[u8]) -> Result<()> {
 /// Something else is there; its own folder cannot be written.
 pub fn create_output_folder(folder: &Path) -> Result<()> {
     let name = folder.display();
-    ensure!(!folder.exists() || folder.is_dir(), "--output: {name} is not a folder; choose another name");
+    ensure!(
+        !folder.exists() || folder.is_dir(),
+        "--output: cannot create the folder {name}: something else is there; choose another name"
+    );
     std::fs::create_dir_all(folder).with_context(|| format!("--output: cannot create {name}"))
 }
 

@@ -243,7 +243,12 @@ fn what_is_no_encoder_of_ours_is_refused_in_one_line() {
     let whole = fs::read(&path).expect("bytes");
     for length in [0, 4, 8, 1000, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..length]).expect("written");
-        refused(&path, &["not a valid safetensors file"]);
+        let found = match length {
+            0 => "found an empty file, expected one of safetensors or of torch.save",
+            4 | 8 => "found a file that begins with ",
+            _ => "not a valid safetensors file",
+        };
+        refused(&path, &[found]);
     }
     for name in ["m.pth", "m.PT", "m.ckpt", "pickled"] {
         let path = folder.path().join(name);

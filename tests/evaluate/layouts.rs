@@ -160,7 +160,7 @@ fn what_a_file_holds_is_said_when_it_is_no_encoder_of_ours() {
         state.insert("model.conv1.3.weight".into(), zeros(&[16, 8, 3, 3]));
     };
     let held =
-        "before its residual blocks the encoder under model.* holds conv1.0.weight [8, 3, 3, 3], conv1.3.weight [16";
+        "beside its numbered layers the encoder under model.* holds conv1.0.weight [8, 3, 3, 3], conv1.3.weight [16";
     check(&deep, &[held, "found no conv1.weight"]);
     let biased = |state: &mut State| drop(state.insert("model.conv1.bias".into(), zeros(&[16])));
     check(&biased, &["1 differences: conv1.bias is not part of this model"]);

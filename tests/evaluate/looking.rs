@@ -1,7 +1,9 @@
 //! `byol neighbors` and `byol duplicates` on a folder of drawn images, some of which are copies of others.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -93,6 +95,34 @@ fn planted_duplicates_are_found_and_left_out_of_the_list() {
         &byol(&arguments("duplicates", &run, &path, &more)).output().expect("byol runs"),
         &["already exists; add --force"],
     );
+}
+
+#[test]
+fn a_set_without_a_readable_image_is_refused_and_odd_names_are_left_out_of_a_list() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [bad, odd] = ["bad", "odd"].map(|name| folder.path().join(name));
+    [&bad, &odd].into_iter().for_each(|folder| fs::create_dir(folder).expect("made"));
+    fs::write(bad.join("a.png"), "no image").expect("written");
+    draw(&odd);
+    for (name, new) in [("05.png", OsStr::from_bytes(b"caf\xe9.png")), ("07.png", OsStr::new("a\tb.png"))] {
+        fs::rename(odd.join(name), odd.join(new)).expect("renamed");
+    }
+    let (run, list) = (run().dir().display().to_string(), folder.path().join("kept.txt").display().to_string());
+    let [bad, odd] = [bad, odd].map(|path| format!("data.path={}", path.display()));
+    let expected = ["none of the images could be read", "nothing was written"];
+    let looking =
+        |command, path: &str, more: &[&str]| byol(&arguments(command, &run, path, more)).output().expect("runs");
+    failed(&looking("duplicates", &bad, &["--threshold", "0.9", "--keep-list", &list]), &expected);
+    failed(&looking("neighbors", &bad, &["--sample", "2"]), &expected);
+    assert!(fs::metadata(&list).is_err(), "a list was written");
+    failed(
+        &looking("duplicates", &odd, &["--threshold", "0.9", "--keep-list", "/dev/full"]),
+        &["--keep-list: /dev/full is not a regular file"],
+    );
+    let output = looking("duplicates", &odd, &["--threshold", "0.9995", "--keep-list", &list]);
+    assert!(succeeded(&output).contains("2 images are left out of the list"), "{}", text(&output.stderr));
+    let kept = fs::read_to_string(&list).expect("a list");
+    assert!(kept.contains("04.png") && !kept.contains('\u{fffd}') && !kept.contains("a\tb"), "{kept}");
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn assert_run_folder(folder: &Path) {
         tree.lines().filter_map(move |line| line.strip_prefix(indent)?.split(' ').next().filter(|n| !n.is_empty()))
     };
     let (run, checkpoint) = (names("  ").collect::<Vec<_>>(), names("    ").collect::<Vec<_>>());
-    assert_eq!((run.len(), checkpoint.len()), (7, 4), "{tree}");
+    assert_eq!((run.len(), checkpoint.len()), (9, 4), "{tree}");
     for name in run.iter().filter(|name| !name.starts_with("checkpoints/")) {
         assert!(folder.join("runs/quickstart").join(name).exists(), "{name}");
     }
