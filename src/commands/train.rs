@@ -76,6 +76,13 @@ pub(super) fn take_folder(resumed: bool, config: &Config, group: &Group) -> Resu
     Ok(folder)
 }
 
+/// Logs why there are no images in TensorBoard: they are no reason to end a run.
+fn said(written: Result<()>) {
+    if let Err(error) = written {
+        log::warn!("monitor.tensorboard_images: {error:#}");
+    }
+}
+
 /// What a run is built from.
 pub(super) struct Setup<'a> {
     /// `--resume`.
@@ -151,11 +158,11 @@ impl Setup<'_> {
         summary::begin(&mut trainer)?;
         let images = self.tensorboard_images(&share, shown, &trainer, bad.clone());
         if let (Some(RunImages { folder, .. }), true) = (&images, group.is_first()) {
-            tensorboard::write_views(folder, config, &dataset, &bad, trainer.manifest.step)?;
+            said(tensorboard::write_views(folder, config, &dataset, &bad, trainer.manifest.step));
         }
         let outcome = trainer.run(&self.signals)?;
         if let (Some(images), Ending::Finished | Ending::MaxSteps) = (images, outcome.ending) {
-            images.represent(&trainer.byol, &config.augment)?;
+            said(images.represent(&trainer.byol, &config.augment));
         }
         let skipped = ranks::bad_images(&bad, group)?;
         images::report_clipped(&*dataset, config, group)?;

@@ -67,7 +67,7 @@ pub fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Stored<'_>>> {
     }
     let mut archive = Archive::open(bytes)?;
     let pickle = archive.member("data.pkl", MAX_PICKLE);
-    let pickle = pickle.context("expected the file of a state_dict of tensors (numpy arrays are none)")?;
+    let pickle = pickle.context("expected a state_dict of tensors, without numpy arrays")?;
     let pickle = Pickle::read(pickle)?;
     let mut names = BTreeMap::new();
     collect(&pickle, pickle.root, "", 0, &mut HashSet::new(), &mut names);

@@ -35,6 +35,19 @@ fn quality_is_recorded_and_changes_no_bit_of_the_weights() {
     assert!(events.windows(tag.len()).any(|window| window == tag));
 }
 
+/// A file is in the place of the projector's folder.
+#[test]
+fn images_that_tensorboard_cannot_get_end_no_run() {
+    let run = Run::new();
+    let events = run.dir().join("tensorboard");
+    std::fs::create_dir_all(&events).expect("made");
+    std::fs::write(events.join("projector"), "").expect("written");
+    let stderr = succeeded(&run.train(&["--set", "monitor.tensorboard_images=true"]));
+    assert!(stderr.contains("monitor.tensorboard_images: creating "), "{stderr}");
+    assert_eq!(run.summary()["ending"], "finished");
+    assert!(run.dir().join("encoder.safetensors").exists());
+}
+
 #[test]
 fn a_resumed_run_says_where_and_continues_its_history() {
     let run = Run::new();
