@@ -17,7 +17,7 @@ use crate::data::loader::sampler::Sampler;
 use crate::data::loader::{BadImages, Loader, LoaderOptions};
 use crate::data::{self, Dataset, Format};
 use crate::distributed::Group;
-use crate::eval;
+use crate::eval::{self, ExtractOptions};
 use crate::logging::progress::Progress;
 use crate::logging::{Logger, Quality, metrics};
 use crate::model::SyncBatchNorm;
@@ -265,6 +265,11 @@ impl Setup<'_> {
         Ok(())
     }
 
+    /// How the monitors go through images; `config` has this process's share of the batch.
+    fn extraction(&self, config: &Config, bad: Arc<BadImages>) -> ExtractOptions {
+        extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone())
+    }
+
     /// k-NN monitoring, if the config enables it and there are labels; `config` has this process's share of the batch.
     pub fn knn_watch(
         &self,
@@ -309,7 +314,7 @@ impl Setup<'_> {
             queries,
             monitor: config.monitor.clone(),
             augment: config.augment.clone(),
-            options: extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone()),
+            options: self.extraction(config, bad),
         }))
     }
 
@@ -323,7 +328,7 @@ impl Setup<'_> {
     ) -> Option<QualityWatch> {
         let trained = plan.steps_per_epoch * self.config.train.batch_size as u64;
         let plan = QualityPlan::new(&config.monitor, dataset.len(), trained, config.schedule.epochs)?;
-        let options = extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone());
+        let options = self.extraction(config, bad);
         let cost = QualityCost::of(&config.monitor);
         Some(QualityWatch { dataset, plan, cost, augment: config.augment.clone(), options })
     }
@@ -338,7 +343,7 @@ impl Setup<'_> {
     ) -> Option<RunImages> {
         let folder = config.monitor.tensorboard_images.then(|| config.output.dir.join("tensorboard"))?;
         let count = trainer.quality.as_ref().map_or(config.monitor.quality_images, |watch| watch.plan.images);
-        let options = extract_options(config, self.machine.loader, bad, &self.signals, self.group.clone());
+        let options = self.extraction(config, bad);
         Some(RunImages { folder, dataset, count, options })
     }
 
