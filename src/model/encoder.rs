@@ -217,8 +217,9 @@ impl Step {
         // The images are the caller's.
         let later = |value: &usize| *value == 0 || layers[at + 1..].iter().any(|layer| layer.inputs.contains(value));
         let last_use: Vec<bool> = layer.inputs.iter().map(|value| !later(value)).collect();
+        // Not a Linear's, which is a view of its product: autograd would copy its gradient.
         let unsaved = |op: Op| {
-            matches!(op, Op::Conv(_) | Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::Linear { .. } | Op::Add)
+            matches!(op, Op::Conv(_) | Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::Add)
                 || matches!(op, Op::LayerScale { .. } | Op::DropPath { .. })
         };
         let in_place = last_use[0] && unsaved(layers[layer.inputs[0] - 1].op);

@@ -33,9 +33,10 @@ pub fn resample(learned: &Tensor, grid: [i64; 2], wanted: [i64; 2]) -> Tensor {
 /// Multi-head attention of `[N, T, 3 C]`, queries, keys and values, to `[N, T, C]`, by
 /// `torch.nn.functional.scaled_dot_product_attention`.
 pub(super) fn attention(x: &Tensor, heads: i64, size: i64) -> Tensor {
-    let parts = x.reshape([-1, x.size()[1], 3, heads, size]).permute([2, 0, 3, 1, 4]);
-    let [query, key, value] = [0, 1, 2].map(|part| parts.select(0, part));
-    let out = Tensor::scaled_dot_product_attention(&query, &key, &value, None::<Tensor>, 0.0, false, None, false);
+    // Unbound, not selected: the gradients of the three are stacked in one pass.
+    let parts = x.reshape([-1, x.size()[1], 3, heads, size]).permute([2, 0, 3, 1, 4]).unbind(0);
+    let [query, key, value] = &parts[..] else { unreachable!("three parts") };
+    let out = Tensor::scaled_dot_product_attention(query, key, value, None::<Tensor>, 0.0, false, None, false);
     out.transpose(1, 2).flatten(2, 3)
 }
 
