@@ -217,7 +217,7 @@ impl Step {
         // The images are the caller's.
         let later = |value: &usize| *value == 0 || layers[at + 1..].iter().any(|layer| layer.inputs.contains(value));
         let last_use: Vec<bool> = layer.inputs.iter().map(|value| !later(value)).collect();
-        // Not a Linear's, which is a view of its product: autograd would copy its gradient.
+        // A Linear's output is a view of its product: after a sum in place autograd would copy the gradient.
         let unsaved = |op: Op| {
             matches!(op, Op::Conv(_) | Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::Add)
                 || matches!(op, Op::LayerScale { .. } | Op::DropPath { .. })

@@ -69,7 +69,7 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
 
 #[test]
 fn a_step_is_its_parts_and_memory_does_not_grow() {
-    // The many steps are those with a loader, which has all the parts of those without.
+    // Steps with a loader do all that steps without one do, so a leak of either shows in the longer run.
     for (synthetic, steps) in [(true, 20.0), (false, 300.0)] {
         let count = steps.to_string();
         let mut arguments =

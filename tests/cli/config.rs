@@ -250,7 +250,7 @@ fn a_config_of_an_older_version_is_the_same_config() {
 fn the_fingerprint_is_that_of_older_versions() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/quickstart.yaml");
     let sum = |overrides: &[&str]| {
-        // The recipe has chosen fp32 since.
+        // Those versions' recipe left the precision to `auto`.
         let overrides: Vec<String> =
             [overrides, &["train.precision=auto"]].concat().into_iter().map(String::from).collect();
         Config::load(&path, &overrides).expect("loads").fingerprint().expect("JSON")
