@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Everything that is compiled here, and this script; changes in Rust code do not recompile it.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 16] = [
     "build.rs",
     "c10d/c10d.cpp",
     "c10d/gloo_stub",
@@ -12,6 +12,8 @@ const SOURCES: [&str; 14] = [
     "c10d/store.h",
     "cuda_stub",
     "guarded.h",
+    "jpeg/huffman.c",
+    "jpeg/huffman.h",
     "jpeg/jpeg.c",
     "torch/batch_norm.cpp",
     "torch/foreach.cpp",
@@ -62,7 +64,7 @@ fn compile_shims(lib: &Path, include: &Path, nvidia: &Path) {
         .files(["shim", "batch_norm", "foreach", "observer", "stream"].map(|name| format!("torch/{name}.cpp")))
         .file("c10d/c10d.cpp")
         .compile("byol_shim");
-    cc::Build::new().include(jpeg).file("jpeg/jpeg.c").compile("byol_jpeg");
+    cc::Build::new().include(jpeg).files(["huffman", "jpeg"].map(|name| format!("jpeg/{name}.c"))).compile("byol_jpeg");
     for (source, there) in [("torch/graph.cpp", with_cuda), ("c10d/nccl.cpp", with_nccl)] {
         cuda_library(Path::new(source), &out, lib, include, there.then_some(nvidia));
     }

@@ -4,10 +4,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <jpeglib.h>
+#include "huffman.h"
 
 typedef struct {
   struct jpeg_decompress_struct cinfo;
+  byol_huffman huffman;
+  const unsigned char* bytes;  // of the opened image
+  unsigned long length;
   struct jpeg_error_mgr errors;
   struct jpeg_progress_mgr progress;
   jmp_buf failed;
@@ -70,6 +73,8 @@ const char* byol_jpeg_message(const byol_jpeg* jpeg) { return jpeg->message; }
 int byol_jpeg_open(byol_jpeg* jpeg, const unsigned char* bytes, unsigned long length, unsigned shape[3]) {
   struct jpeg_decompress_struct* cinfo = &jpeg->cinfo;
   if (setjmp(jpeg->failed)) return 1;
+  jpeg->bytes = bytes;
+  jpeg->length = length;
   jpeg_abort_decompress(cinfo);
   jpeg_mem_src(cinfo, bytes, length);
   jpeg_read_header(cinfo, TRUE);
@@ -79,12 +84,9 @@ int byol_jpeg_open(byol_jpeg* jpeg, const unsigned char* bytes, unsigned long le
   return 0;
 }
 
-// Decodes the opened image at 1/`reduction` of its size (1, 2, 4 or 8), and of the result rows `region[1]` to
-// `region[1] + region[3]`, and of these at least columns `region[0]` to `region[0] + region[2]`: `region` becomes what
-// was decoded, `out` (of `capacity` bytes) its pixels without padding, RGB or, from four channels, CMYK. What was not
-// asked for may differ from a decoder of all. Nothing after the last row is read: only what comes before can fail.
-int byol_jpeg_decode(
-    byol_jpeg* jpeg, unsigned reduction, unsigned region[4], unsigned char* out, unsigned long capacity) {
+// As byol_jpeg_decode, with this library's Huffman decoder if `ours`, else libjpeg-turbo's.
+static int decode(byol_jpeg* jpeg, unsigned reduction, unsigned region[4], unsigned char* out, unsigned long capacity,
+                  int ours) {
   struct jpeg_decompress_struct* cinfo = &jpeg->cinfo;
   if (setjmp(jpeg->failed)) return 1;
   cinfo->scale_num = 1;
@@ -97,6 +99,7 @@ int byol_jpeg_decode(
   JDIMENSION right = region[0] + region[2] + margin;
   JDIMENSION width = (right < cinfo->output_width ? right : cinfo->output_width) - left;
   if (width < cinfo->output_width) jpeg_crop_scanline(cinfo, &left, &width);
+  if (ours) byol_huffman_use(&jpeg->huffman, cinfo, left, left + width, &jpeg->failed);
   if (region[1] > 0) jpeg_skip_scanlines(cinfo, region[1]);
   const unsigned long row = (unsigned long)width * cinfo->output_components;
   if (row * region[3] > capacity) {
@@ -112,6 +115,24 @@ int byol_jpeg_decode(
   region[0] = left;
   region[2] = width;
   return 0;
+}
+
+// Decodes the opened image at 1/`reduction` of its size (1, 2, 4 or 8), and of the result rows `region[1]` to
+// `region[1] + region[3]`, and of these at least columns `region[0]` to `region[0] + region[2]`: `region` becomes what
+// was decoded, `out` (of `capacity` bytes) its pixels without padding, RGB or, from four channels, CMYK. What was not
+// asked for may differ from a decoder of all. Nothing after the last row is read: only what comes before can fail.
+int byol_jpeg_decode(byol_jpeg* jpeg, unsigned reduction, unsigned region[4], unsigned char* out,
+                     unsigned long capacity, int ours) {
+  jpeg->huffman.gave_up = FALSE;
+  const int status = decode(jpeg, reduction, region, out, capacity, ours);
+  if (!jpeg->huffman.gave_up) return status;
+  unsigned shape[3];
+  return byol_jpeg_open(jpeg, jpeg->bytes, jpeg->length, shape) || decode(jpeg, reduction, region, out, capacity, 0);
+}
+
+// For tests: whether the last image was decoded by our Huffman decoder to the end.
+int byol_jpeg_is_ours(const byol_jpeg* jpeg) {
+  return !jpeg->huffman.gave_up && jpeg->cinfo.entropy == &jpeg->huffman.methods;
 }
 
 typedef struct {

@@ -23,6 +23,7 @@ unsafe extern "C" {
         region: *mut c_uint,
         out: *mut c_uchar,
         capacity: c_ulong,
+        ours: c_int,
     ) -> c_int;
     fn byol_jpeg_encode(
         pixels: *const c_uchar,
@@ -85,6 +86,11 @@ impl Opened<'_> {
     /// pixels of a sequential image equal those of the whole image, and whether it fails does not depend on the
     /// region's columns. Warnings about damaged data are ignored.
     pub fn decode(self, reduction: usize, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
+        self.decode_with(true, reduction, region, out)
+    }
+
+    /// The Huffman codes by `huffman.c` where it can, or else by the library alone, which makes no difference.
+    fn decode_with(self, ours: bool, reduction: usize, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
         ensure!([1, 2, 4, 8].contains(&reduction), "found 1/{reduction} of the size, expected 1, 1/2, 1/4 or 1/8");
         let [left, top, width, height] = region;
         let (most_width, most_height) = (self.width.div_ceil(reduction), self.height.div_ceil(reduction));
@@ -100,7 +106,8 @@ impl Opened<'_> {
         // writes at most the capacity that is passed.
         check(self.handle, unsafe {
             let (region, length) = (decoded.as_mut_ptr(), out.len() as c_ulong);
-            byol_jpeg_decode(self.handle.as_ptr(), reduction as c_uint, region, out.as_mut_ptr(), length)
+            let out = out.as_mut_ptr();
+            byol_jpeg_decode(self.handle.as_ptr(), reduction as c_uint, region, out, length, c_int::from(ours))
         })?;
         let decoded = decoded.map(|value| value as usize);
         out.truncate(decoded[2] * height * self.pixel_bytes());
@@ -152,4 +159,93 @@ fn check(handle: NonNull<Handle>, status: c_int) -> Result<()> {
     // SAFETY: the message is NUL-terminated and part of the object, which does not change meanwhile.
     let message = unsafe { CStr::from_ptr(byol_jpeg_message(handle.as_ptr())) }.to_string_lossy().into_owned();
     bail!("{message}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" {
+        fn byol_jpeg_is_ours(jpeg: *const Handle) -> c_int;
+    }
+
+    type Decoded = Result<([usize; 4], Vec<u8>), String>;
+
+    /// What `bytes` become with our Huffman decoder, or else the library's, and whether it was ours to the end. Of
+    /// `region`, shares of the image in percent.
+    fn decode(bytes: &[u8], reduction: usize, region: [usize; 4], ours: bool) -> (Decoded, bool) {
+        let mut decoder = Decoder::new(50).unwrap();
+        let decoded = decoder.open(bytes).and_then(|opened| {
+            let [width, height] = [opened.width, opened.height].map(|side| side.div_ceil(reduction));
+            let [left, top] = [width * region[0] / 100, height * region[1] / 100];
+            let [wide, high] = [width * region[2] / 100, height * region[3] / 100].map(|side| side.max(1));
+            let region = [left, top, wide.min(width - left), high.min(height - top)];
+            let mut out = Vec::new();
+            opened.decode_with(ours, reduction, region, &mut out).map(|decoded| (decoded, out))
+        });
+        // SAFETY: the handle lives as long as the decoder.
+        let ours = unsafe { byol_jpeg_is_ours(decoder.0.as_ptr()) } != 0;
+        (decoded.map_err(|e| e.to_string()), ours)
+    }
+
+    fn fixtures() -> Vec<(String, Vec<u8>)> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/data/images");
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let jpegs = paths.filter(|path| path.extension().is_some_and(|e| e == "jpg"));
+        let named = jpegs.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path));
+        named.map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
+    }
+
+    #[test]
+    fn our_huffman_decoder_finds_the_library_s_pixels() {
+        for (name, bytes) in fixtures() {
+            let library_s = name.contains("progressive");
+            for reduction in [1, 2, 4, 8] {
+                for region in [[0, 0, 100, 100], [0, 55, 100, 30], [40, 0, 20, 100], [30, 30, 50, 60]] {
+                    let what = format!("{name} at 1/{reduction}, {region:?}");
+                    let (found, ours) = decode(&bytes, reduction, region, true);
+                    assert_eq!(found, decode(&bytes, reduction, region, false).0, "{what}");
+                    assert_eq!(ours, !library_s, "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn coefficients_of_all_sizes_and_codes_of_all_lengths_are_found() {
+        let mut random = std::iter::successors(Some(1_u64), |x| Some(x.wrapping_mul(0x5851_f42d_4c95_7f2d) + 1));
+        let mut noise = |spread: u64| (random.next().unwrap() >> 33) % spread;
+        for (quality, spread) in [(1, 256), (50, 40), (92, 256), (100, 256), (100, 3), (75, 1)] {
+            for channels in [1, 3] {
+                let pixels =
+                    (0..200 * 120 * channels).map(|i| ((i / 7 % 100) as u64 / 2 + noise(spread)).min(255) as u8);
+                let bytes = encode(&pixels.collect::<Vec<_>>(), [200, 120, channels], quality).unwrap();
+                let (found, ours) = decode(&bytes, 1, [0, 0, 100, 100], true);
+                assert!(ours, "quality {quality}");
+                assert_eq!(found, decode(&bytes, 1, [0, 0, 100, 100], false).0, "quality {quality}");
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_data_become_what_the_library_makes_of_them() {
+        let mut random = std::iter::successors(Some(7_u64), |x| Some(x.wrapping_mul(0x5851_f42d_4c95_7f2d) + 1));
+        let mut below = |end: usize| (random.next().unwrap() >> 33) as usize % end;
+        let (mut ours, mut library_s) = (0, 0);
+        for (name, bytes) in fixtures().iter().filter(|(name, _)| name.starts_with("large")) {
+            for round in 0..60 {
+                let mut damaged = bytes.clone();
+                for _ in 0..=round % 3 {
+                    let at = below(damaged.len());
+                    damaged[at] = [0xff, 0xd3, 0, below(256) as u8][below(4)];
+                }
+                damaged.truncate(if round % 4 == 0 { below(bytes.len()) } else { bytes.len() });
+                let region = [below(50), below(50), 50, 50];
+                let (found, by_us) = decode(&damaged, 1 << (round % 4), region, true);
+                assert_eq!(found, decode(&damaged, 1 << (round % 4), region, false).0, "{name}, round {round}");
+                *(if by_us { &mut ours } else { &mut library_s }) += 1;
+            }
+        }
+        assert!(ours > 50 && library_s > 50, "found {ours} by our decoder, {library_s} by the library");
+    }
 }
