@@ -210,7 +210,7 @@ fn the_reports_of_the_quick_start_and_of_cifar_10_work_in_a_browser() {
             arguments.extend(["--set", set]);
         }
         succeeded(&byol(&arguments).output().expect("byol runs"));
-        report(&[run], &page, &[]);
+        report(&[run], &page, &["--images", "500"]);
         assert_works(browser, &page, 1280, 10);
     }
 }

@@ -233,9 +233,9 @@ static boolean decode_mcu(j_decompress_ptr cinfo, JBLOCKROW* blocks) {
     const int component = cinfo->MCU_membership[i];
     const jpeg_component_info* info = cinfo->cur_comp_info[component];
     int difference;
-    read(&in, &state->dc[info->dc_tbl_no], &difference);
+    const boolean known = RUN(read(&in, &state->dc[info->dc_tbl_no], &difference)) != INVALID;
     const unsigned dc = state->before[component] += (unsigned)difference;
-    valid = dc + (1u << 30) < 1u << 31;  // the library refuses what overflows
+    valid = known && dc + (1u << 30) < 1u << 31;  // the library refuses what overflows
     if (wanted) (*blocks[i])[0] = (JCOEF)dc;
     byol_huffman_table* table = &state->ac[info->ac_tbl_no];
     const boolean needed = wanted && info->DCT_scaled_size > 1;

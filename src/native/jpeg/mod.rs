@@ -233,7 +233,7 @@ mod tests {
         let mut below = |end: usize| (random.next().unwrap() >> 33) as usize % end;
         let (mut ours, mut library_s) = (0, 0);
         for (name, bytes) in fixtures().iter().filter(|(name, _)| name.starts_with("large")) {
-            for round in 0..60 {
+            for round in 0..1000 {
                 let mut damaged = bytes.clone();
                 for _ in 0..=round % 3 {
                     let at = below(damaged.len());
