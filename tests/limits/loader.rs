@@ -1,7 +1,6 @@
 //! What a loader promises when things go wrong: a panic anywhere ends it with that message, its memory has a bound in
 //! bytes, and a thousand bad images do not fill the log.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,19 +26,24 @@ enum Place {
     Label,
 }
 
-/// Images loaded by all loaders.
-static LOADS: AtomicUsize = AtomicUsize::new(0);
-
-/// Waits until the loaders have made all that they may, however busy the machine is.
+/// Waits until the loaders have made all that they may: until all of their threads sleep, twice in a row.
 fn settle() {
-    let mut before = (LOADS.load(Ordering::Relaxed), Instant::now());
-    while before.1.elapsed() < Duration::from_millis(150) {
+    let (start, mut asleep) = (Instant::now(), 0);
+    while asleep < 2 {
+        assert!(start.elapsed() < PATIENCE, "the loaders' threads do not come to rest");
         std::thread::sleep(Duration::from_millis(10));
-        let now = LOADS.load(Ordering::Relaxed);
-        if now != before.0 {
-            before = (now, Instant::now());
-        }
+        asleep = if loaders_sleep() { asleep + 1 } else { 0 };
     }
+}
+
+/// A thread that waits for a core counts as running, so a busy machine makes no difference.
+fn loaders_sleep() -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("threads");
+    // "TID (NAME) STATE ..."; a thread may end meanwhile.
+    tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok()).all(|stat| {
+        let (name, state) = stat.rsplit_once(") ").expect("a name and a state");
+        !name.contains("(byol-loader") || state.starts_with('S')
+    })
 }
 
 /// Gray images, some of them bad; image `at` panics.
@@ -69,7 +73,6 @@ impl Dataset for Trapped {
         Vec::new()
     }
     fn load(&self, index: usize, out: &mut Pixels) -> Result<()> {
-        LOADS.fetch_add(1, Ordering::Relaxed);
         self.spring(Place::Load, index);
         if index >= self.good || self.place == Place::Describe && self.at == index {
             bail!("found dust");

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <jpeglib.h>
 
-// What jpegint.h of libjpeg-turbo 3.1, which is not installed, calls this. The library calls `decode_mcu` alone here.
+// Declared in jpegint.h of libjpeg-turbo 3.1, which is not installed. Only `decode_mcu` is replaced.
 struct jpeg_entropy_decoder {
   void (*start_pass)(j_decompress_ptr);
   boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW*);
@@ -16,19 +16,19 @@ struct jpeg_entropy_decoder {
 
 enum { BYOL_CODE_BITS = 9, BYOL_PAIR_BITS = 11 };
 
-// The arrays that are looked up are small, as every entry is about as likely as any other: all stay in the cache.
+// The lookup tables are small so that they stay in the L1 cache: all entries are used about equally often.
 typedef struct {
   boolean built;
-  UINT8 lengths[17], values[256];       // of JHUFF_TBL: what it was built from
-  uint32_t codes[1 << BYOL_CODE_BITS];  // one code, by the next bits
-  uint32_t pairs[1 << BYOL_PAIR_BITS];  // two coefficients
-  uint16_t runs[1 << BYOL_PAIR_BITS];   // how far several coefficients go
-  uint32_t symbols[256];                // in the order of their codes
-  int first[17];                        // by length: what to add to a code for its index in `symbols`
-  unsigned end[17];                     // by length: the first number that is no code
+  UINT8 lengths[17], values[256];       // the JHUFF_TBL that it was built from
+  uint32_t codes[1 << BYOL_CODE_BITS];  // by the next bits: one code
+  uint32_t pairs[1 << BYOL_PAIR_BITS];  // by the next bits: two coefficients
+  uint16_t runs[1 << BYOL_PAIR_BITS];   // by the next bits: how many coefficients are skipped at once
+  uint32_t symbols[256];                // entries like those of `codes`, ordered by code
+  int first[17];                        // by length: index in `symbols` minus code
+  unsigned end[17];                     // by length: one more than the last code
 } byol_huffman_table;
 
-// The next bits of the data, from the highest of `bits` on: `left` of them, the last `padding` of them after the data.
+// The highest `left` bits of `bits` are the next ones to read; the last `padding` of them lie beyond the data's end.
 typedef struct {
   const uint8_t *next, *end;
   uint64_t bits;
@@ -45,7 +45,7 @@ typedef struct {
   jmp_buf* failed;
 } byol_huffman;
 
-// Between jpeg_start_decompress (and jpeg_crop_scanline) and the first row: has the opened image decoded by this, if it
-// is of the kind. Only blocks with pixels from column `left` on and before `right` get coefficients. If the data are not
-// valid, it sets `gave_up` and jumps to `failed`.
+// To be called after jpeg_start_decompress (and jpeg_crop_scanline) and before the first row is read: replaces the
+// entropy decoder if the image is sequential, has 8 bits and one scan. Only blocks with pixels in columns `left` to
+// `right` get coefficients. On unexpected data the decoder sets `gave_up` and jumps to `failed`.
 void byol_huffman_use(byol_huffman* huffman, j_decompress_ptr cinfo, unsigned left, unsigned right, jmp_buf* failed);

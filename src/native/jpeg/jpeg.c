@@ -84,7 +84,7 @@ int byol_jpeg_open(byol_jpeg* jpeg, const unsigned char* bytes, unsigned long le
   return 0;
 }
 
-// As byol_jpeg_decode, with this library's Huffman decoder if `ours`, else libjpeg-turbo's.
+// As byol_jpeg_decode; with the Huffman decoder of huffman.c where it applies if `ours`, else with libjpeg-turbo's.
 static int decode(byol_jpeg* jpeg, unsigned reduction, unsigned region[4], unsigned char* out, unsigned long capacity,
                   int ours) {
   struct jpeg_decompress_struct* cinfo = &jpeg->cinfo;

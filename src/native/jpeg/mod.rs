@@ -89,7 +89,7 @@ impl Opened<'_> {
         self.decode_with(true, reduction, region, out)
     }
 
-    /// The Huffman codes by `huffman.c` where it can, or else by the library alone, which makes no difference.
+    /// With `ours`, `huffman.c` decodes the Huffman codes where it applies; the result is the same.
     fn decode_with(self, ours: bool, reduction: usize, region: [usize; 4], out: &mut Vec<u8>) -> Result<[usize; 4]> {
         ensure!([1, 2, 4, 8].contains(&reduction), "found 1/{reduction} of the size, expected 1, 1/2, 1/4 or 1/8");
         let [left, top, width, height] = region;
@@ -171,8 +171,8 @@ mod tests {
 
     type Decoded = Result<([usize; 4], Vec<u8>), String>;
 
-    /// What `bytes` become with our Huffman decoder, or else the library's, and whether it was ours to the end. Of
-    /// `region`, shares of the image in percent.
+    /// Decodes `region`, in percent of the image, with our Huffman decoder or the library's. The second result tells
+    /// whether ours decoded it to the end.
     fn decode(bytes: &[u8], reduction: usize, region: [usize; 4], ours: bool) -> (Decoded, bool) {
         let mut decoder = Decoder::new(50).unwrap();
         let decoded = decoder.open(bytes).and_then(|opened| {
