@@ -8,6 +8,32 @@ nccl_version=2.28.9 # which that is built with
 quiet=--quiet
 [ ! -t 2 ] || quiet=
 
+# Runs a command that may take minutes; where it is quiet, a line a minute says that it still runs.
+minute=60 # seconds; a test has no time for more
+patiently() {
+  if [ -z "$quiet" ]; then
+    "$@"
+    return
+  fi
+  local sleep="" status=0
+  (
+    # Neither this nor its sleep outlives the command or holds a lock or a pipe of it.
+    trap 'kill $sleep 2>/dev/null; exit' TERM
+    for ((minutes = 1; ; minutes++)); do
+      sleep "$minute" >/dev/null 2>&1 &
+      sleep=$!
+      wait "$sleep"
+      kill -0 $$ 2>/dev/null || exit
+      echo "byol: still at work after $minutes min" >&2
+    done
+  ) 9>&- &
+  local clock=$!
+  "$@" || status=$?
+  kill "$clock"
+  wait "$clock" 2>/dev/null || true
+  return $status
+}
+
 # The system's packages that are missing, as the words of apt, dnf and pacman; nothing is installed piecemeal.
 missing_packages() {
   local apt="" dnf="" pacman=""
@@ -61,7 +87,7 @@ find_cmake() {
       echo "byol: installing cmake and ninja from PyPI into .libtorch (110 MB, once)" >&2
       rm -rf "$tools"
       python3 -m venv "$tools/venv" >&2 &&
-        "$tools/venv/bin/python" -m pip install $quiet --disable-pip-version-check cmake==4.4.5 ninja==1.13.2 >&2 &&
+        patiently "$tools/venv/bin/python" -m pip install $quiet --disable-pip-version-check cmake==4.4.5 ninja==1.13.2 >&2 &&
         mkdir "$tools/bin" && ln -s ../venv/bin/cmake ../venv/bin/ninja "$tools/bin/" && touch "$tools/ready"
     ) 9>"$root/.libtorch/lock" || exit 1
   fi
@@ -85,7 +111,7 @@ install_libtorch() {
   rm -rf "$root/.libtorch/venv"
   python3 -m venv "$venv" >&2 || exit 1
   # shellcheck disable=SC2086 # lists of words
-  if ! "$venv/bin/python" -m pip install $quiet --disable-pip-version-check $packages >&2; then
+  if ! patiently "$venv/bin/python" -m pip install $quiet --disable-pip-version-check $packages >&2; then
     echo "byol: pip could not install torch $torch_version (its message is above). It needs Python 3.10 to 3.14 on x86-64 Linux and 5 GB of disk with CUDA, 1.5 GB without." >&2
     exit 1
   fi
@@ -122,7 +148,7 @@ find_nccl() {
     flock 9
     [ -e "$installed" ] && exit
     echo "byol: installing NCCL $nccl_version from PyPI into .libtorch (200 MB, once)" >&2
-    "$root/.libtorch/venv/bin/python" -m pip install $quiet --disable-pip-version-check --no-deps \
+    patiently "$root/.libtorch/venv/bin/python" -m pip install $quiet --disable-pip-version-check --no-deps \
       "nvidia-nccl-cu13==$nccl_version" >&2
   ) 9>"$root/.libtorch/lock"
 }

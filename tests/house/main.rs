@@ -2,6 +2,7 @@
 
 mod layers;
 mod readme;
+mod setup;
 #[path = "../support/mod.rs"]
 mod support;
 mod unsafe_code;
