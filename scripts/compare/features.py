@@ -6,7 +6,7 @@
 
 PYTHON has scripts/reference/requirements.txt installed. --cifar names a folder with train*.parquet (32 px; ResNet-18
 with a 3x3 stem), --photos one of JPEGs (224 px; ResNet-50); one may be left out. Both sides get the same weights file
-with torchvision's names, images, batch, cores, bf16 autocast and channels last; PyTorch normalises in the batch, not
+with torchvision's names, images, batch, cores, precision and channels last; PyTorch normalises in the batch, not
 image by image, and runs with each number of DataLoader workers of --workers, of which the fastest is what byol is to be
 compared with. All run in turn, in the reverse order every other round; the table, on stdout, has medians. The features
 are compared, too.
@@ -95,7 +95,7 @@ def torch_side(args: argparse.Namespace) -> None:
     pinned = {"pin_memory": True} if device.type == "cuda" else {}
     started = time.perf_counter()
     features = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
         for batch in DataLoader(images, args.batch, num_workers=args.workers[0], **pinned):
             batch = batch.to(device, non_blocking=True).float().mul_(scale).add_(shift).permute(0, 3, 1, 2)
             features.append(model(batch).float().cpu())
@@ -116,7 +116,7 @@ def byol_side(
         "augment.mean": mean,
         "augment.std": std,
         "train.batch_size": args.batch,
-        "train.precision": "bf16",
+        "train.precision": args.precision,
     }
     command = [args.byol, "extract-features", "--checkpoint", weights, "--output", out, "--force"]
     for key, value in settings.items():
@@ -160,7 +160,8 @@ def measure(args: argparse.Namespace, case: str, folder: pathlib.Path, work: pat
 
     def torch_run(workers: int) -> dict:
         command = [sys.executable, __file__, "--torch-side", case, "--data", data, "--weights", weights]
-        command += ["--images", images, "--batch", args.batch, "--workers", workers, "--output", outputs["torch"]]
+        command += ["--images", images, "--batch", args.batch, "--precision", args.precision]
+        command += ["--workers", workers, "--output", outputs["torch"]]
         return json.loads(run(command))
 
     contenders = {"byol": lambda: byol_side(args, case, data, weights, outputs["byol"])}
@@ -196,6 +197,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=pathlib.Path, help="folder of JPEGs at any depth")
     parser.add_argument("--byol", type=pathlib.Path, default=ROOT / "target/release/byol", help="the binary")
     parser.add_argument("--batch", type=int, default=64, help="64 to 512")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="bf16 is slow without AVX-512")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of PyTorch's DataLoader")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=pathlib.Path, help="also write all rounds here")

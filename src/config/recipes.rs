@@ -25,6 +25,7 @@ macro_rules! recipes {
 recipes!(
     "quickstart",
     "quickstart_vit",
+    "quickstart_convnext",
     "cifar10_cpu",
     "cifar10_resnet18",
     "cifar10_sgd_resnet18",

@@ -1,9 +1,10 @@
 // The kernels of batch_norm.cu as C++, for the test: CUDA's names with a thread for each of a block's, which meet at
 // __syncthreads; blocks run one after the other.
-#include <barrier>
 #include <cmath>
+#include <condition_variable>
 #include <cstddef>
 #include <cstring>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -23,8 +24,33 @@ static float __uint_as_float(unsigned bits) { float value; memcpy(&value, &bits,
 static unsigned __float_as_uint(float value) { unsigned bits; memcpy(&bits, &value, 4); return bits; }
 static thread_local Index threadIdx;
 static Index blockIdx, blockDim, gridDim;
-static std::barrier<>* meeting;
-static void __syncthreads() { meeting->arrive_and_wait(); }
+// Not std::barrier: that of GCC 12 lost a thread's wake-up once, and all of them waited for good.
+class Meeting {
+  std::mutex mutex;
+  std::condition_variable complete;
+  unsigned expected, arrived = 0, number = 0;
+
+  void end() {
+    arrived = 0;
+    number++;
+    complete.notify_all();
+  }
+
+ public:
+  explicit Meeting(unsigned threads) : expected(threads) {}
+  void wait() {
+    std::unique_lock lock(mutex);
+    if (++arrived == expected) return end();
+    complete.wait(lock, [this, mine = number] { return number != mine; });
+  }
+  void leave() {
+    std::unique_lock lock(mutex);
+    if (arrived == --expected && arrived > 0) end();
+  }
+};
+
+static Meeting* meeting;
+static void __syncthreads() { meeting->wait(); }
 
 #include "batch_norm.cu"
 
@@ -34,14 +60,14 @@ static void launch(unsigned threads, Index grid, Kernel kernel) {
   gridDim = grid;
   for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++) {
     for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
-      std::barrier<> all(threads);
+      Meeting all(threads);
       meeting = &all;
       std::vector<std::thread> running;
       for (unsigned i = 0; i < threads; i++) {
         running.emplace_back([&, i] {
           threadIdx = {i, 0};
           kernel();
-          all.arrive_and_drop();
+          all.leave();
         });
       }
       for (auto& thread : running) thread.join();
