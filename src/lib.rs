@@ -5,7 +5,7 @@
 //! the paper. The user's guide is in [`guide`].
 //!
 //! The modules, from lowest to highest layer. A module may import only from those above it in this list, which the test
-//! `tests/house/layers.rs` enforces. All unsafe code, and all C and C++, is in a separate crate below these layers
+//! `tests/house/layers.rs` enforces. C, C++ and all calls into them are in a separate crate below these layers
 //! (`src/native`).
 //!
 //! ```text

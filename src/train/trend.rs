@@ -4,8 +4,9 @@ use crate::logging::Quality;
 
 /// A rank below this share of the largest so far, and still falling, is a collapse of dimensions.
 const COLLAPSED: f64 = 0.5;
-/// Against random weights it has to fall to this share between two evaluations, too: their features may vary in many
-/// meaningless directions, a ConvNeXt's in 52, of which 11 are left after a training that went well.
+/// If only the first encoder had a rank twice as large, a collapse must also be below this share of the rank before: the
+/// features of random weights may vary in many directions without meaning. Those of `quickstart_convnext` have a rank of
+/// 52 before training, then of 13 and 11 while k-NN accuracy rises.
 const FAST: f64 = 0.75;
 /// Epochs without progress that are worth a sentence.
 const FLAT_EPOCHS: f64 = 20.0;
@@ -34,9 +35,9 @@ fn collapse(history: &History) -> Option<String> {
         ("effective rank of the projections", |quality| quality.projection_rank, now.max_rank()),
     ];
     let falling = ranks.into_iter().find(|(_, rank, _)| {
-        let most = |history: &History| history.iter().map(|(_, quality)| rank(quality)).fold(0.0, f64::max);
-        let collapsed = |history| rank(now) < COLLAPSED * most(history);
-        rank(now) < rank(before) && (collapsed(trained) || collapsed(history) && rank(now) < FAST * rank(before))
+        let best = |history: &History| history.iter().map(|(_, quality)| rank(quality)).fold(0.0, f64::max);
+        let small = |history| rank(now) < COLLAPSED * best(history);
+        rank(now) < rank(before) && (small(trained) || small(history) && rank(now) < FAST * rank(before))
     });
     let (name, rank, most) = falling?;
     let of = if name == "effective rank" { format!(" of {most}") } else { String::new() };
@@ -95,8 +96,9 @@ mod tests {
         for healthy in [&[9.0, 30.0, 31.0][..], &[9.0, 30.0, 16.0], &[9.0, 30.0, 12.0, 13.0], &[30.0, 3.0], &[30.0]] {
             assert_eq!(said(healthy), "", "{healthy:?}");
         }
+        // Only the first encoder had more: falling slowly, and fast.
         assert_eq!(said(&[52.0, 12.7, 11.2]), "");
-        assert_ne!(said(&[33.9, 1.2, 9.6, 4.9]), "");
+        assert!(said(&[33.9, 1.2, 9.6, 4.9]).starts_with("effective rank 4.9"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ static float __uint_as_float(unsigned bits) { float value; memcpy(&value, &bits,
 static unsigned __float_as_uint(float value) { unsigned bits; memcpy(&bits, &value, 4); return bits; }
 static thread_local Index threadIdx;
 static Index blockIdx, blockDim, gridDim;
-// Not std::barrier: that of GCC 12 lost a thread's wake-up once, and all of them waited for good.
+// std::barrier of GCC 12 once left all threads of a block waiting.
 class Meeting {
   std::mutex mutex;
   std::condition_variable complete;
