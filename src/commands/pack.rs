@@ -28,13 +28,15 @@ pub fn run(args: &PackArgs) -> Result<u8> {
         0 => String::new(),
         count => format!(", {count} unreadable images skipped"),
     };
+    // Held-out shards are found beside those for training, unless the config names another place.
+    let elsewhere = if config.data.eval_path.is_some() { ", data.eval_path: null" } else { "" };
+    let output = args.output.display();
     let line = format!(
-        "{}: {} images, {} shards, {:.1} MB, read back{skipped}; use it with data.format: webdataset and data.path: {}",
-        args.output.display(),
+        "{output}: {} images, {} shards, {:.1} MB, read back{skipped}; use it with data.format: webdataset, \
+         data.path: {output}{elsewhere}",
         packed.images,
         packed.shards,
-        packed.bytes as f64 / 1e6,
-        args.output.display()
+        packed.bytes as f64 / 1e6
     );
     writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")?;
     Ok(0)

@@ -76,6 +76,7 @@ fn shards_hold_the_bytes_names_and_classes_and_a_killed_packing_continues() {
     assert!(stderr.contains("skipping bad image") && stderr.contains("empty.jpg"), "{stderr}");
     let line = text(&output.stdout);
     assert!(line.contains(": 34 images, ") && line.contains("1 unreadable images skipped"), "{line}");
+    assert!(line.trim_end().ends_with(&format!("data.path: {}", whole.display())), "{line}");
     let set = open_train(&shards(&whole)).expect("opened");
     assert_eq!((set.len(), set.class_names()), (33, vec!["cat".to_string(), "dog".to_string()]));
     let held_out = open_eval(&shards(&whole)).expect("opened").expect("held out");
@@ -185,4 +186,18 @@ fn what_cannot_be_packed_is_said() {
         &pack(folder.path(), &folder.path().join("file"), &[]).output().expect("byol runs"),
         &["--output: cannot create"],
     );
+}
+
+/// The keys that it prints read the shards: those of held-out images lie beside the others.
+#[test]
+fn a_config_that_names_its_held_out_images_is_told_to_forget_them() {
+    let folder = folder();
+    let (val, packed) = (folder.path().join("set/val"), folder.path().join("packed"));
+    let named = format!("data.eval_path={}", val.display());
+    let output = pack(folder.path(), &packed, &["--set", &named]).output().expect("byol runs");
+    succeeded(&output);
+    let line = text(&output.stdout);
+    assert!(line.trim_end().ends_with(&format!("data.path: {}, data.eval_path: null", packed.display())), "{line}");
+    assert!(open_eval(&DataConfig { eval_path: Some(val.as_path().into()), ..shards(&packed) }).is_err());
+    assert_eq!(open_eval(&shards(&packed)).expect("opened").expect("held out").len(), 1);
 }
