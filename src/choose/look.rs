@@ -1,5 +1,6 @@
 //! What a sample of the images shows: sizes, gray or color, mean and standard deviation, labels, time to decode.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -92,7 +93,7 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
     let [mean, std] = Colors::summary(looks.iter().map(|look| &look.colors));
     let mut sides: Vec<usize> = looks.iter().map(|look| look.side).collect();
     sides.sort_unstable();
-    let labeled = several_classes(&**set).then(|| (0..set.len()).filter(|&at| set.label(at).is_some()).count());
+    let labels: Vec<i64> = (0..set.len()).filter_map(|at| set.label(at)).collect();
     let held_out = data::open_eval(&config.data).ok().flatten();
     let held_out = held_out.filter(|set| (0..set.len()).all(|at| set.label(at).is_some_and(|label| label >= 0)));
     Facts {
@@ -104,8 +105,8 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
         gray: looks.iter().filter(|look| look.colors.gray).count(),
         mean,
         std,
-        labeled,
-        classes: set.class_names().len(),
+        labeled: several_classes(&**set).then_some(labels.len()),
+        classes: labels.iter().collect::<BTreeSet<_>>().len(), // not all formats name them
         held_out: held_out.map_or(0, |set| set.len()),
         channels: (3, true),
         decode_seconds: looks.iter().map(|look| look.seconds).sum::<f64>() / looks.len() as f64,

@@ -122,14 +122,14 @@ fn gray_deep_and_multi_band_images_are_trained_on_by_one_command() {
 
 #[test]
 fn every_format_is_recognized_and_the_choice_follows_the_users_wishes() {
-    for (path, format) in [
-        (fixture("flat.parquet"), "parquet"),
-        (fixture("webdataset"), "webdataset"),
-        (fixture("cifar/cifar-10-binary.tar.gz"), "cifar10"),
-        (fixture("cifar/cifar-100-binary.tar.gz"), "cifar100"),
+    for (path, format, labels) in [
+        (fixture("flat.parquet"), "parquet", "no labels of several classes"),
+        (fixture("webdataset"), "webdataset", "5 of 5 images have one of 5 labels"),
+        (fixture("cifar/cifar-10-binary.tar.gz"), "cifar10", "10 of 10 images have one of 6 labels"),
+        (fixture("cifar/cifar-100-binary.tar.gz"), "cifar100", "2 of 2 images have one of 2 labels"),
     ] {
         let (config, table) = dry(&path, &["--epochs", "3"]);
-        assert!(table.contains(&format!("format         {format}")), "{path}:\n{table}");
+        assert!(table.contains(&format!("format         {format}")) && table.contains(labels), "{path}:\n{table}");
         assert_eq!(config.schedule.epochs, 3, "{path}");
     }
     let path = fixture("flat.parquet");
