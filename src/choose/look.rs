@@ -12,7 +12,6 @@ use crate::config::Config;
 use crate::data::subset::spread;
 use crate::data::values::{Channels, ValueRange};
 use crate::data::{self, DataConfig, Dataset, measure};
-use crate::eval::several_classes;
 use crate::inspect::Colors;
 use crate::pixels::Pixels;
 use crate::rng::{Purpose, Stream};
@@ -94,6 +93,7 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
     let mut sides: Vec<usize> = looks.iter().map(|look| look.side).collect();
     sides.sort_unstable();
     let labels: Vec<i64> = (0..set.len()).filter_map(|at| set.label(at)).collect();
+    let classes = labels.iter().collect::<BTreeSet<_>>().len(); // not all formats name them
     let held_out = data::open_eval(&config.data).ok().flatten();
     let held_out = held_out.filter(|set| (0..set.len()).all(|at| set.label(at).is_some_and(|label| label >= 0)));
     Facts {
@@ -105,8 +105,8 @@ fn summary(set: &Arc<dyn Dataset>, looks: &[Look], errors: &[String], config: &C
         gray: looks.iter().filter(|look| look.colors.gray).count(),
         mean,
         std,
-        labeled: several_classes(&**set).then_some(labels.len()),
-        classes: labels.iter().collect::<BTreeSet<_>>().len(), // not all formats name them
+        labeled: (classes > 1).then_some(labels.len()),
+        classes,
         held_out: held_out.map_or(0, |set| set.len()),
         channels: (3, true),
         decode_seconds: looks.iter().map(|look| look.seconds).sum::<f64>() / looks.len() as f64,

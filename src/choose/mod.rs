@@ -1,8 +1,9 @@
 //! A config for a set of images and a machine: what `byol train PATH` does before it trains. [`look`] measures,
-//! [`rules`] decide from that, and this module writes the config.
+//! [`decide`] applies the [`rules`] to that, and this module writes the config.
 
+mod decide;
 mod look;
-pub mod rules;
+mod rules;
 mod source;
 mod table;
 mod watch;
@@ -27,9 +28,9 @@ use crate::run::images;
 use crate::run::machine::Machine;
 use crate::run::memory::Estimate;
 use crate::run::trial::Trial;
+use decide::{Case, Length};
 use look::Facts;
 use native::Memory;
-use rules::{Case, Length};
 pub use source::Source;
 pub use table::Row;
 
@@ -143,10 +144,10 @@ pub fn choose(request: &Request) -> Result<Chosen> {
     let gpu = machine.device.is_cuda();
     let case = Case { facts: &facts, gpu, preset: request.preset.map(|recipe| recipe.name), fits: &fits };
     facts.rows(&mut choices);
-    rules::network(&case, &mut choices)?;
+    decide::network(&case, &mut choices)?;
     let rate = rate(&choices.config, &machine, &facts).context("measuring the speed of a step")?;
     let length = Length { epochs: request.epochs, hours: request.hours, rate };
-    rules::length(&case, &length, &mut choices)?;
+    decide::length(&case, &length, &mut choices)?;
     describe_machine(&machine, rate, &facts, &mut choices);
     let config = Config::load_over(choices.config.clone(), None, request.set)?;
     let header = [

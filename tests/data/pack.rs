@@ -188,9 +188,9 @@ fn what_cannot_be_packed_is_said() {
     );
 }
 
-/// The keys that it prints read the shards: those of held-out images lie beside the others.
+/// With the keys that are printed, the held-out images come from the shards, not from where the config has them.
 #[test]
-fn a_config_that_names_its_held_out_images_is_told_to_forget_them() {
+fn printed_keys_replace_the_held_out_images_of_the_config() {
     let folder = folder();
     let (val, packed) = (folder.path().join("set/val"), folder.path().join("packed"));
     let named = format!("data.eval_path={}", val.display());

@@ -26,8 +26,8 @@ static Index blockIdx, blockDim, gridDim;
 static std::barrier<>* meeting;
 static void __syncthreads() { meeting->arrive_and_wait(); }
 
-// Unnamed: the test loads this for bf16 and for fp32, and GNU's linker would give both one array of an inline function,
-// the smaller.
+// Elsewhere than in an unnamed namespace, the static array of an inline function is one for the whole process (a GNU
+// unique symbol). The test loads this file twice, for bf16 and for fp32, whose arrays differ in length.
 namespace {
 #include "batch_norm.cu"
 }
